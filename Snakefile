@@ -1,0 +1,41 @@
+# Table of contents. What is measured stands in config/tables/, how in src/pipeline/, where in the profiles.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+# config/config.yaml and its scale are read by the plan; `config` holds what --config and --configfile lay over them.
+include: "workflow/rules/common.smk"
+include: "workflow/rules/datasets.smk"
+include: "workflow/rules/training.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/tables.smk"
+
+
+localrules:
+    all_tables,
+    lga_tables,
+
+
+rule all_tables:
+    default_target: True
+    input:
+        [combined_table(number) for number in PLAN.numbers()],
+        [paper_table(paper, number) for paper, number in PLAN.tables()],
+
+
+rule lga_tables:
+    input:
+        [paper_table(paper, number) for paper, number in PLAN.tables("lga")],
+
+
+onstart:
+    PLAN.write_specs("results/specs")
+
+
+onsuccess:
+    stop_cluster()
+
+
+onerror:
+    stop_cluster()

@@ -1,0 +1,267 @@
+"""`python -m pipeline STAGE`: every step of the workflow, as Snakemake runs it, by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.config import Cluster, Config
+from pipeline.errors import UserError
+from pipeline.workspace import Workspace
+
+app = typer.Typer(
+    help="Every table of four papers on data-efficient action recognition, step by step.\n\n"
+    "Snakemake runs these commands in the right order (`snakemake results/table4.csv`); each can be run by hand. "
+    "The order is: videos, splits, text, frames, pretrain, train (or sweep), evaluate, table.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+cluster_app = typer.Typer(help="The shared Ray cluster that trains and scores many runs.", no_args_is_help=True)
+app.add_typer(cluster_app, name="cluster")
+
+Results = Annotated[Path, typer.Option("--results", help="Folder of everything that is computed.")]
+ConfigFolder = Annotated[Path, typer.Option("--config", help="Folder of config.yaml, scales/, tables/ and so on.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
+Settings = Annotated[str, typer.Option("--settings", help="Cluster settings as JSON (default: the config's).")]
+Key = Annotated[str, typer.Argument(help="Key of the data set or backbone: name and hash, as in results/specs.")]
+RunId = Annotated[str, typer.Argument(help="Id of the run; its beginning is enough where it is unambiguous.")]
+
+
+def _settings(text: str) -> Cluster:
+    if text:
+        return Cluster.model_validate_json(text)
+    return Config().settings.cluster if Path("config/config.yaml").is_file() else Cluster()
+
+
+@app.command()
+def videos(key: Key, results: Results = Path("results"), workers: Workers = 1) -> None:
+    """Generate the videos of a synthetic data set, with skeletons, phases and texts."""
+    from pipeline.datasets.prepare import synthesize
+
+    ws = Workspace(results)
+    print(synthesize(ws.read_asset(key), ws, workers))
+
+
+@app.command()
+def splits(key: Key, results: Results = Path("results"), workers: Workers = 1) -> None:
+    """List the clips of a data set with class and split (index.csv), and check that they can be read."""
+    from pipeline.datasets.prepare import make_splits
+
+    ws = Workspace(results)
+    print(make_splits(ws.read_asset(key), ws, workers))
+
+
+@app.command()
+def text(key: Key, results: Results = Path("results")) -> None:
+    """Put the descriptions of a data set's classes in place (texts.json)."""
+    from pipeline.datasets.prepare import make_texts
+
+    ws = Workspace(results)
+    print(make_texts(ws.read_asset(key), ws))
+
+
+@app.command()
+def frames(
+    key: Key,
+    store: Annotated[str, typer.Argument(help="Name of the frame store: hash of its policy.")],
+    results: Results = Path("results"),
+    workers: Workers = 1,
+) -> None:
+    """Decode every clip of a data set once, into a frame store."""
+    from pipeline.datasets.prepare import make_frames
+
+    ws = Workspace(results)
+    print(make_frames(ws.read_asset(key), ws, store, ws.read_store(store), workers))
+
+
+@app.command()
+def pretrain(key: Key, results: Results = Path("results"), threads: Annotated[int, typer.Option(min=1)] = 1) -> None:
+    """Pretrain a tiny CLIP on frames and captions of base classes."""
+    from pipeline.datasets.prepare import pretrain_backbone
+
+    ws = Workspace(results)
+    print(pretrain_backbone(ws.read_asset(key), ws, threads))
+
+
+@app.command()
+def train(run: RunId, results: Results = Path("results"), settings: Settings = "") -> None:
+    """Train one run: on the shared Ray cluster, or as a Ray job of its own (cluster.mode: job).
+
+    A training that was interrupted continues from its last checkpoint.
+    """
+    ws, cluster = Workspace(results), _settings(settings)
+    spec = ws.read_run(run)
+    if cluster.mode == "shared":
+        from pipeline.cluster import Client
+
+        Client(ws, cluster).run(spec.id, "train", {"run": spec.id}, progress=_progress())
+    else:
+        from pipeline.training.ray_train import fit
+
+        fit(spec, ws, cluster)
+    print(ws.run(spec.id) / "train.json")
+
+
+def _progress():
+    last = [-1]
+
+    def show(metrics: dict) -> None:
+        if metrics["step"] != last[0]:
+            last[0] = metrics["step"]
+            print(f"step {metrics['step']}/{metrics['steps']} loss {metrics['loss']:.3f}", flush=True)
+
+    return show
+
+
+@app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(help="Name of the sweep, as `plan` lists it.")],
+    results: Results = Path("results"),
+    settings: Settings = "",
+) -> None:
+    """Train the runs along one axis of a table as one Ray Tune sweep; finished trials are kept."""
+    from pipeline.training.sweep import sweep as tune_sweep
+
+    print(tune_sweep(name, Workspace(results), _settings(settings)))
+
+
+@app.command()
+def evaluate(run: RunId, results: Results = Path("results"), settings: Settings = "") -> None:
+    """Measure every cell of a trained run: encode each video once, score the episodes, choose alpha by Ray Tune."""
+    from functools import partial
+
+    from pipeline.evaluation.evaluate import measure_run, needed_work, search_in_process
+
+    ws, cluster = Workspace(results), _settings(settings)
+    spec = ws.read_run(run)
+    cells = ws.read_cells(spec.id)
+    search = search_in_process
+    if needed_work(cells, ws) or any(cell.measure.settled().alpha == "val" for cell in cells):
+        if cluster.mode == "shared":
+            from pipeline.cluster import Client
+
+            client = Client(ws, cluster)
+            if needed_work(cells, ws):
+                client.run(f"score-{spec.id}", "score", {"run": spec.id})
+        else:
+            import ray
+
+            from pipeline.evaluation.score import score_run
+
+            score_run(spec, cells, ws)
+            ray.init(log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+        from pipeline.evaluation.alpha import search_with_tune
+
+        search = partial(search_with_tune, ws.ray / "tune")
+    for path in measure_run(spec, cells, ws, search):
+        record = json.loads(path.read_text())
+        print(f"{path}: {record['value']:.2f} +- {record['ci95']:.2f}")
+
+
+@app.command()
+def table(
+    number: Annotated[str, typer.Argument(help="The table: 4, or fig3.")],
+    paper: Annotated[str, typer.Option(help="One paper's table; without it every paper's of this number.")] = "",
+    results: Results = Path("results"),
+    config: ConfigFolder = Path("config"),
+    overlay: Annotated[str, typer.Option(help="Settings over the config, as JSON.")] = "{}",
+) -> None:
+    """Write a table from the measured cells (CSV and Markdown)."""
+    from pipeline.plan import Plan
+    from pipeline.tables.results import write_combined, write_table
+
+    plan = Plan.read(config, json.loads(overlay))
+    for path in write_table(plan, paper, number, results) if paper else write_combined(plan, number, results):
+        print(path)
+
+
+@app.command()
+def show(
+    number: Annotated[str, typer.Argument(help="The table: 4, or fig3.")],
+    paper: Annotated[str, typer.Option(help="The paper.")] = "lga",
+    results: Results = Path("results"),
+    config: ConfigFolder = Path("config"),
+) -> None:
+    """Print a table in the paper's layout."""
+    from pipeline.plan import Plan
+    from pipeline.tables.render import print_table
+
+    print_table(Plan.read(config), paper, number.removeprefix("table"), results)
+
+
+@app.command()
+def plan(
+    results: Results = Path("results"),
+    config: ConfigFolder = Path("config"),
+    scale: Annotated[str, typer.Option(help="demo, quick or paper (default: the config's).")] = "",
+    overlay: Annotated[str, typer.Option(help="Settings over the config, as JSON.")] = "{}",
+    write: Annotated[bool, typer.Option("--write", help="Write the specs that the other commands read.")] = False,
+) -> None:
+    """Say what the tables need: cells, distinct trainings, sweeps, and GPU hours at paper scale."""
+    from pipeline.estimate import print_plan
+    from pipeline.plan import Plan
+
+    what = json.loads(overlay) | ({"scale": scale} if scale else {})
+    planned = Plan.read(config, what)
+    if write:
+        planned.write_specs(results / "specs")
+    print_plan(planned, results)
+
+
+@cluster_app.command("serve", hidden=True)
+def cluster_serve(results: Results = Path("results"), settings: Settings = "") -> None:
+    """Run the shared cluster in the foreground."""
+    from pipeline.cluster import serve
+
+    serve(Workspace(results), _settings(settings))
+
+
+@cluster_app.command("start")
+def cluster_start(results: Results = Path("results"), settings: Settings = "") -> None:
+    """Start the shared cluster (stages do it by themselves) and say where its dashboard is."""
+    from pipeline.cluster import ensure
+
+    record = ensure(Workspace(results), _settings(settings))
+    print(f"cluster {record['address']}, dashboard {record['dashboard']}, token in {results}/ray/token")
+
+
+@cluster_app.command("stop")
+def cluster_stop(results: Results = Path("results")) -> None:
+    """Stop the shared cluster; what runs on it can be resumed."""
+    from pipeline.cluster import stop
+
+    print("stopped" if stop(Workspace(results)) else "no cluster is running")
+
+
+@cluster_app.command("status")
+def cluster_status(results: Results = Path("results")) -> None:
+    """Say whether the shared cluster runs, and where."""
+    from pipeline.cluster import running
+
+    record = running(Workspace(results))
+    print(json.dumps(record) if record else "no cluster is running")
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend are one line on stderr, and exit status 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != 28 or os.environ.get("PIPELINE_DEBUG"):
+            raise
+        print(f"error: no space left on the disk of {error.filename or 'the results'}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""What is broken in other people's packages, mended in one place.
+
+Import `MODELS`, `TRANSFORMS` and friends from here, never from mmaction: mmaction2 1.2.0 cannot be imported as shipped.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+
+
+def _patch_mmaction() -> None:
+    """Let `import mmaction.models` work.
+
+    - The 1.2.0 wheel lacks `mmaction.models.localizers.drn`, which its own package imports.
+    - With transformers installed it imports multimodal models written for a much older transformers.
+    """
+    if "mmaction.models" in sys.modules:
+        return
+    package = types.ModuleType("mmaction.models.localizers.drn")
+    module = types.ModuleType("mmaction.models.localizers.drn.drn")
+    package.__path__ = []  # marks it as a package
+    module.DRN = package.DRN = type("DRN", (), {"__doc__": "Not in the wheel of mmaction2 1.2.0."})
+    sys.modules.setdefault(package.__name__, package)
+    sys.modules.setdefault(module.__name__, module)
+    import mmaction.utils.dependency as dependency
+
+    dependency.WITH_MULTIMODAL = False
+
+
+_patch_mmaction()
+
+import mmaction.datasets.transforms  # noqa: E402  (registers the transforms)
+import mmaction.models  # noqa: E402,F401  (registers the models)
+from mmaction.registry import MODELS, TRANSFORMS  # noqa: E402
+
+__all__ = ["MODELS", "TRANSFORMS"]

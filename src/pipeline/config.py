@@ -1,0 +1,178 @@
+"""Settings: one complete default (`config/`), overlaid by a scale, by files and by the command line.
+
+Every error names the file and the key, and the nearest known name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import UserError, unknown
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Cluster(BaseModel):
+    """Where trainings run."""
+
+    model_config = ConfigDict(extra="forbid")
+    mode: Literal["shared", "job"] = Field(
+        "shared",
+        description="shared: all runs on one running Ray cluster (started when first needed); "
+        "job: every training is a Ray cluster of its own",
+    )
+    slots: int = Field(2, ge=1, description="trainings at a time on the shared cluster")
+    threads: int = Field(1, ge=1, description="CPU threads of each of them")
+    gpus: float = Field(0, ge=0, description="GPUs of each of them; a fraction packs several on one")
+    workers: int = Field(1, ge=1, description="workers (processes) of one training; the episodes are split")
+    idle_minutes: float = Field(2, gt=0, description="the shared cluster stops when unused for so long")
+    dashboard: bool = Field(True, description="start Ray's dashboard with the shared cluster")
+
+
+class Settings(BaseModel):
+    """`config/config.yaml`, checked."""
+
+    model_config = ConfigDict(extra="forbid")
+    scale: str = Field("demo", description="overlay in config/scales: budgets and substitutions")
+    seeds: list[int] = Field([0], min_length=1, description="training seeds; a cell reports their mean")
+    selection: Literal["val", "last", "test"] = Field(
+        "val", description="which checkpoint is measured; test is the released papers' way and is labelled so"
+    )
+    alpha_grid: list[float] = Field(
+        [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+        min_length=1,
+        description="weights of Eq. 5 tried",
+    )
+    cluster: Cluster = Field(default_factory=Cluster)
+    substitute: dict[str, str] = Field({}, description="data set in a table -> data set used instead")
+    backbone: str | None = Field(None, description="backbone used instead of the method's own")
+    frames: dict[str, Any] = Field({}, description="overlay on the frame policy of every data set")
+    train: dict[str, Any] = Field({}, description="overlay on the recipe of every method")
+    model: dict[str, Any] = Field({}, description="overlay on the model settings of every method")
+    measure: dict[str, Any] = Field({}, description="overlay on every measurement")
+    datasets: dict[str, dict[str, Any]] = Field({}, description="overlay on config/datasets/NAME.yaml, or a new one")
+    methods: dict[str, dict[str, Any]] = Field({}, description="overlay on config/methods/NAME.yaml, or a new one")
+    backbones: dict[str, dict[str, Any]] = Field({}, description="overlay on config/backbones.yaml, or a new one")
+    tables: dict[str, Any] = Field({}, description="overlay on config/tables/PAPER.yaml, or a new paper")
+    resources: dict[str, Any] = Field({}, description="read by the rules' resources only")
+
+
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `overlay` on top: mappings are merged key by key, everything else is replaced."""
+    out = copy.deepcopy(dict(base))
+    for key, value in overlay.items():
+        if isinstance(value, Mapping) and isinstance(out.get(key), Mapping):
+            out[key] = merge(out[key], value)
+        else:
+            out[key] = copy.deepcopy(value)
+    return out
+
+
+@lru_cache(maxsize=256)
+def _load(path: Path, mtime: int) -> Any:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return yaml.load(path.read_text(), Loader=loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    content = _load(path, path.stat().st_mtime_ns)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found a {type(content).__name__}")
+    return content
+
+
+class Config:
+    """The settings of one invocation and the files they refer to."""
+
+    def __init__(self, folder: Path | str = "config", overlay: Mapping[str, Any] | None = None) -> None:
+        """Reads `folder`/config.yaml, its scale, then `overlay` (from the command line, say).
+
+        Raises:
+            UserError: a file or key is wrong; the message names both.
+        """
+        self.folder = Path(folder)
+        overlay = dict(overlay or {})
+        default = read_yaml(self.folder / "config.yaml")
+        scale = str(overlay.get("scale") or default.get("scale", "demo"))
+        scales = {path.stem: path for path in sorted((self.folder / "scales").glob("*.yaml"))}
+        if scale not in scales:
+            raise unknown("scale", scale, scales, f"{self.folder}/config.yaml, key scale")
+        merged = merge(default, read_yaml(scales[scale]))
+        self.settings = check(merge(merged, overlay | {"scale": scale}), f"{self.folder}/config.yaml")
+
+    def names(self, kind: str) -> list[str]:
+        """Known data sets, methods or tables (`kind` is the folder's name)."""
+        files = {path.stem for path in (self.folder / kind).glob("*.yaml")}
+        return sorted(files | set(getattr(self.settings, kind)))
+
+    def entry(self, kind: str, name: str, where: str) -> dict[str, Any]:
+        """The definition `config/KIND/NAME.yaml` with its overlay; `where` says who asked for it.
+
+        Raises:
+            UserError: no such name; the nearest one is named.
+        """
+        if name not in self.names(kind):
+            raise unknown(kind.removesuffix("s"), name, self.names(kind), where)
+        path = self.folder / kind / f"{name}.yaml"
+        base = read_yaml(path) if path.is_file() else {}
+        return merge(base, getattr(self.settings, kind).get(name, {}))
+
+    def backbone(self, name: str, where: str) -> dict[str, Any]:
+        """The definition of a backbone: an entry of `config/backbones.yaml` with its overlay."""
+        known = merge(read_yaml(self.folder / "backbones.yaml"), self.settings.backbones)
+        if name not in known:
+            raise unknown("backbone", name, known, where)
+        return known[name]
+
+
+def check(content: Mapping[str, Any], where: str) -> Settings:
+    """`content` as `Settings`.
+
+    Raises:
+        UserError: the first wrong key, with the file, and the nearest known key where it is unknown.
+    """
+    return parse(Settings, content, where)
+
+
+def parse(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
+    """`content` checked against a pydantic `model`; errors name the place and the key."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            fields = _fields_at(model, first["loc"][:-1])
+            raise unknown("key", str(first["loc"][-1]), fields, f"{where} ({key})") from None
+        raise UserError(f"{where}: key {key}: {first['msg']} (got {first.get('input')!r})") from None
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model = inner
+    return list(model.model_fields)

@@ -1,0 +1,220 @@
+"""Data sets of one's own (`kind: folder`): a folder for each class, or a table of paths and labels."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.datasets.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Failure, natural_key, probe_clips
+from pipeline.datasets.index import SPLITS, Clip, write_csv, write_prepared
+from pipeline.datasets.splits import (
+    MIN_CLIPS,
+    assign_splits,
+    check_keys,
+    class_list,
+    display_label,
+    required,
+    video_stem,
+)
+from pipeline.errors import UserError, unknown
+
+__all__ = ["display_label", "normalise_label", "prepare_folder"]
+
+KEYS = ("root", "labels", "splits", "min_clips", "strip_prefix", "map")
+NUMBER_PREFIX = r"\d+[\s._-]+"
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A clip on disk: path below the root, the class's name as written there, split if a table has it."""
+
+    path: str
+    raw: str
+    split: str = ""
+
+
+def normalise_label(name: str, strip_prefix: bool | str = False, mapping: Mapping[str, str] | None = None) -> str:
+    """The class name used everywhere: as given, unless configured otherwise.
+
+    mapping: {name as given: class name}; it wins. strip_prefix: true takes a leading number off (01_jump:
+    jump), a regular expression what it matches at the start. Unicode is composed (NFC) and outer blanks
+    go, so that names from file systems and from lists compare equal. Raises UserError when nothing is left
+    or the expression is wrong.
+    """
+    name = unicodedata.normalize("NFC", str(name)).strip()
+    if mapping and name in mapping:
+        return str(mapping[name])
+    if strip_prefix:
+        pattern = NUMBER_PREFIX if strip_prefix is True else strip_prefix
+        try:
+            name = re.sub(rf"\A(?:{pattern})", "", name).strip()
+        except re.error as error:
+            raise UserError(f"strip_prefix {pattern!r} is not a regular expression ({error}); correct it") from None
+    if not name:
+        raise UserError(f"strip_prefix {strip_prefix!r} leaves nothing of a class name; correct it")
+    return name
+
+
+def prepare_folder(spec: Mapping[str, Any], out_folder: str | Path, workers: int = 1) -> Path:
+    """Prepare a data set of one's own; returns its `index.csv`.
+
+    spec:
+    - root: folder with one folder a class (clips may lie in subfolders). A clip is a video file or a
+      folder of jpg/png frames.
+    - labels: instead of class folders, a CSV file with columns path (below the root), label, and perhaps
+      split.
+    - splits: see `splits.assign_splits`; not needed when the CSV file gives them. Classes in no split are
+      left out.
+    - min_clips: clips that every class must have (2). strip_prefix, map: see `normalise_label`.
+
+    Every clip is opened and decoded at its start and near its end: `clips.csv` records frames, fps and
+    size, and `unreadable.csv` those left out, with the reason. Raises UserError on a wrong configuration,
+    an empty class, or a class left with too few clips.
+    """
+    check_keys(spec, KEYS)
+    root = Path(required(spec, "root"))
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; correct the data set's root")
+    found = list(_from_table(root, Path(spec["labels"])) if spec.get("labels") else _from_folders(root))
+    labels = _labels({item.raw for item in found}, spec)
+    split_of = _splits(found, labels, spec, root)
+    kept = [item for item in found if item.path and labels[item.raw] in split_of]
+    _check_empty({labels[item.raw] for item in kept}, found, labels, split_of, root)
+    clips = [
+        Clip(name, item.path, labels[item.raw], split_of[labels[item.raw]])
+        for name, item in zip(_clip_names(kept), kept, strict=True)
+    ]
+    probes = probe_clips(root, clips, workers)
+    both = list(zip(clips, probes, strict=True))
+    unreadable = [(clip.path, probe.reason) for clip, probe in both if isinstance(probe, Failure)]
+    index = write_prepared(out_folder, root, clips, unreadable, int(spec.get("min_clips", MIN_CLIPS)))
+    rows = [
+        (clip.clip, probe.frames, round(probe.fps, 3), probe.height, probe.width)
+        for clip, probe in both
+        if not isinstance(probe, Failure)
+    ]
+    write_csv(Path(out_folder) / "clips.csv", ("clip", "frames", "fps", "height", "width"), rows)
+    return index
+
+
+def _from_folders(root: Path) -> Iterator[_Found]:
+    """Clips of each class folder; an empty one gives an item without path."""
+    names = [name for name in _entries(root) if (root / name).is_dir()]
+    if not names:
+        raise UserError(f"{root} has no class folders; make one folder a class, or give labels: a CSV file")
+    for name in names:
+        if _holds_images(root / name):
+            raise UserError(f"{root / name} holds frames directly; put the frames of each clip in a folder of its own")
+        paths = list(_clips_below(root, name, set()))
+        yield from (_Found(path, name) for path in paths or [""])
+
+
+def _clips_below(root: Path, folder: str, seen: set[str]) -> Iterator[str]:
+    """Paths (below root) of videos and frame folders in `folder`, in natural order."""
+    real = os.path.realpath(root / folder)
+    if real in seen:
+        return  # a link that leads in a circle
+    seen.add(real)
+    for name in _entries(root / folder):
+        path = f"{folder}/{name}"
+        if (root / path).is_dir():
+            if _holds_images(root / path):
+                yield path
+            else:
+                yield from _clips_below(root, path, seen)
+        elif name.lower().endswith(VIDEO_SUFFIXES):
+            yield path  # a broken link too: probing it tells that the file is missing
+
+
+def _entries(folder: Path) -> list[str]:
+    return sorted((name for name in os.listdir(folder) if name[0] != "."), key=natural_key)
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(name.lower().endswith(IMAGE_SUFFIXES) for name in _entries(folder))
+
+
+def _from_table(root: Path, table: Path) -> Iterator[_Found]:
+    """Rows of a CSV file path,label[,split]."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = {"path", "label"} - set(reader.fieldnames or ())
+            if missing:
+                raise UserError(f"{table} lacks the column {', '.join(sorted(missing))}; it needs path,label")
+            rows = list(reader)
+    except FileNotFoundError:
+        raise UserError(f"there is no table of labels {table}; correct labels") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table} is not a CSV file in UTF-8 ({error}); write it again") from None
+    for line, row in enumerate(rows, start=2):
+        path, label, split = ((row.get(key) or "").strip() for key in ("path", "label", "split"))
+        if not path or not label:
+            raise UserError(f"{table}, line {line}: path or label is empty; fill it in")
+        if split and split not in SPLITS:
+            raise unknown("split", split, SPLITS, f"{table}, line {line}")
+        inside = Path(os.path.relpath(path, root) if os.path.isabs(path) else path).as_posix()
+        yield _Found(inside, label, split)
+
+
+def _labels(raw: set[str], spec: Mapping[str, Any]) -> dict[str, str]:
+    """{name as given: class name}. Two names may become one only where the map says so."""
+    mapping = {unicodedata.normalize("NFC", str(key)): value for key, value in (spec.get("map") or {}).items()}
+    for name in mapping:
+        if name not in {unicodedata.normalize("NFC", name) for name in raw}:
+            raise unknown("class", name, raw, "map")
+    labels = {name: normalise_label(name, spec.get("strip_prefix", False), mapping) for name in raw}
+    first: dict[str, str] = {}
+    for name in sorted(raw):
+        other = first.setdefault(labels[name], name)
+        if other != name and not {other, name} <= mapping.keys():
+            raise UserError(f"the classes {other!r} and {name!r} both become {labels[name]!r}; map them to say so")
+    return labels
+
+
+def _splits(found: list[_Found], labels: Mapping[str, str], spec: Mapping[str, Any], root: Path) -> dict[str, str]:
+    """{class: split}"""
+    if spec.get("splits"):
+        # Lists may use the names as given or the class names.
+        splits = {
+            key: value if isinstance(value, int) else [labels.get(name, name) for name in class_list(value, key)]
+            for key, value in spec["splits"].items()
+            if value
+        }
+        return assign_splits(sorted(set(labels.values())), splits, str(root))
+    assigned: dict[str, str] = {}
+    for item in found:
+        if not item.split:
+            raise UserError(f"{root}: no splits are given; add splits with train, val and test classes or counts")
+        if assigned.setdefault(labels[item.raw], item.split) != item.split:
+            raise UserError(
+                f"{spec['labels']}: the class {labels[item.raw]!r} is in {assigned[labels[item.raw]]} and "
+                f"{item.split}; few-shot splits share no class"
+            )
+    return assigned
+
+
+def _check_empty(
+    kept: set[str], found: list[_Found], labels: Mapping[str, str], split_of: Mapping[str, str], root: Path
+) -> None:
+    for item in found:
+        label = labels[item.raw]
+        if label in split_of and label not in kept:
+            raise UserError(
+                f"the class {label!r} has 0 clips: {root / item.raw} holds no video "
+                f"({', '.join(VIDEO_SUFFIXES)}) and no folder of frames; add clips or leave the class out"
+            )
+
+
+def _clip_names(found: list[_Found]) -> list[str]:
+    """Paths without suffix; with it where two clips differ in nothing else."""
+    short = [os.path.join(os.path.dirname(item.path), video_stem(item.path)) for item in found]
+    times = Counter(short)
+    return [name if times[name] == 1 else item.path for name, item in zip(short, found, strict=True)]

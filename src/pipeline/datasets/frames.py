@@ -1,0 +1,706 @@
+"""The frame store: every video decoded once, its frames kept where training and tests read them fast.
+
+A store is a folder: shards (one blob of frames each, mapped into memory when read), a table of where each
+frame lies, `index.csv` of the clips it holds, `failures.csv` of those it does not, and `manifest.json`,
+written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import mmap
+import multiprocessing
+import os
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+# At a damaged end decord retries 10,240 times unless told otherwise: minutes.
+os.environ.setdefault("DECORD_EOF_RETRY_MAX", "512")
+
+import av
+import cv2
+import decord
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from pipeline.datasets.index import (
+    Clip,
+    disk_full,
+    read_index,
+    write_bytes,
+    write_csv,
+    write_index,
+    write_text,
+)
+from pipeline.datasets.sampling import sample_positions
+from pipeline.errors import UserError, unknown
+
+decord.logging.set_level(decord.logging.QUIET)
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+CODECS = ("jpeg", "raw")
+FORMAT = 1  # of the store's files
+CLIP_TIMEOUT = 120.0  # seconds after which a decoder counts as hung
+_MAX_SHARDS = 128  # an open store holds one file descriptor a shard
+_MIN_CLIPS_PER_SHARD = 32
+_CHUNK = 16  # frames held at full resolution at a time
+
+
+# ---------------------------------------------------------------------------------------------- policy
+@dataclass(frozen=True, slots=True)
+class FramePolicy:
+    """How frames are stored.
+
+    size: (height, width) in pixels; the whole frame is resized to it, its aspect not kept, bilinear
+    (CLIP-FSAR: 256x256). frames: frames kept of a clip at most, evenly spaced (the middles of equal
+    segments); 0 keeps all. codec: jpeg or raw (uint8 RGB). quality: of the JPEGs, 1 to 100.
+    """
+
+    size: tuple[int, int] = (256, 256)
+    frames: int = 32
+    codec: str = "jpeg"
+    quality: int = 95
+
+    @classmethod
+    def parse(cls, policy: Mapping[str, Any] | FramePolicy) -> FramePolicy:
+        """Policy from a configuration; raises UserError naming the entry that is wrong."""
+        if isinstance(policy, FramePolicy):
+            return policy
+        names = [field.name for field in fields(cls)]
+        for name in policy:
+            if name not in names:
+                raise unknown("entry", name, names, "the frame policy")
+        size, frames = policy.get("size", cls().size), policy.get("frames", cls().frames)
+        pair = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)
+        if not pair or min(size) < 8:
+            raise UserError(f"frame policy: size must be [height, width] of 8 or more, not {size}")
+        if not isinstance(frames, int) or frames < 0:
+            raise UserError(f"frame policy: frames must be 0 (all) or more, not {frames}")
+        made = cls(**{**policy, "size": tuple(size)})
+        if made.codec not in CODECS:
+            raise unknown("codec", made.codec, CODECS, "the frame policy")
+        if not isinstance(made.quality, int) or not 1 <= made.quality <= 100:
+            raise UserError(f"frame policy: quality must be between 1 and 100, not {made.quality}")
+        return made
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON, one form for policies that store the same; raw frames have no quality."""
+        made = {**asdict(self), "size": list(self.size)}
+        if self.codec == "raw":
+            del made["quality"]
+        return made
+
+
+# -------------------------------------------------------------------------------------------- decoding
+class Unreadable(Exception):
+    """A clip that cannot be decoded; the message is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipProbe:
+    """What a look into a video says: count of frames, frames a second (0: unknown), size in pixels."""
+
+    frames: int
+    fps: float
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedClip:
+    """Frames of a clip as the store keeps them; `source_frames` counts those of the video."""
+
+    frames: list[bytes]
+    fps: float
+    source_frames: int
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts frame 2 before frame 10."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
+def encode_clip(path: str | Path, policy: FramePolicy) -> EncodedClip:
+    """Decode a video, or a folder of jpg/png frames, and encode the frames that `policy` keeps.
+
+    decord reads videos; where it fails (GIFs, rare containers, damaged streams) PyAV does. Raises
+    Unreadable when the file is missing or damaged, holds no frame, or ends before the frames that its
+    header announces.
+    """
+    return _read(Path(path), partial(_encode, policy), policy.frames)
+
+
+def probe_clip(path: str | Path) -> ClipProbe:
+    """Open a clip and decode its first frame and one near its end; raises Unreadable like `encode_clip`."""
+    shape: list[tuple[int, ...]] = []
+
+    def look(frame: np.ndarray) -> bytes:
+        shape.append(frame.shape)
+        return b""
+
+    found = _read(Path(path), look, None)
+    return ClipProbe(found.source_frames, found.fps, *shape[0][:2])
+
+
+def probe_clips(root: str | Path, clips: Sequence[Clip], workers: int = 1) -> list[ClipProbe | Failure]:
+    """`probe_clip` of every clip, in `workers` processes; a Failure says why one cannot be read."""
+    return list(guarded_map(probe_clip, [str(Path(root) / clip.path) for clip in clips], workers))
+
+
+def _encode(policy: FramePolicy, frame: np.ndarray) -> bytes:
+    """One RGB frame (H, W, 3), resized and in the store's codec."""
+    height, width = policy.size
+    frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+    if policy.codec == "raw":
+        return frame.tobytes()
+    good, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, policy.quality]
+    )
+    if not good:
+        raise RuntimeError("OpenCV could not encode a JPEG")
+    return data.tobytes()
+
+
+def _positions(n: int, frames: int | None) -> np.ndarray:
+    """Which of n frames to decode: `frames` evenly spaced, all (0), or the first and a late one (None)."""
+    if frames is None:
+        return np.unique([0, (n - 1) * 9 // 10])
+    return sample_positions(n, min(n, frames) if frames else n, "segment_centre")
+
+
+def _read(path: Path, encode: Callable[[np.ndarray], bytes], frames: int | None) -> EncodedClip:
+    if path.is_dir():
+        return _read_folder(path, encode, frames)
+    if not path.is_file():
+        raise Unreadable("the file is missing")
+    if not path.stat().st_size:
+        raise Unreadable("the file is empty")
+    if path.suffix.lower() != ".gif":  # decord seeks in GIFs wrongly
+        try:
+            return _read_decord(path, encode, frames)
+        except (
+            decord.DECORDError,
+            av.FFmpegError,
+            Unreadable,
+            OSError,
+            RuntimeError,
+            ValueError,
+            IndexError,
+        ):
+            pass  # PyAV decides whether the file or decord is at fault
+    try:
+        return _read_av(path, encode, frames)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise Unreadable(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _read_decord(path: Path, encode: Callable[[np.ndarray], bytes], frames: int | None) -> EncodedClip:
+    reader = decord.VideoReader(str(path), num_threads=1)
+    _check_length(len(reader), *_announced(path))
+    wanted = _positions(len(reader), frames)
+    made = []
+    for start in range(0, len(wanted), _CHUNK):
+        batch = reader.get_batch(wanted[start : start + _CHUNK].tolist()).asnumpy()
+        made += [encode(frame) for frame in batch]
+    return EncodedClip(made, float(reader.get_avg_fps()), len(reader))
+
+
+def _read_av(path: Path, encode: Callable[[np.ndarray], bytes], frames: int | None) -> EncodedClip:
+    """Two passes, one to count and one to keep, so that no more than one full frame is held."""
+    n = sum(1 for _ in _av_frames(path))
+    _check_length(n, *_announced(path))
+    wanted = set(_positions(n, frames).tolist())
+    made = [encode(frame.to_ndarray(format="rgb24")) for i, frame in enumerate(_av_frames(path)) if i in wanted]
+    with av.open(str(path)) as container:
+        rate = container.streams.video[0].average_rate
+    return EncodedClip(made, float(rate or 0), n)
+
+
+def _av_frames(path: Path) -> Iterator[av.VideoFrame]:
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise Unreadable("it holds no video stream")
+        try:
+            yield from container.decode(video=0)
+        except av.InvalidDataError:
+            return  # what was decoded is compared with what the header announces
+
+
+def _read_folder(path: Path, encode: Callable[[np.ndarray], bytes], frames: int | None) -> EncodedClip:
+    names = sorted(
+        (name for name in os.listdir(path) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."),
+        key=natural_key,
+    )
+    if not names:
+        raise Unreadable("the folder holds no jpg or png frame")
+    made = []
+    for position in _positions(len(names), frames):
+        frame = cv2.imread(str(path / names[position]), cv2.IMREAD_COLOR)
+        if frame is None:
+            raise Unreadable(f"frame {names[position]} cannot be decoded")
+        made.append(encode(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)))
+    return EncodedClip(made, 0.0, len(names))
+
+
+def _announced(path: Path) -> tuple[int, int]:
+    """Frames that a video's header announces (0: unknown), and how many of them may be missing all the
+    same.
+
+    Headers that count frames are off by a few after cutting; where only a duration is known the count is
+    an estimate.
+    """
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise Unreadable("it holds no video stream")
+        stream = container.streams.video[0]
+        if stream.frames:
+            return stream.frames, max(2, stream.frames // 20)
+        if container.duration and stream.average_rate and path.suffix.lower() != ".gif":
+            n = int(container.duration / av.time_base * float(stream.average_rate))
+            return n, max(3, n // 5)
+    return 0, 0
+
+
+def _check_length(n: int, announced: int, slack: int) -> None:
+    if n < 1:
+        raise Unreadable("no frame can be decoded")
+    if n < announced - slack:
+        raise Unreadable(f"it is cut short: {n} of {announced} frames can be decoded")
+
+
+# ---------------------------------------------------------------------------- guarded worker processes
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job gave no result."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Crash:
+    """A fault of the program in a worker, with its traceback."""
+
+    text: str
+
+
+def guarded_map(
+    function: Callable[[Any], Any], jobs: Sequence[Any], workers: int, timeout: float = CLIP_TIMEOUT
+) -> Iterator[Any]:
+    """Results of `function(job)`, in the order of `jobs`, computed by `workers` processes of their own.
+
+    Decoders are C code that damaged files make hang or crash: a job that takes longer than `timeout`
+    seconds, ends its process, or raises Unreadable gives a Failure, and the others go on. Other exceptions
+    stop the whole map. At most 4 results a worker wait for an earlier one. `function` must be picklable.
+    """
+    context = multiprocessing.get_context("spawn")  # forking a process that has threads can deadlock
+    pool = [_Worker(context, function) for _ in range(max(1, min(workers, len(jobs))))]
+    waiting: dict[int, Any] = {}
+    given = taken = 0
+    try:
+        while taken < len(jobs):
+            for worker in pool:
+                if worker.idle and given < min(len(jobs), taken + 4 * len(pool)):
+                    worker.give(given, jobs[given])
+                    given += 1
+            wait([worker.connection for worker in pool if not worker.idle], timeout=0.5)
+            for worker in pool:
+                if (answer := worker.poll(timeout)) is not None:
+                    waiting[answer[0]] = answer[1]
+            while taken in waiting:
+                result = waiting.pop(taken)
+                if isinstance(result, _Crash):
+                    raise RuntimeError(f"a worker failed on {jobs[taken]!r}:\n{result.text}")
+                taken += 1
+                yield result
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+class _Worker:
+    """One process that does one job at a time and is replaced when it hangs or dies."""
+
+    def __init__(self, context: Any, function: Callable[[Any], Any]) -> None:
+        self._context, self._function = context, function
+        self._start()
+
+    def _start(self) -> None:
+        self.connection, other = self._context.Pipe()
+        self._process = self._context.Process(target=_serve, args=(other, self._function), daemon=True)
+        self._process.start()
+        other.close()  # ours to keep open would hide the end of the process
+        self.idle, self._job, self._since = False, None, 0.0
+
+    def give(self, number: int, job: Any) -> None:
+        self.idle, self._job, self._since = False, number, time.monotonic()
+        try:
+            self.connection.send(job)
+        except OSError:
+            pass  # the process has just died: `poll` sees the end of the connection
+
+    def poll(self, timeout: float) -> tuple[int, Any] | None:
+        """(job's number, result) when there is one."""
+        if self.idle:
+            return None
+        number = self._job
+        try:
+            if self.connection.poll():
+                message = self.connection.recv()
+                self.idle, self._job = True, None
+                return None if number is None else (number, message)
+        except (EOFError, OSError):
+            return self._replace(Failure(f"the decoder crashed on it (exit code {self._exit_code()})"))
+        if number is not None and time.monotonic() - self._since > timeout:
+            return self._replace(Failure(f"the decoder hung: no result after {timeout:g} s"))
+        return None
+
+    def _exit_code(self) -> int | None:
+        self._process.join(5)
+        return self._process.exitcode
+
+    def _replace(self, failure: Failure) -> tuple[int, Any]:
+        number = self._job
+        self.stop()
+        if number is None:
+            raise RuntimeError("a worker process ended while starting; the calling script needs a __main__ guard")
+        self._start()
+        return number, failure
+
+    def stop(self) -> None:
+        self.connection.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    """Main function of a worker process."""
+    cv2.setNumThreads(1)
+    try:
+        connection.send(None)  # ready
+        while True:
+            job = connection.recv()
+            try:
+                result = function(job)
+            except Unreadable as error:
+                result = Failure(str(error))
+            except Exception:
+                result = _Crash(traceback.format_exc())
+            connection.send(result)
+    except (EOFError, OSError, KeyboardInterrupt):
+        return  # the parent has ended
+
+
+# -------------------------------------------------------------------------------------------- building
+def build_frame_store(
+    index_csv: str | Path,
+    root: str | Path,
+    folder: str | Path,
+    policy: Mapping[str, Any] | FramePolicy,
+    workers: int = 1,
+    *,
+    clip_timeout: float = CLIP_TIMEOUT,
+) -> Path:
+    """Decode the clips of `index_csv` (paths below `root`) into the frame store `folder`; returns its
+    manifest.
+
+    A store that is complete is left alone; a build that was interrupted goes on after its last finished
+    shard. Clips that cannot be decoded are left out and listed in `failures.csv` with the reason. Needs
+    memory for a few encoded clips a worker, whatever their number.
+
+    Raises UserError when the folder holds a complete store of another policy, no file is found, no clip
+    can be decoded, or the disk is full.
+    """
+    policy, folder, root = FramePolicy.parse(policy), Path(folder), Path(root)
+    clips = read_index(index_csv)
+    sha = hashlib.sha256(Path(index_csv).read_bytes()).hexdigest()
+    identity = {"format": FORMAT, "policy": policy.as_dict(), "index": sha, "shard": _shard_size(len(clips))}
+    if _is_complete(folder, identity):
+        return folder / "manifest.json"
+    if not any((root / clip.path).exists() for clip in clips):
+        raise UserError(f"none of the {len(clips)} files of {index_csv} is found in {root}; correct the root")
+    try:
+        _prepare_folder(folder, identity)
+        _write_shards(clips, root, folder, policy, workers, clip_timeout, identity["shard"])
+        return _finish(clips, folder, identity)
+    except OSError as error:
+        if disk_full(error):
+            raise UserError(
+                f"no space left on the disk of {folder}; finished shards are kept: free some and run again"
+            ) from error
+        raise
+
+
+def _shard_size(n: int) -> int:
+    """Clips a shard: few enough that a killed build loses little, enough that shards stay few."""
+    return max(_MIN_CLIPS_PER_SHARD, -(-n // _MAX_SHARDS))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _is_complete(folder: Path, identity: Mapping[str, Any]) -> bool:
+    manifest = _read_json(folder / "manifest.json")
+    if manifest is None:
+        return False
+    _check_policy(folder, manifest, identity["policy"])
+    return all(manifest.get(key) == value for key, value in identity.items())
+
+
+def _check_policy(folder: Path, manifest: Mapping[str, Any], policy: Mapping[str, Any]) -> None:
+    if manifest.get("policy") != policy:
+        raise UserError(
+            f"the frame store {folder} was made with the policy {manifest.get('policy')}, "
+            f"not {dict(policy)}; delete it or name another folder"
+        )
+
+
+def _prepare_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Clear what another build left, keep what this one did."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    for left in folder.glob(".*.tmp"):
+        left.unlink()
+    if _read_json(folder / "identity.json") == identity:
+        return
+    for pattern in ("identity.json", "shard-*", "table.npz", "index.csv", "failures.csv"):
+        for left in folder.glob(pattern):
+            left.unlink()
+    write_text(folder / "identity.json", json.dumps(identity))
+
+
+def _blob(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}.bin"
+
+
+def _record(folder: Path, shard: int) -> dict[str, Any] | None:
+    """What a finished shard says of itself, or None."""
+    record = _read_json(_blob(folder, shard).with_suffix(".json"))
+    try:
+        good = record is not None and _blob(folder, shard).stat().st_size == record["bytes"]
+    except FileNotFoundError:
+        good = False
+    return record if good else None
+
+
+def _write_shards(
+    clips: list[Clip],
+    root: Path,
+    folder: Path,
+    policy: FramePolicy,
+    workers: int,
+    timeout: float,
+    size: int,
+) -> None:
+    shards = range(-(-len(clips) // size))
+    todo = [shard for shard in shards if _record(folder, shard) is None]
+    numbers = [i for shard in todo for i in range(shard * size, min(len(clips), (shard + 1) * size))]
+    if not numbers:
+        return
+    paths = [str(root / clips[i].path) for i in numbers]
+    results = guarded_map(partial(encode_clip, policy=policy), paths, workers, timeout)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("decoding", total=len(clips), completed=len(clips) - len(numbers))
+        try:
+            for shard in todo:
+                count = min(len(clips), (shard + 1) * size) - shard * size
+                _write_shard(folder, shard, results, count, partial(progress.advance, task))
+        finally:
+            results.close()  # ends the workers
+
+
+def _write_shard(folder: Path, shard: int, results: Iterator[Any], count: int, advance: Callable[[], None]) -> None:
+    """Append the next `count` clips to a blob, then put blob and record in place."""
+    began = time.monotonic()
+    blob = _blob(folder, shard)
+    temporary = folder / f".{blob.name}.{os.getpid()}.tmp"
+    rows = []
+    try:
+        with open(temporary, "wb") as file:
+            for _ in range(count):
+                result = next(results)
+                if isinstance(result, Failure):
+                    rows.append({"failure": result.reason})
+                else:
+                    file.writelines(result.frames)
+                    sizes = [len(frame) for frame in result.frames]
+                    rows.append({"sizes": sizes, "fps": result.fps, "source_frames": result.source_frames})
+                advance()
+        total = temporary.stat().st_size
+        os.replace(temporary, blob)
+    finally:
+        temporary.unlink(missing_ok=True)
+    record = {"bytes": total, "seconds": round(time.monotonic() - began, 3), "clips": rows}
+    write_text(blob.with_suffix(".json"), json.dumps(record))
+
+
+def _finish(clips: list[Clip], folder: Path, identity: Mapping[str, Any]) -> Path:
+    """Write table, index, failures and, last, the manifest."""
+    records = [_record(folder, shard) for shard in range(-(-len(clips) // identity["shard"]))]
+    rows = [(shard, row) for shard, record in enumerate(records) for row in record["clips"]]
+    failures = [
+        (clip.clip, clip.path, row["failure"]) for clip, (_, row) in zip(clips, rows, strict=True) if "failure" in row
+    ]
+    stored = [clip for clip, (_, row) in zip(clips, rows, strict=True) if "failure" not in row]
+    write_csv(folder / "failures.csv", ("clip", "path", "reason"), failures)
+    if not stored:
+        raise UserError(f"no clip could be decoded; the first, {failures[0][1]}: {failures[0][2]}")
+    buffer = io.BytesIO()
+    np.savez(buffer, **_table([(shard, row) for shard, row in rows if "failure" not in row]))
+    write_bytes(folder / "table.npz", buffer.getvalue())
+    write_index(folder / "index.csv", stored)
+    manifest = {
+        **identity,
+        "clips": len(stored),
+        "frames": sum(len(row.get("sizes", ())) for _, row in rows),
+        "bytes": sum(record["bytes"] for record in records),
+        "seconds": round(sum(record["seconds"] for record in records), 3),
+        "failures": len(failures),
+    }
+    return write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def _table(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, np.ndarray]:
+    """Where the frames lie: frame f of clip i is row first[i] + f of start and size, in the blob shard[i]."""
+    counts = [len(row["sizes"]) for _, row in rows]
+    size = np.concatenate([np.asarray(row["sizes"], dtype=np.int64) for _, row in rows])
+    shard = np.array([shard for shard, _ in rows], dtype=np.int32)
+    of_frame = np.repeat(shard, counts)
+    start = np.cumsum(size) - size
+    first_of_shard = np.searchsorted(of_frame, of_frame, side="left")
+    return {
+        "shard": shard,
+        "first": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        "fps": np.array([row["fps"] for _, row in rows], dtype=np.float64),
+        "source_frames": np.array([row["source_frames"] for _, row in rows], dtype=np.int64),
+        "start": start - start[first_of_shard],
+        "size": size,
+    }
+
+
+# --------------------------------------------------------------------------------------------- reading
+class FrameStore:
+    """Reads a frame store.
+
+    Safe to hand to worker processes: pickled it is its folder's name, and blobs are mapped read-only on
+    first use. Raises UserError when the folder holds no store, an unfinished or damaged one, or (when
+    `policy` is given) one of another policy.
+    """
+
+    def __init__(self, folder: str | Path, policy: Mapping[str, Any] | FramePolicy | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_json(self.folder / "manifest.json")
+        if self.manifest is None:
+            raise UserError(self._why_missing())
+        if self.manifest["format"] != FORMAT:
+            raise UserError(f"the frame store {folder} has another version's format; delete it and build it again")
+        if policy is not None:
+            _check_policy(self.folder, self.manifest, FramePolicy.parse(policy).as_dict())
+        index = read_index(self.folder / "index.csv")
+        self.clips = [clip.clip for clip in index]
+        self.labels = [clip.label for clip in index]
+        self.splits = [clip.split for clip in index]
+        try:
+            with np.load(self.folder / "table.npz", allow_pickle=False) as table:
+                self._table = {name: table[name] for name in table.files}
+        except (OSError, ValueError) as error:
+            raise self._damaged("table.npz") from error
+        self._height, self._width = self.manifest["policy"]["size"]
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def _why_missing(self) -> str:
+        if (self.folder / "identity.json").exists():
+            return f"the frame store {self.folder} is incomplete: its build was interrupted; run the build again"
+        return f"there is no frame store in {self.folder}; build it first"
+
+    def _damaged(self, name: str) -> UserError:
+        return UserError(f"{self.folder / name} is damaged; delete the frame store {self.folder} and build it again")
+
+    def __reduce__(self) -> tuple[type[FrameStore], tuple[Path]]:
+        return FrameStore, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def classes(self, split: str | None = None) -> list[str]:
+        """Sorted class names of one split, or of all."""
+        return sorted({label for label, of in zip(self.labels, self.splits, strict=True) if split in (None, of)})
+
+    def by_class(self, split: str | None = None) -> dict[str, np.ndarray]:
+        """{class name: numbers of its clips} of one split, or of all; classes sorted.
+
+        Raises UserError when the split has no clip.
+        """
+        groups: dict[str, list[int]] = {name: [] for name in self.classes(split)}
+        for i, (label, of) in enumerate(zip(self.labels, self.splits, strict=True)):
+            if split in (None, of):
+                groups[label].append(i)
+        if not groups:
+            raise UserError(f"the frame store {self.folder} has no clip in the split {split!r}; give it classes")
+        return {name: np.array(clips) for name, clips in groups.items()}
+
+    def n_frames(self, i: int) -> int:
+        """Stored frames of clip `i`."""
+        return int(self._table["first"][i + 1] - self._table["first"][i])
+
+    def source_frames(self, i: int) -> int:
+        """Frames of clip `i`'s video."""
+        return int(self._table["source_frames"][i])
+
+    def fps(self, i: int) -> float:
+        """Frames a second of clip `i`'s video; 0 when unknown (folders of frames)."""
+        return float(self._table["fps"][i])
+
+    def read(self, i: int, positions: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Frames `positions` (all when None) of clip `i`: uint8 RGB (T, H, W, 3), a copy of its own.
+
+        Raises IndexError on a position that is not in 0..n_frames-1, UserError when the store is damaged.
+        """
+        n = self.n_frames(i)
+        positions = np.arange(n) if positions is None else np.asarray(positions)
+        if len(positions) and not (positions.min() >= 0 and positions.max() < n):
+            raise IndexError(f"clip {self.clips[i]} has {n} frames, asked for {positions.tolist()}")
+        shard = int(self._table["shard"][i])
+        blob = memoryview(self._map(shard))
+        out = np.empty((len(positions), self._height, self._width, 3), dtype=np.uint8)
+        for frame, row in zip(out, self._table["first"][i] + positions, strict=True):
+            start, size = self._table["start"][row], self._table["size"][row]
+            self._decode(np.frombuffer(blob[start : start + size], dtype=np.uint8), frame, shard)
+        return out
+
+    def _decode(self, data: np.ndarray, frame: np.ndarray, shard: int) -> None:
+        if self.manifest["policy"]["codec"] == "raw":
+            if data.size != frame.size:
+                raise self._damaged(_blob(self.folder, shard).name)
+            frame[:] = data.reshape(frame.shape)
+            return
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        if image is None or image.shape != frame.shape:
+            raise self._damaged(_blob(self.folder, shard).name)
+        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=frame)
+
+    def _map(self, shard: int) -> mmap.mmap:
+        if shard not in self._maps:
+            path = _blob(self.folder, shard)
+            try:
+                with open(path, "rb") as file:
+                    self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise self._damaged(path.name) from error
+        return self._maps[shard]

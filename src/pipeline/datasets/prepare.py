@@ -1,0 +1,123 @@
+"""The data stages, one function each: videos, splits, texts, frames. What differs between kinds of data set is here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pipeline.errors import UserError, unknown
+from pipeline.experiment import Asset
+from pipeline.workspace import Workspace
+
+KINDS = ("synthetic", "folder", "list")
+GENERATED = "generated"
+
+
+def video_root(asset: Asset, ws: Workspace) -> Path:
+    """Folder to which the paths in index.csv are relative.
+
+    Raises:
+        UserError: the data set says no `root`, or there is no such folder.
+    """
+    if asset.spec["kind"] == "synthetic":
+        return ws.dataset(asset.key) / GENERATED
+    root = asset.options.get("root")
+    if not root:
+        raise UserError(f"config/datasets/{asset.name}.yaml: key root is missing (the folder with the videos)")
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        raise UserError(f"data set {asset.name}: no folder {root}; put the videos there or set root: to where they are")
+    return path
+
+
+def synthesize(asset: Asset, ws: Workspace, workers: int) -> Path:
+    """Generate the videos of a synthetic data set; returns its annotations."""
+    from pipeline.datasets.synthetic import generate
+
+    spec = {key: value for key, value in asset.spec.items() if key not in ("kind", "set", "frames")}
+    generate(asset.spec["set"], video_root(asset, ws), workers=workers, **spec)
+    return video_root(asset, ws) / "annotations.csv"
+
+
+def make_splits(asset: Asset, ws: Workspace, workers: int) -> Path:
+    """Write the data set's index.csv: every usable clip with its class and split."""
+    folder, kind = ws.dataset(asset.key), asset.spec["kind"]
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "synthetic":
+        _copy(video_root(asset, ws) / "index.csv", folder / "index.csv")
+        return folder / "index.csv"
+    spec = {**asset.spec, **asset.options, "name": asset.name, "root": str(video_root(asset, ws))}
+    if kind == "folder":
+        from pipeline.datasets.folder import prepare_folder
+
+        return Path(prepare_folder(spec, folder, workers))
+    if kind == "list":
+        from pipeline.datasets.splits import prepare_list
+
+        return Path(prepare_list(spec, folder))
+    raise unknown("kind of data set", kind, KINDS, f"config/datasets/{asset.name}.yaml")
+
+
+def make_texts(asset: Asset, ws: Workspace) -> Path:
+    """Put the text corpus of the data set in place, after a look whether every class has its texts.
+
+    Raises:
+        UserError: there is no corpus, or a class is missing in it.
+    """
+    from pipeline.datasets.index import read_index
+    from pipeline.text.corpus import load_corpus
+
+    if asset.spec["kind"] == "synthetic":
+        source = video_root(asset, ws) / "texts.json"
+    else:
+        given = asset.options.get("texts")
+        if not given or not Path(given).is_file():
+            raise UserError(
+                f"data set {asset.name}: no texts ({given or 'key texts is missing'}); write the descriptions of its "
+                "classes in the form that docs/add-a-dataset.md shows and name the file in `texts:`"
+            )
+        source = Path(given)
+    corpus = load_corpus(source)
+    for name in sorted({clip.label for clip in read_index(ws.dataset(asset.key) / "index.csv")}):
+        corpus.label(name)  # raises, naming the class and the file
+    target = ws.dataset(asset.key) / "texts.json"
+    _copy(source, target)
+    return target
+
+
+def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: int) -> Path:
+    """Decode every clip of the data set once into its frame store; returns the manifest."""
+    from pipeline.datasets.frames import build_frame_store
+
+    folder = ws.dataset(asset.key)
+    build_frame_store(folder / "index.csv", video_root(asset, ws), folder / store, policy, workers)
+    return folder / store / "manifest.json"
+
+
+def pretrain_backbone(asset: Asset, ws: Workspace, threads: int) -> Path:
+    """Pretrain a tiny CLIP on the base classes of its sources; returns its config.json."""
+    import torch
+
+    from pipeline.datasets.frames import FrameStore
+    from pipeline.text.corpus import load_corpus
+    from pipeline.training.pretrain import pretrain
+
+    torch.set_num_threads(threads)
+    keys, stores = asset.spec["sources"], asset.spec["stores"]
+    sources = [
+        (FrameStore(ws.dataset(key) / store), load_corpus(ws.dataset(key) / "texts.json"))
+        for key, store in zip(keys, stores, strict=True)
+    ]
+    settings = {key: value for key, value in asset.spec.items() if key not in ("sources", "stores")}
+    pretrain(sources, ws.backbone(asset.key), **settings)
+    return ws.backbone(asset.key) / "config.json"
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+__all__ = ["make_frames", "make_splits", "make_texts", "pretrain_backbone", "synthesize", "video_root"]

@@ -1,0 +1,354 @@
+"""Which class is in which split, and data sets given as published few-shot lists (`kind: list`)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from pipeline.datasets.frames import VIDEO_SUFFIXES, Failure, natural_key, probe_clips
+from pipeline.datasets.index import SPLITS, Clip, read_index, write_prepared
+from pipeline.errors import UserError, unknown
+
+# Published sizes of the few-shot splits: {split: (classes, clips)}.
+PAPER_COUNTS = {
+    "hmdb51": {"train": (31, 4280), "val": (10, 1194), "test": (10, 1292)},
+    "ucf101": {"train": (70, 9154), "val": (10, 1421), "test": (21, 2745)},
+    "kinetics100": {"train": (64, 6400), "val": (12, 1200), "test": (24, 2400)},
+    "ssv2_small": {"train": (64, 6400), "val": (12, 1200), "test": (24, 2400)},
+    "ssv2_full": {"train": (64, 67013), "val": (12, 1926), "test": (24, 2857)},
+}
+# Entries of a data set's configuration that other parts of the pipeline read.
+OTHER_KEYS = ("kind", "name", "texts", "workers", "licence", "homepage", "note", "frames", "expected")
+MIN_CLIPS = 2  # one to support a class and one to ask for it
+_LINE = re.compile(r"(train|val|test)(\d+)/+(.+)")
+
+
+# ----------------------------------------------------------------------------------------- class lists
+def read_class_list(path: str | Path) -> list[str]:
+    """Class names, one a line; empty lines and those that begin with # do not count.
+
+    Raises UserError when the file is missing, holds no class, or a class twice.
+    """
+    names = [line for line in map(str.strip, _lines(Path(path))) if line and not line.startswith("#")]
+    if not names:
+        raise UserError(f"the class list {path} names no class; write one a line")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"the class list {path} names {twice[0]!r} twice; keep one")
+    return names
+
+
+def draw_class_split(classes: Iterable[str], counts: Mapping[str, int], seed: int) -> dict[str, list[str]]:
+    """Draw `counts[split]` classes for each split, without overlap; classes left over are in none.
+
+    The draw depends on the names and the seed, not on their order. Raises UserError when there are too few
+    classes.
+    """
+    classes = sorted(set(classes))
+    for split in counts:
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS, "the class counts")
+    needed = sum(counts.values())
+    if needed > len(classes) or min(counts.values(), default=0) < 0:
+        raise UserError(f"the splits ask for {needed} classes and there are {len(classes)}; lower the counts")
+    order = [classes[i] for i in np.random.default_rng(seed).permutation(len(classes))]
+    drawn, start = {}, 0
+    for split in SPLITS:
+        drawn[split] = sorted(order[start : start + counts.get(split, 0)])
+        start += counts.get(split, 0)
+    return drawn
+
+
+def assign_splits(classes: Sequence[str], spec: Mapping[str, Any], where: str) -> dict[str, str]:
+    """{class: split} from a configuration; classes in no split are left out.
+
+    `spec` is {train: [classes] or a class list's path, val: ..., test: ...}, or {train: count, ..., seed:
+    int} to draw them. Raises UserError on an unknown split or class, and on a class in two splits. `where`
+    names the data set.
+    """
+    for key in spec:
+        if key not in (*SPLITS, "seed"):
+            raise unknown("split", key, (*SPLITS, "seed"), where)
+    given = {split: spec[split] for split in SPLITS if spec.get(split)}
+    if not given:
+        raise UserError(f"{where}: the splits name no class; give train, val and test classes or their counts")
+    if all(isinstance(value, int) for value in given.values()):
+        lists = draw_class_split(classes, given, int(spec.get("seed", 0)))
+    else:
+        lists = {split: class_list(value, split) for split, value in given.items()}
+    assigned: dict[str, str] = {}
+    for split, names in lists.items():
+        for name in names:
+            if name not in classes:
+                raise unknown("class", name, classes, f"the {split} split of {where}")
+            if name in assigned:
+                raise UserError(f"{where}: the class {name!r} is in {assigned[name]} and {split}; keep one of them")
+            assigned[name] = split
+    return assigned
+
+
+def class_list(value: Any, split: str) -> list[str]:
+    """Classes of one split, given as a list or as the path of a class list; raises UserError on others."""
+    if isinstance(value, (str, os.PathLike)):
+        return read_class_list(value)
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [str(name) for name in value]
+    raise UserError(f"the {split} split must be a list of classes or a file (or counts, for all splits)")
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a text file, which may be gzipped."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            return file.read().splitlines()
+    except FileNotFoundError:
+        raise UserError(f"there is no list {path}; correct its path or fetch it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the list {path} cannot be read ({error}); fetch it again") from None
+
+
+# ------------------------------------------------------------------------------------- few-shot lists
+@dataclass(frozen=True, slots=True)
+class ListedClip:
+    """One line of a few-shot list: split, number of the class within the split, path or id of the video."""
+
+    split: str
+    label: int
+    path: str
+
+
+def read_few_shot_list(path: str | Path) -> list[ListedClip]:
+    """Read a list of CLIP-FSAR's form, plain or gzipped.
+
+    A line is `<split><label>//<path>` (HMDB51, UCF101, Kinetics-100) or `<split><label>/<id>`
+    (Something-Something). Raises UserError naming the line that is neither.
+    """
+    path = Path(path)
+    clips = []
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise UserError(f"{path}, line {number}: {line[:60]!r} is not <split><label>/<path>; correct it")
+        clips.append(ListedClip(match[1], int(match[2]), match[3]))
+    if not clips:
+        raise UserError(f"the list {path} holds no clip; fetch it again")
+    return clips
+
+
+def class_names(
+    clips: Sequence[ListedClip], given: Mapping[str, Sequence[str]], named: Mapping[str, str]
+) -> dict[tuple[str, int], str]:
+    """{(split, label): class name} of a few-shot list.
+
+    given: names by split, in the order of the labels; CLIP-FSAR publishes them for train and test. A split
+    that it lacks takes its names from `named` ({id of a video: class}, from a list of CMN's form), else
+    from the folders that the videos lie in, else they are "val class 0", ... Raises UserError when a split
+    has more labels than names, or two classes have one name.
+    """
+    names: dict[tuple[str, int], str] = {}
+    for clip in clips:
+        key = (clip.split, clip.label)
+        if key in names:
+            continue
+        if clip.split not in given:
+            names[key] = _name_of(clip, named)
+        elif clip.label < len(given[clip.split]):
+            names[key] = given[clip.split][clip.label]
+        else:
+            raise UserError(
+                f"the {clip.split} list has the label {clip.label}, beyond its "
+                f"{len(given[clip.split])} names; list and names are not of one data set: fetch both again"
+            )
+    seen: dict[str, tuple[str, int]] = {}
+    for key, name in names.items():
+        if name in seen:
+            raise UserError(f"the class {name!r} is both {seen[name]} and {key} in the lists; correct the names")
+        seen[name] = key
+    return names
+
+
+def _name_of(clip: ListedClip, named: Mapping[str, str]) -> str:
+    stem = video_stem(clip.path)
+    if stem in named:
+        return named[stem]
+    folder = os.path.basename(os.path.dirname(clip.path))
+    return display_label(folder) if folder else f"{clip.split} class {clip.label}"
+
+
+def display_label(label: str) -> str:
+    """A class name as words: draw_sword becomes draw sword, and PlayingDhol becomes Playing Dhol."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", label.replace("_", " "))
+    return " ".join(words.split())
+
+
+def video_stem(path: str) -> str:
+    """File name without a video's suffix; other dots are part of the name."""
+    name = os.path.basename(path)
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in VIDEO_SUFFIXES else name
+
+
+def read_named_list(path: str | Path) -> dict[str, str]:
+    """{id of a video: class name} from lines `<class name>/<id>` (CMN's and TRX's lists)."""
+    rows = (line.strip().rpartition("/") for line in _lines(Path(path)))
+    return {video_stem(clip): name for name, slash, clip in rows if slash}
+
+
+def prepare_list(spec: Mapping[str, Any], out_folder: str | Path, workers: int = 1) -> Path:
+    """Prepare a data set given by few-shot lists; returns its `index.csv`.
+
+    spec:
+    - root: folder of the videos. A video is looked for at the list's path, then anywhere below the root by
+      its file name, whatever its suffix.
+    - lists: a folder with `train_few_shot.txt`, `val_few_shot.txt`, `test_few_shot.txt` (a prefix, `.gz`
+      and missing splits are allowed) and `class_names.json`; or {train: file, val: file, test: file,
+      class_names: file}.
+    - names_from: more files of lines `<class name>/<id>` (by default every `*.list` of the folder), for
+      splits that class_names.json lacks.
+    - probe: whether to decode a frame of each video now (false: the frame store finds the unreadable ones).
+    - min_clips: clips that every class must have (2).
+
+    Videos that are missing are listed in `unreadable.csv` and left out. Raises UserError when lists or all
+    videos are missing, or a class is left with too few.
+    """
+    check_keys(spec, ("root", "lists", "names_from", "probe", "min_clips"))
+    root = Path(required(spec, "root"))
+    files, named_files = _list_files(required(spec, "lists"), spec.get("names_from"))
+    listed = [clip for split in SPLITS if split in files for clip in read_few_shot_list(files[split])]
+    given = _read_names(files["class_names"]) if "class_names" in files else {}
+    named = {clip: name for file in named_files for clip, name in read_named_list(file).items()}
+    names = class_names(listed, given, named)
+    paths = list(_locate(root, [clip.path for clip in listed]))
+    if not any(paths):
+        raise UserError(f"none of the {len(paths)} videos of the lists is found in {root}; correct the root")
+    clips = [
+        Clip(_without_suffix(clip.path), path or clip.path, names[clip.split, clip.label], clip.split)
+        for clip, path in zip(listed, paths, strict=True)
+    ]
+    unreadable = [(clip.path, "the file is missing") for clip, path in zip(clips, paths, strict=True) if not path]
+    if spec.get("probe", False):
+        found = [clip for clip, path in zip(clips, paths, strict=True) if path]
+        probes = zip(found, probe_clips(root, found, workers), strict=True)
+        unreadable += [(clip.path, probe.reason) for clip, probe in probes if isinstance(probe, Failure)]
+    return write_prepared(out_folder, root, clips, unreadable, int(spec.get("min_clips", MIN_CLIPS)))
+
+
+def check_keys(spec: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Raise UserError on an entry of a data set's configuration that nothing reads."""
+    for key in spec:
+        if key not in (*keys, *OTHER_KEYS):
+            raise unknown("entry", key, keys, "the data set's configuration")
+
+
+def required(spec: Mapping[str, Any], key: str) -> Any:
+    """An entry of a data set's configuration; raises UserError when it is missing or empty."""
+    if not spec.get(key):
+        raise UserError(f"the data set's configuration lacks {key}; add it")
+    return spec[key]
+
+
+def _list_files(lists: Any, names_from: Any) -> tuple[dict[str, Path], list[Path]]:
+    """Files of the splits and of the class names, and the lists that name classes."""
+    extra = [Path(file) for file in ([names_from] if isinstance(names_from, str) else names_from or ())]
+    if isinstance(lists, Mapping):
+        return {key: Path(file) for key, file in lists.items()}, extra
+    folder = Path(lists)
+    files = {}
+    for key, pattern in [(split, f"*{split}_few_shot.txt*") for split in SPLITS] + [
+        ("class_names", "*class_names.json")
+    ]:
+        found = sorted(folder.glob(pattern))
+        if len(found) > 1:
+            raise UserError(f"{folder} has {len(found)} files {pattern}; name the right one in lists")
+        if found:
+            files[key] = found[0]
+    if not any(split in files for split in SPLITS):
+        raise UserError(f"there is no *_few_shot.txt in {folder}; fetch the lists or correct the folder")
+    return files, extra or sorted([*folder.glob("*.list"), *folder.glob("*.list.gz")])
+
+
+def _read_names(path: Path) -> dict[str, list[str]]:
+    """Names by split from class_names.json; other entries, such as notes, are passed over."""
+    try:
+        content = json.loads("\n".join(_lines(path)))
+        return {split: [str(name) for name in content[split]] for split in SPLITS if split in content}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not {{split: [class names]}} in JSON ({error}); fetch it again") from None
+
+
+def _without_suffix(path: str) -> str:
+    return os.path.join(os.path.dirname(path), video_stem(path))
+
+
+def _locate(root: Path, paths: Sequence[str]) -> Iterator[str | None]:
+    """Each listed path as it lies below `root`, or None."""
+    by_stem: dict[str, list[str]] | None = None
+    for path in paths:
+        if (root / path).exists():
+            yield path
+            continue
+        if by_stem is None:
+            by_stem = _videos_by_stem(root)
+        found = by_stem.get(video_stem(path), [])
+        folder = os.path.basename(os.path.dirname(path))
+        same = [file for file in found if os.path.basename(os.path.dirname(file)) == folder]
+        yield found[0] if len(found) == 1 else same[0] if len(same) == 1 else None
+
+
+def _videos_by_stem(root: Path) -> dict[str, list[str]]:
+    by_stem: dict[str, list[str]] = {}
+    seen = set()  # real folders, against links that lead in a circle
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort(key=natural_key)
+        for file in sorted(files, key=natural_key):
+            if file.lower().endswith(VIDEO_SUFFIXES):
+                by_stem.setdefault(video_stem(file), []).append(os.path.relpath(os.path.join(folder, file), root))
+    return by_stem
+
+
+# ------------------------------------------------------------------------------------------ counts
+def check_counts(
+    index: str | Path | Iterable[Clip], expected: str | Mapping[str, Any], console: Console | None = None
+) -> list[str]:
+    """Print classes and clips of each split beside the published counts; returns the mismatches, one a
+    line.
+
+    index: `index.csv` or its clips. expected: a data set of `PAPER_COUNTS`, or {classes: {split: n}, clips:
+    {split: n}} (what is not named is not compared). Raises UserError on an unknown data set.
+    """
+    clips = read_index(index) if isinstance(index, (str, Path)) else list(index)
+    if isinstance(expected, str):
+        if expected not in PAPER_COUNTS:
+            raise unknown("data set with published counts", expected, PAPER_COUNTS)
+        counts = PAPER_COUNTS[expected].items()
+        expected = {"classes": {s: n for s, (n, _) in counts}, "clips": {s: n for s, (_, n) in counts}}
+    console = console or Console()
+    mismatches = []
+    for split in SPLITS:
+        here = [clip for clip in clips if clip.split == split]
+        found = {"classes": len({clip.label for clip in here}), "clips": len(here)}
+        words = []
+        for what, n in found.items():
+            wanted = expected.get(what, {}).get(split)
+            words.append(f"{n} {what}" + (f" (published: {wanted})" if wanted is not None else ""))
+            if wanted not in (None, n):
+                mismatches.append(f"{split}: {n} {what}, published {wanted}")
+        console.print(f"{split}: {', '.join(words)}", highlight=False, markup=False)
+    return mismatches

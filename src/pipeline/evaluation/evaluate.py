@@ -1,0 +1,108 @@
+"""All cells of one run, from cached scores (`pipeline.evaluation.score` makes them).
+
+Scores are cached by what they depend on, so another alpha grid re-reads them and encodes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, summary
+from pipeline.experiment import Cell, Measure, Run, digest
+from pipeline.workspace import Workspace, write_json
+
+VALIDATION_SEED = 2  # of the episodes that choose alpha: other ones than those that select the checkpoint
+Curve = list[tuple[float, float]]
+Search = Callable[[str, dict[str, Path], Sequence[float]], dict[str, Curve]]
+"""(name, scores files, grid) -> the accuracy curve of each file."""
+
+
+def scoring_of(measure: Measure, split: str) -> dict[str, Any]:
+    """What the scores of `measure` on `split` depend on beside the run."""
+    scoring = {**measure.scoring, "split": split}
+    if split == "val":
+        scoring |= {"episodes": measure.val_episodes, "episode_seed": VALIDATION_SEED}
+    return scoring
+
+
+def scores_path(ws: Workspace, run: Run, measure: Measure, split: str) -> Path:
+    """Cache file of the scores of `measure` on `split`."""
+    name = f"{split}-{measure.way}way-{measure.shot}shot-{digest(scoring_of(measure, split))}.npz"
+    return ws.scores(run.id) / name
+
+
+def needed_scores(cells: Sequence[Cell], ws: Workspace) -> dict[Path, tuple[Measure, str]]:
+    """Score files that `cells` need and that are not there yet."""
+    wanted: dict[Path, tuple[Measure, str]] = {}
+    for cell in cells:
+        measure = cell.measure.settled()
+        if measure.metric != "accuracy_pct":
+            continue
+        wanted[scores_path(ws, cell.run, measure, "test")] = (measure, "test")
+        if measure.alpha == "val":
+            wanted[scores_path(ws, cell.run, measure, "val")] = (measure, "val")
+    return {path: value for path, value in wanted.items() if not path.is_file()}
+
+
+def needed_work(cells: Sequence[Cell], ws: Workspace) -> bool:
+    """Whether `score_run` has anything to do."""
+    return bool(needed_scores(cells, ws)) or any(
+        cell.measure.metric == "time_ms" and not time_path(ws, cell.run).is_file() for cell in cells
+    )
+
+
+def time_path(ws: Workspace, run: Run) -> Path:
+    return ws.scores(run.id) / "time.json"
+
+
+def measure_run(run: Run, cells: Sequence[Cell], ws: Workspace, search: Search) -> list[Path]:
+    """Write the cell files of `cells` from cached scores; `search` finds the alpha curves.
+
+    Raises:
+        UserError: scores are missing.
+    """
+    if missing := needed_scores(cells, ws):
+        raise UserError(f"{next(iter(missing))} is missing: run `python -m pipeline evaluate {run.id}`")
+    by_grid: dict[tuple[float, ...], dict[str, Path]] = {}
+    for cell in cells:
+        if cell.measure.settled().alpha == "val":
+            path = scores_path(ws, run, cell.measure.settled(), "val")
+            by_grid.setdefault(cell.measure.alpha_grid, {})[path.stem] = path
+    curves = {grid: search(f"{run.id}-{digest(grid)}", files, grid) for grid, files in by_grid.items()}
+    return [_write_cell(cell, ws, curves) for cell in cells]
+
+
+def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[str, Curve]]) -> Path:
+    run, measure = cell.run, cell.measure.settled()
+    record: dict[str, Any] = {
+        "cell": cell.id, "run": run.id, "metric": measure.metric, "alpha": None, "alpha_curve": None,
+        "dataset": run.dataset.rsplit("-", 1)[0], "scale": run.scale, "selection": run.selection, "seed": run.seed,
+        "coverage": None, "measure": measure.model_dump(mode="json"),
+    }  # fmt: skip
+    if measure.metric == "time_ms":
+        times = json.loads(time_path(ws, run).read_text())["milliseconds"]
+        values = np.asarray(times)
+        record |= summary(values)
+    else:
+        scores = EpisodeScores.load(scores_path(ws, run, measure, "test"))
+        alpha = measure.alpha
+        if alpha == "val":
+            curve = curves[measure.alpha_grid][scores_path(ws, run, measure, "val").stem]
+            alpha = best_alpha(curve)
+            record["alpha_curve"] = {"val": curve, "test": alpha_curve(scores, measure.alpha_grid)}
+        record |= summary(accuracy(fused(scores, measure.score, float(alpha)), scores.labels))
+        record["alpha"] = float(alpha) if measure.score == "both" else None
+    path = ws.cell(cell.id)
+    write_json(path, record)
+    return path
+
+
+def search_in_process(name: str, files: dict[str, Path], grid: Sequence[float]) -> dict[str, Curve]:
+    """The alpha curves, worked out here and now."""
+    return {key: alpha_curve(EpisodeScores.load(path), grid) for key, path in files.items()}

@@ -1,0 +1,62 @@
+"""The heavy part of a measurement: videos through the model, episodes into score files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pipeline.datasets.episodes import episode_table
+from pipeline.datasets.frames import FrameStore
+from pipeline.evaluation.evaluate import needed_scores, scoring_of, time_path
+from pipeline.evaluation.few_shot import class_texts, encode_clips, score_split, split_clips
+from pipeline.experiment import Cell, Measure, Run
+from pipeline.models.build import load_trained
+from pipeline.workspace import Workspace, write_json
+
+TIMED_TASKS = 20
+
+
+def score_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> int:
+    """Compute the missing scores (and timings) of `cells`, each video encoded once; returns how many."""
+    wanted = needed_scores(cells, ws)
+    timed = [c for c in cells if c.measure.metric == "time_ms" and not time_path(ws, run).is_file()]
+    if not wanted and not timed:
+        return 0
+    store = FrameStore(ws.store(run))
+    model = load_trained(run, ws, store).to("cuda" if torch.cuda.is_available() else "cpu")
+    features = {split: None for _, split in wanted.values()}
+    for split in features:
+        features[split] = encode_clips(run, model, store, split_clips(store, split))
+    for path, (measure, split) in wanted.items():
+        scoring = scoring_of(measure, split)
+        score_split(
+            run, model, ws, store, split, way=scoring["way"], shot=scoring["shot"], query=scoring["query"],
+            episodes=scoring["episodes"], seed=scoring["episode_seed"], matcher=scoring["matcher"],
+            features=features[split],
+        ).save(path)  # fmt: skip
+    if timed:
+        write_json(time_path(ws, run), {"milliseconds": time_tasks(run, timed[0].measure, model, store, ws)})
+    return len(wanted) + len(timed)
+
+
+@torch.inference_mode()
+def time_tasks(run: Run, measure: Measure, model: torch.nn.Module, store: FrameStore, ws: Workspace) -> list[float]:
+    """Milliseconds of whole tasks, one by one: read and encode supports and queries, match (LGA, Figure 3)."""
+    clips, classes = split_clips(store, "test"), store.classes("test")
+    place = {name: [i for i, c in enumerate(clips) if store.labels[c] == name] for name in classes}
+    table = episode_table(place, measure.way, measure.shot, measure.query, TIMED_TASKS + 2, measure.episode_seed)
+    texts = class_texts(run, model, ws, classes)  # of the classes, known before a query comes
+    times = []
+    for i in range(TIMED_TASKS + 2):
+        start = time.perf_counter()
+        used = np.concatenate([table.support[i].ravel(), table.query[i]])
+        features = encode_clips(run, model, store, [clips[j] for j in used])
+        support = features[: table.support[i].size].unflatten(0, table.support[i].shape)
+        chosen = None if texts is None else texts[torch.from_numpy(table.classes[i])][None]
+        prototypes = model.prototypes(support[None], chosen)
+        float(model.match(features[table.support[i].size :][None], prototypes, chosen)["vv"].sum())
+        times.append(1000 * (time.perf_counter() - start))
+    return times[2:]  # the first ones warm up

@@ -1,0 +1,86 @@
+"""From a `Run` to its model: plain arguments out of the run, texts out of the corpus, weights out of its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from pipeline.compat import MODELS
+from pipeline.datasets.frames import FrameStore
+from pipeline.errors import UserError, unknown
+from pipeline.experiment import Run
+from pipeline.models import methods  # noqa: F401  (registers the methods)
+from pipeline.models.methods.base import FewShotModel
+from pipeline.text.corpus import Corpus, load_corpus
+from pipeline.workspace import Workspace
+
+TEXT_KEYS = ("text", "template")
+WEIGHTS = "model.safetensors"
+
+
+def class_sentences(corpus: Corpus, classes: Sequence[str], model: dict[str, Any]) -> list[list[str]]:
+    """The sentences of each class that a method reads: its label, or its atomic descriptions, in `template`.
+
+    Raises:
+        UserError: the corpus has no such text for a class, or `text` is unknown.
+    """
+    kind, template = model.get("text", "label"), model.get("template", "{}")
+    if kind == "label":
+        sentences = [[corpus.label(name)] for name in classes]
+    elif kind == "atomic":
+        sentences = [corpus.atomic(name, model.get("atoms", 3)) for name in classes]
+    else:
+        raise unknown("text", kind, ("label", "atomic"), "model settings")
+    return [[template.format(sentence) for sentence in row] for row in sentences]
+
+
+def backbone_source(key: str, ws: Workspace) -> str:
+    """Folder or hub id of a planned backbone."""
+    asset = ws.read_asset(key)
+    if "sources" in asset.spec:
+        return str(ws.backbone(key))
+    return str(asset.options.get("path") or asset.spec["source"])
+
+
+def build_model(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
+    """The untrained model of `run`, initialised from its seed.
+
+    Raises:
+        UserError: unknown method type or setting, missing backbone or text.
+    """
+    settings = {key: value for key, value in run.model.items() if key not in ("type", *TEXT_KEYS)}
+    kind = MODELS.get(run.model["type"])
+    if kind is None or not issubclass(kind, FewShotModel):
+        known = [name for name, entry in MODELS.module_dict.items() if issubclass(entry, FewShotModel)]
+        raise unknown("model type", run.model["type"], known, f"method {run.method}")
+    if kind.wants_text:
+        corpus = load_corpus(ws.dataset(run.dataset) / "texts.json")
+        settings["base_texts"] = class_sentences(corpus, store.classes("train"), run.model)
+    if "video_text_weight" in run.train:
+        settings["video_text_weight"] = run.train["video_text_weight"]
+    torch.manual_seed(run.seed)
+    try:
+        return kind(backbone={"source": backbone_source(run.backbone, ws)}, **settings)
+    except TypeError as error:
+        raise UserError(f"method {run.method}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from error
+
+
+def load_trained(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
+    """The model of `run` with the weights that its training left, in evaluation mode.
+
+    Raises:
+        UserError: it is not trained yet.
+    """
+    model = build_model(run, ws, store)
+    if run.train:
+        path = ws.run(run.id) / WEIGHTS
+        if not path.is_file():
+            raise UserError(f"{path} is missing: train it with `python -m pipeline train {run.id}`")
+        try:
+            model.load_trained_state(load_file(path))
+        except (KeyError, OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} cannot be loaded ({error}); delete it and train again") from error
+    return model.eval()

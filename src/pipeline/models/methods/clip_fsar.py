@@ -1,0 +1,59 @@
+"""CLIP-FSAR (Wang et al., IJCV 2023): the class text joins the support's frames in one transformer layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.compat import MODELS
+from pipeline.models.matching import clipfsar_visual_log_probability, cosine_similarity, merge_shots
+from pipeline.models.methods.base import FewShotModel, Scores
+from pipeline.models.methods.matchers import frame_distance
+from pipeline.models.necks import ContextTransformer
+
+
+@MODELS.register_module()
+class ClipFsar(FewShotModel):
+    """Support: mean of the shots, frame by frame; then [T frames ; class text] through the transformer, of which the
+    T frames stay. Query: its T frames through the same transformer. Distance: OTAM with lambda 0.5.
+
+    With several sentences a class (LGA's dagger row) the class text is the mean of their features.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        base_texts: Sequence[Sequence[str]],
+        matcher: str = "otam",
+        lam: float = 0.5,
+        heads: int = 8,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(backbone, base_texts, **kwargs)
+        self.neck = ContextTransformer(self.backbone.dim, heads=heads)
+        self.matcher, self.lam = matcher, lam
+
+    def prototypes(self, support: Tensor, texts: Tensor | None) -> Tensor:
+        """(E, N, K, T, D) and (E, N, L, D) -> (E, N, T, D)."""
+        frames = merge_shots(support)
+        tokens = torch.cat((frames, texts.mean(-2, keepdim=True)), dim=-2)
+        return self.neck(tokens)[..., : frames.shape[-2], :]
+
+    def match(self, query: Tensor, prototypes: Tensor, texts: Tensor | None, matcher: str | None = None) -> Scores:
+        """{"vv": -D, "vt": scaled cosine, "log_vv": CLIP-FSAR's own softmax((8 - D) / 8)}, each (E, Q, N)."""
+        distance = frame_distance(matcher or self.matcher, self.neck(query), prototypes, self.lam)
+        flat = query.flatten(0, 1)
+        per_query = texts[:, None].expand(-1, query.shape[1], -1, -1, -1).flatten(0, 1)
+        return {
+            "vv": -distance,
+            "vt": self.video_text(flat, per_query).unflatten(0, query.shape[:2]),
+            "log_vv": clipfsar_visual_log_probability(distance),
+        }
+
+    def video_text(self, features: Tensor, texts: Tensor) -> Tensor:
+        """Learnt scale times the cosine of the mean backbone frame and the class text: (B, T, D) -> (B, C)."""
+        pooled, classes = features.mean(-2), texts.mean(-2)
+        return self.scale * cosine_similarity(pooled[:, None], classes).squeeze(-2)

@@ -1,0 +1,108 @@
+"""LGA (ICCV 2025): language-guided action anatomy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.compat import MODELS
+from pipeline.errors import unknown
+from pipeline.models.matching import abmhm_phases, merge_shots, phase_text_similarity, pool_phases
+from pipeline.models.methods.base import FewShotModel, Scores
+from pipeline.models.methods.matchers import frame_distance
+from pipeline.models.necks import PhaseFusion
+from pipeline.models.segmentation import segment
+
+MATCHERS = ("ab_mhm", "bi_mhm", "otam")
+
+
+class Phases(NamedTuple):
+    """Fused frames of videos: features (..., L, T, D), of which the places in mask (..., L, T) count."""
+
+    features: Tensor
+    mask: Tensor
+
+    def frames(self) -> Tensor:
+        """One feature for each frame, (..., T, D): the mean where two phases share it (for OTAM and Bi-MHM)."""
+        weight = self.mask.unsqueeze(-1).to(self.features.dtype)
+        return (self.features * weight).sum(-3) / weight.sum(-3).clamp_min(1)
+
+
+@MODELS.register_module()
+class LGA(FewShotModel):
+    """Phases of a video found by clustering its frames, fused with the atomic descriptions of a class, and matched
+    phase by phase (AB-MHM) and against the texts.
+
+    Args:
+        atoms: L, the number of phases (and of texts a class, unless the text is the label).
+        segmenter: cluster, hard or twfinch (LGA Table 5); none is one phase, that is no visual anatomy.
+        overlap: frames that neighbouring phases share on each side of their boundary.
+        scale, attention, residual: the fusion (Table 3; Eq. 1 is L and cross without residual).
+        matcher: ab_mhm (Eq. 2), bi_mhm or otam (Table 4); the latter two see one feature a frame.
+        lam: softness of OTAM.
+
+    Clustering sees detached backbone features. A class with K shots has one segmentation, that of their mean.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        base_texts: Sequence[Sequence[str]],
+        atoms: int = 3,
+        segmenter: str = "cluster",
+        overlap: int = 1,
+        scale: str = "L",
+        attention: str = "cross",
+        residual: bool = False,
+        matcher: str = "ab_mhm",
+        lam: float = 0.5,
+        heads: int = 8,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(backbone, base_texts, **kwargs)
+        if matcher not in MATCHERS:
+            raise unknown("matcher", matcher, MATCHERS)
+        self.neck = PhaseFusion(
+            self.backbone.dim, heads=heads, scale=scale, attention=attention, residual_attention=residual
+        )
+        self.atoms, self.segmenter, self.overlap = atoms, segmenter, overlap
+        self.matcher, self.lam = matcher, lam
+
+    def phases(self, frames: Tensor) -> Tensor:
+        """Membership of frames (..., T, D) in phases: bool (..., L, T)."""
+        if self.segmenter == "none":
+            return torch.ones(*frames.shape[:-2], 1, frames.shape[-2], dtype=torch.bool, device=frames.device)
+        return segment(frames.detach(), self.atoms, self.segmenter, self.overlap)
+
+    def prototypes(self, support: Tensor, texts: Tensor | None) -> Phases:
+        """(E, N, K, T, D) and (E, N, L, D) -> fused phases of each class (Eq. 1)."""
+        frames = merge_shots(support)
+        mask = self.phases(frames)
+        return Phases(self.neck(frames, mask, texts), mask)
+
+    def match(self, query: Tensor, prototypes: Phases, texts: Tensor | None, matcher: str | None = None) -> Scores:
+        """{"vv": -D (Eq. 2, 3), "vt": Eq. 4}, each (E, Q, N). Queries have no text, so they are fused without."""
+        mask = self.phases(query)
+        fused = Phases(self.neck(query, mask, None), mask)
+        name = matcher or self.matcher
+        if name == "ab_mhm":
+            distance = abmhm_phases(fused.features, mask, prototypes.features, prototypes.mask)
+        else:
+            distance = frame_distance(name, fused.frames(), prototypes.frames(), self.lam)
+        pooled = self._pool(query, mask, texts)
+        return {"vv": -distance, "vt": self.scale * phase_text_similarity(pooled, texts)}
+
+    def video_text(self, features: Tensor, texts: Tensor) -> Tensor:
+        """Learnt scale times the sum over phases of the cosine of phase and text (Eq. 4): (B, T, D) -> (B, C)."""
+        pooled = self._pool(features, self.phases(features), texts)
+        return self.scale * phase_text_similarity(pooled[None], texts[None])[0]
+
+    def _pool(self, frames: Tensor, mask: Tensor, texts: Tensor) -> Tensor:
+        """Mean backbone frame of each phase (..., L, D); of the whole video where a class has one text, or the
+        video one phase."""
+        if texts.shape[-2] == mask.shape[-2] > 1:
+            return pool_phases(frames.unsqueeze(-3), mask)
+        return frames.mean(-2, keepdim=True).expand(*frames.shape[:-2], texts.shape[-2], -1)

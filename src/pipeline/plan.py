@@ -1,0 +1,269 @@
+"""From the tables to the work: which cells, of which runs, on which data sets and backbones.
+
+The plan is what Snakemake reads at parse time, and what `python -m pipeline plan` prints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config, merge, parse
+from pipeline.errors import UserError, unknown
+from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest, slug
+from pipeline.tables.spec import Column, Paper, Row, Table, read_papers
+
+# Keys of a data set's definition that say where and how on this machine, not what.
+DATASET_OPTIONS = ("root", "lists", "texts", "workers", "licence", "homepage", "note")
+METHOD_KEYS = ("model", "train", "schedules", "measure", "backbone", "recipe")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place of a table: the printed value and the cells (one a seed) that are measured for it."""
+
+    paper: str
+    table: str
+    row: str
+    column: str
+    metric: str
+    published: float | None
+    note: str
+    cells: tuple[Cell, ...]
+    dataset: str = ""
+    """Name of the data set that was measured."""
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """Runs of one table that differ along one axis on one data set."""
+
+    name: str
+    axis: str
+    runs: tuple[str, ...]
+
+
+@dataclass
+class Plan:
+    """Everything that the configured tables need."""
+
+    config: Config
+    papers: dict[str, Paper] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    runs: dict[str, Run] = field(default_factory=dict)
+    cells: dict[str, Cell] = field(default_factory=dict)
+    datasets: dict[str, Asset] = field(default_factory=dict)
+    backbones: dict[str, Asset] = field(default_factory=dict)
+    sweeps: dict[str, SweepPlan] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path | str = "config", overlay: Mapping[str, Any] | None = None) -> Plan:
+        """The plan of the tables in `folder` under `overlay`.
+
+        Raises:
+            UserError: something in the configuration is wrong; the message names file, key and nearest name.
+        """
+        plan = cls(Config(folder, overlay))
+        plan.papers = read_papers(plan.config)
+        for paper, sheet in plan.papers.items():
+            for number, table in sheet.tables.items():
+                plan._add_table(paper, number, table)
+        return plan
+
+    def _add_table(self, paper: str, number: str, table: Table) -> None:
+        trials: dict[str, dict[str, Any]] = {}
+        for row in table.rows:
+            for index, column in enumerate(table.columns):
+                published = row.published[index] if row.published else None
+                where = f"{self.config.folder}/tables/{paper}.yaml, table {number}, row {row.name!r}"
+                cells = self._cells(row, column, where) if row.experiment else ()
+                if not cells and published is None:
+                    continue
+                note = "; ".join(filter(None, [row.published_only, row.note, row.notes.get(column.name, "")]))
+                dataset = cells[0].run.dataset.rsplit("-", 1)[0] if cells else ""
+                self.entries.append(
+                    Entry(paper, number, row.name, column.name, column.metric, published, note, cells, dataset)
+                )
+                if table.sweep:
+                    for cell in cells:
+                        trials.setdefault(cell.run.dataset, {})[cell.run.id] = None
+        for dataset, runs in trials.items():
+            name = f"{paper}_table{number}-{dataset}"
+            self.sweeps[name] = SweepPlan(name, table.sweep.axis, tuple(runs))
+
+    def _cells(self, row: Row, column: Column, where: str) -> tuple[Cell, ...]:
+        """The cells of one place of a table, one for each training seed."""
+        on, what = (
+            column.experiment.model_dump(exclude_unset=True),
+            row.experiment.model_dump(exclude_unset=True),
+        )
+        delta = merge(on, what)
+        if "method" not in delta or "dataset" not in delta:
+            raise UserError(
+                f"{where}: neither row nor column names a {'method' if 'method' not in delta else 'dataset'}"
+            )
+        delta.setdefault("measure", {})["metric"] = column.metric
+        cells = [self.cell(delta, seed, where) for seed in self.config.settings.seeds]
+        for cell in cells:
+            self.cells.setdefault(cell.id, cell)
+            self.runs.setdefault(cell.run.id, cell.run)
+        return tuple(cells)
+
+    def cell(self, delta: Mapping[str, Any], seed: int, where: str) -> Cell:
+        """The cell of an experiment: method defaults, schedule of the data set, scale, then the experiment.
+
+        Raises:
+            UserError: an unknown method, data set, backbone or key.
+        """
+        settings = self.config.settings
+        method = self.config.entry("methods", delta["method"], where)
+        name = settings.substitute.get(delta["dataset"], delta["dataset"])
+        dataset = self.dataset(name, where)
+        if odd := set(method) - set(METHOD_KEYS):
+            raise unknown("key", min(odd), METHOD_KEYS, f"{self.config.folder}/methods/{delta['method']}.yaml")
+        train = merge(method.get("train", {}), method.get("schedules", {}).get(name, {}))
+        train = merge(train, {key: value for key, value in settings.train.items() if key in train})
+        for part in ("model", "train"):
+            known = method.get(part, {})
+            for key in delta.get(part, {}):
+                if key not in known:
+                    raise unknown(f"{part} key", key, known, f"{where} (method {delta['method']})")
+        backbone = self.backbone(settings.backbone or delta.get("backbone") or method["backbone"], where)
+        run = Run(
+            method=delta["method"],
+            model=merge(merge(method.get("model", {}), settings.model), delta.get("model", {})),
+            train=merge(train, delta.get("train", {})),
+            dataset=dataset.key,
+            frames=merge(settings.frames, dataset.spec.get("frames", {})),
+            backbone=backbone.key,
+            text=_content(dataset.options.get("texts")),
+            scale=settings.scale,
+            seed=seed if train else 0,
+            selection=(delta.get("selection") or settings.selection) if train else "last",
+            recipe=method.get("recipe", 1),
+        )
+        measure = merge(merge(method.get("measure", {}), settings.measure), delta.get("measure", {}))
+        measure.setdefault("alpha_grid", settings.alpha_grid)
+        return Cell(run=run, measure=parse(Measure, measure, f"{where}, measure").settled())
+
+    def dataset(self, name: str, where: str) -> Asset:
+        """The data set `name`, registered in the plan."""
+        definition = self.config.entry("datasets", name, where)
+        if "kind" not in definition:
+            raise UserError(
+                f"{self.config.folder}/datasets/{name}.yaml: key kind is missing (synthetic, folder or list)"
+            )
+        options = {key: definition[key] for key in DATASET_OPTIONS if key in definition}
+        spec = {key: value for key, value in definition.items() if key not in DATASET_OPTIONS}
+        asset = Asset(name=name, spec=spec, options=options)
+        return self.datasets.setdefault(asset.key, asset)
+
+    def backbone(self, name: str, where: str) -> Asset:
+        """The backbone `name`, registered in the plan with the data sets that its pretraining needs."""
+        definition = self.config.backbone(name, where)
+        spec = {key: value for key, value in definition.items() if key != "path"}
+        options = {key: value for key, value in definition.items() if key == "path"}
+        if "sources" in spec:
+            here = f"{self.config.folder}/backbones.yaml, {name}, sources"
+            assets = [self.dataset(source, here) for source in spec["sources"]]
+            stores = [store_key(merge(self.config.settings.frames, a.spec.get("frames", {}))) for a in assets]
+            spec = spec | {"sources": [a.key for a in assets], "stores": stores}
+        asset = Asset(name=name, spec=spec, options=options)
+        return self.backbones.setdefault(asset.key, asset)
+
+    # What Snakemake asks
+
+    @cached_property
+    def stores(self) -> dict[str, dict[str, Any]]:
+        """Frame store name -> its policy."""
+        policies = [run.frames for run in self.runs.values()]
+        policies += [merge(self.config.settings.frames, a.spec.get("frames", {})) for a in self.datasets.values()]
+        return {store_key(frames): frames["store"] for frames in policies}
+
+    @cached_property
+    def cells_of(self) -> dict[str, list[str]]:
+        """Run id -> ids of its cells."""
+        out: dict[str, list[str]] = {run: [] for run in self.runs}
+        for cell in self.cells.values():
+            out[cell.run.id].append(cell.id)
+        return out
+
+    @cached_property
+    def swept(self) -> dict[str, str]:
+        """Run id -> the sweep that trains it; a run that another table needs too is trained on its own."""
+        alone = {
+            cell.run.id
+            for entry in self.entries
+            if not self.papers[entry.paper].tables[entry.table].sweep
+            for cell in entry.cells
+        }
+        return {run: sweep.name for sweep in self.sweeps.values() for run in sweep.runs if run not in alone}
+
+    def tables(self, paper: str | None = None) -> list[tuple[str, str]]:
+        """(paper, table) of every table, or of one paper's."""
+        return [(p, t) for p, sheet in self.papers.items() for t in sheet.tables if paper in (None, p)]
+
+    def numbers(self) -> list[str]:
+        """Every table number that some paper has."""
+        return list(dict.fromkeys(table for _, table in self.tables()))
+
+    def table_entries(self, paper: str, table: str) -> list[Entry]:
+        """The places of one table.
+
+        Raises:
+            UserError: there is no such paper or table.
+        """
+        if paper not in self.papers:
+            raise unknown("paper", paper, self.papers)
+        if table not in self.papers[paper].tables:
+            raise unknown("table", f"table{table}", [f"table{t}" for t in self.papers[paper].tables], f"paper {paper}")
+        return [entry for entry in self.entries if (entry.paper, entry.table) == (paper, table)]
+
+    def table_cells(self, paper: str, table: str) -> list[str]:
+        """Ids of the cells of one table."""
+        return list(dict.fromkeys(c.id for entry in self.table_entries(paper, table) for c in entry.cells))
+
+    def write_specs(self, folder: Path | str) -> None:
+        """Write every run, cell, data set and backbone to `folder`, one JSON file each.
+
+        Stages read these, so that a job sees exactly what was planned, with all overlays. The files are named by
+        their content, so an existing one is never rewritten; only the options of an asset may change.
+        """
+        folder = Path(folder)
+        things: Iterable[tuple[str, Any]] = [
+            *((f"{run.id}", run) for run in self.runs.values()),
+            *((f"{key}", asset) for key, asset in {**self.datasets, **self.backbones}.items()),
+            *self.stores.items(),
+            *((f"sweep-{name}", vars(sweep)) for name, sweep in self.sweeps.items()),
+            *(
+                (f"cells-{run}", {"cells": {cell: self.cells[cell] for cell in cells}})
+                for run, cells in self.cells_of.items()
+            ),
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, thing in things:
+            path, text = folder / f"{name}.json", canonical(thing) + "\n"
+            if not path.is_file() or path.read_text() != text:
+                temporary = path.with_suffix(f".{os.getpid()}.tmp")
+                temporary.write_text(text)
+                os.replace(temporary, path)
+
+
+def _content(path: str | None) -> str:
+    """Short hash of a text corpus that the user provides; a generated one is part of the data set's key."""
+    if not path or not Path(path).is_file():
+        return ""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+
+
+def store_key(frames: Mapping[str, Any]) -> str:
+    """Folder name of the frame store of a frame policy."""
+    return f"frames-{digest(frames['store'])}"
+
+
+__all__ = ["Entry", "Plan", "SweepPlan", "slug", "store_key"]

@@ -1,0 +1,236 @@
+"""A table as people read it: Markdown for the result files, a rich table for the console.
+
+Both show one `Layout`, rows by columns as in the paper; only the marks differ.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.plan import Plan
+    from pipeline.tables.results import Record
+    from pipeline.tables.spec import Table
+
+DECIMALS = {"time_ms": 2}  # of printed numbers; everything else has one
+LOWER_IS_BETTER = {"time_ms"}
+MISSING = "–"
+LEGEND = "Entries: ours ± 95 % interval (published, difference); only in brackets: not measured here."
+
+
+@dataclass
+class Place:
+    """What is written in one place of a table."""
+
+    ours: str = ""
+    """Measured value and interval, or the mark of a missing one."""
+    printed: str = ""
+    """The paper's value and the difference to it, in brackets."""
+    best: bool = False
+    notes: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Layout:
+    """A table in the paper's layout: one list of places per row, and footnotes with their numbers from 1."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[Place]]]
+    column_notes: dict[str, list[int]]
+    row_notes: dict[str, list[int]]
+    footnotes: list[str]
+    measured: str
+    """How it was measured: scale, selection, seeds."""
+
+
+def layout(table: Table, records: list[Record]) -> Layout:
+    """Arranges the long `records` of a `table` as the paper does.
+
+    The best measured value of a column is marked where at least two rows are measured; what looks equal is
+    equally good. A note that holds for a whole row or column stands at its name, so that it is not repeated.
+    """
+    at = {(record.row, record.column): record for record in records}
+    best, notes = _best(records), _Footnotes(records)
+    columns = [column.name for column in table.columns]
+    rows = []
+    for row in table.rows:
+        places = []
+        for column in columns:
+            record = at.get((row.name, column))
+            place = _place(record) if record else Place()
+            if record and record.status == "measured":
+                place.best = _shown(record) == best.get(column)
+            place.notes = notes.of(row.name, column)
+            places.append(place)
+        rows.append((row.name, places))
+    return Layout(columns, rows, notes.columns, notes.rows, notes.texts, _measured(records))
+
+
+def number(value: float, metric: str, sign: str = "") -> str:
+    """`value` as it is printed: one decimal, times two; `sign` is "+" for a difference."""
+    return f"{value:{sign}.{DECIMALS.get(metric, 1)}f}".replace("-", "−")
+
+
+def _place(record: Record) -> Place:
+    published = None if record.published is None else number(record.published, record.metric)
+    if record.status == "published-only":
+        return Place(printed=f"({published})")
+    if record.status == "missing":
+        return Place(MISSING, f"(published {published})" if published else "")
+    half = "" if record.ci95 is None else f" ± {number(record.ci95, record.metric)}"
+    printed = f"(published {published}, {number(record.delta, record.metric, '+')})" if published else ""
+    return Place(number(record.value, record.metric) + half, printed)
+
+
+def _shown(record: Record) -> float:
+    """The measured value with as many decimals as are shown."""
+    return round(record.value, DECIMALS.get(record.metric, 1))
+
+
+def _best(records: list[Record]) -> dict[str, float]:
+    values = defaultdict(list)
+    for record in records:
+        if record.status == "measured":
+            values[record.column, record.metric].append(_shown(record))
+    return {
+        column: min(found) if metric in LOWER_IS_BETTER else max(found)
+        for (column, metric), found in values.items()
+        if len(found) > 1
+    }
+
+
+def _measured(records: list[Record]) -> str:
+    """How the table was measured, with a warning where the numbers cannot be the paper's."""
+    made = [record for record in records if record.status != "published-only"]
+    if not made:
+        return "Printed values only."
+    seeds = made[0].seeds.split(";")
+    text = f"Scale {made[0].scale}, checkpoint selection {made[0].selection}, "
+    text += f"training seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}."
+    if missing := sum(record.status == "missing" for record in made):
+        text += f" {missing} of {len(made)} places are not measured yet ({MISSING})."
+    if made[0].scale != "paper":
+        text += " Smaller than the paper's experiments: not comparable with the published numbers."
+    return text
+
+
+class _Footnotes:
+    """Numbers the notes of `records`: those of whole columns, of whole rows, then of single places."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.texts: list[str] = []
+        parts = {(r.row, r.column): r.note.split("; ") if r.note else [] for r in records}
+        self.columns = self._whole(parts, [r for r in records if r.status == "measured"], "column")
+        self.rows = self._whole(parts, records, "row")
+        self._places = {place: [self._number(text) for text in texts] for place, texts in parts.items()}
+
+    def of(self, row: str, column: str) -> list[int]:
+        """Footnotes of one place."""
+        return self._places.get((row, column), [])
+
+    def _whole(self, parts: dict[tuple[str, str], list[str]], records: list[Record], kind: str) -> dict[str, list[int]]:
+        """Takes the notes out of `parts` that all places (two at least) of a row or column share."""
+        groups, marks = defaultdict(list), {}
+        for record in records:
+            groups[getattr(record, kind)].append((record.row, record.column))
+        for name, places in groups.items():
+            if len(places) < 2:
+                continue
+            shared = [text for text in parts[places[0]] if all(text in parts[place] for place in places)]
+            marks[name] = [self._number(text) for text in shared]
+            for place in places:
+                parts[place] = [text for text in parts[place] if text not in shared]
+        return marks
+
+    def _number(self, text: str) -> int:
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
+
+
+def markdown(heading: str, table: Table, records: list[Record], prefix: str = "") -> str:
+    """The table as a section of a page: heading, how it was measured, rows by columns, footnotes.
+
+    Args:
+        prefix: goes into the names of the footnotes, so that several tables fit on one page.
+    """
+    page = layout(table, records)
+
+    def marks(notes: list[int]) -> str:
+        return "".join(f" [^{prefix}{note}]" for note in notes)
+
+    def cell(place: Place) -> str:
+        ours = f"**{place.ours}**" if place.best else place.ours
+        return " ".join(filter(None, [ours, place.printed])) + marks(place.notes)
+
+    head = [_escape(name) + marks(page.column_notes.get(name, [])) for name in page.columns]
+    lines = [["", *head], ["---", *["---:"] * len(head)]]
+    for name, places in page.rows:
+        lines.append([_escape(name) + marks(page.row_notes.get(name, [])), *map(cell, places)])
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = "\n".join(f"[^{prefix}{i}]: {_escape(text)}" for i, text in enumerate(page.footnotes, 1))
+    parts = [f"## {_escape(heading)}", page.measured, _escape(table.note), body, LEGEND, notes]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _escape(text: str) -> str:
+    """`text` where no character ends a table cell or starts a link, a tag or emphasis."""
+    for mark in "\\|[]*_<":
+        text = text.replace(mark, f"\\{mark}")
+    return text
+
+
+def print_table(
+    plan: Plan, paper: str | None, number: str, results_dir: Path | str = "results", console: Any = None
+) -> None:
+    """Prints a table, as far as it is measured: our value above the published one, the best in bold.
+
+    Args:
+        paper: whose table; None: that of every paper that has one of this number.
+        number: "4", "table4" or "fig3".
+        console: a `rich.console.Console`; by default one on standard output.
+
+    Raises:
+        UserError: no such paper or table, or a cell file is damaged.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from pipeline.tables.results import heading, papers_with, records, table_number  # they import this module
+
+    console, key = console or Console(), table_number(number)
+    for name in papers_with(plan, key, paper):
+        table = plan.papers[name].tables[key]
+        page = layout(table, records(plan, name, key, results_dir, allow_missing=True))
+        console.print(_rich(page, heading(plan, name, key)))
+        for line in filter(None, [page.measured, table.note, LEGEND]):
+            console.print(Text(line))
+        for i, text in enumerate(page.footnotes, 1):
+            console.print(Text(f"[{i}] {text}", style="dim"))
+
+
+def _rich(page: Layout, title: str) -> Any:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    def marks(notes: list[int]) -> Text:
+        return Text("".join(f" [{note}]" for note in notes), style="dim")
+
+    def cell(place: Place) -> Text:
+        below = "\n" if place.ours and place.printed else ""
+        printed = Text(below + place.printed.replace("published ", ""), style="dim")
+        return Text(place.ours, style="bold" if place.best else "") + printed + marks(place.notes)
+
+    out = RichTable(title=Text(title), title_justify="left", show_lines=True)
+    out.add_column("", overflow="fold")
+    for name in page.columns:
+        head = Text(name.replace("/", "/\n")) + marks(page.column_notes.get(name, []))
+        out.add_column(head, justify="right", overflow="fold")
+    for name, places in page.rows:
+        head = Text(name.replace(",", ", ")) + marks(page.row_notes.get(name, []))
+        out.add_row(head, *map(cell, places))
+    return out

@@ -1,0 +1,269 @@
+"""From measured cells to result files: `RESULTS/PAPER/TABLE.csv` (long) and `.md` (the paper's layout).
+
+A cell file `RESULTS/cells/CELL.json` holds one measured number (`CellFile`). Nothing here measures one: a
+table is a view of cells, of the printed values and of the notes in the sheet.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+from pipeline.config import parse
+from pipeline.errors import UserError, unknown
+from pipeline.experiment import Cell, slug
+from pipeline.plan import Entry, Plan
+from pipeline.tables import render
+from pipeline.workspace import Workspace
+
+DIGITS = 4  # decimals kept in CSV files
+
+
+class CellFile(BaseModel):
+    """What a table reads of a cell file; `value` and `ci95` are in per cent or milliseconds (`metric`)."""
+
+    model_config = ConfigDict(extra="ignore")
+    cell: str
+    run: str
+    metric: str
+    value: FiniteFloat
+    ci95: FiniteFloat | None = None
+    n: int
+    """Episodes, or timed tasks."""
+    alpha: float | None = None
+    """Exponent of the video-video score that was used; None where a single score is measured."""
+    coverage: float | None = None
+    """Fraction of what should have been measured that was; None where it is always all."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One place of a table; the fields are the columns of the long CSV files, in their order."""
+
+    paper: str
+    table: str
+    row: str
+    column: str
+    metric: str
+    value: float | None
+    """Mean over the seeds."""
+    ci95: float | None
+    """Half width of its 95 % interval."""
+    n: int | None
+    """Episodes, of all seeds together."""
+    published: float | None
+    delta: float | None
+    """value - published."""
+    scale: str
+    selection: str
+    seeds: str
+    run_id: str
+    cell_id: str
+    """Several seeds: joined by ";"."""
+    status: str
+    """measured, published-only or missing."""
+    note: str
+
+
+COLUMNS = tuple(field.name for field in fields(Record))
+
+
+# Names
+
+
+def table_stem(number: str) -> str:
+    """File name, without its ending, of a table: "4" -> "table4", "1a" -> "table1a", "fig3" -> "fig3"."""
+    return number if number.startswith("fig") else f"table{number}"
+
+
+def table_number(stem: str) -> str:
+    """Key in the sheet of a file name or of what a user types: "table4" -> "4" (undoes `table_stem`)."""
+    return stem.removeprefix("table")
+
+
+def papers_with(plan: Plan, number: str, paper: str | None = None) -> list[str]:
+    """The papers that have this table; only `paper`, where it is given.
+
+    Raises:
+        UserError: there is no such paper or table; the nearest one is named.
+    """
+    if paper and paper not in plan.papers:
+        raise unknown("paper", paper, plan.papers)
+    tables = plan.tables(paper or None)
+    found = [name for name, table in tables if table == number]
+    if not found:
+        where = f"paper {paper}" if paper else ""
+        raise unknown("table", table_stem(number), {table_stem(table) for _, table in tables}, where)
+    return found
+
+
+def heading(plan: Plan, paper: str, number: str) -> str:
+    """For instance "lga, Table 4: Matching ..."; the title of a figure says itself which one it is."""
+    title = plan.papers[paper].tables[number].title
+    return f"{paper}, {title}" if number.startswith("fig") else f"{paper}, Table {number}: {title}"
+
+
+# Reading
+
+
+def read_cell(cell: Cell, results_dir: Path | str = "results") -> CellFile:
+    """The measured number of `cell`.
+
+    Raises:
+        UserError: the file is missing, is no JSON, lacks a key, or is of another cell; the message has the
+            command that makes it.
+    """
+    path = Workspace(results_dir).cell(cell.id)
+    make = f"`snakemake --config scale={cell.run.scale} -- {path}`"
+    if not path.is_file():
+        raise UserError(f"{path}: not measured yet; make it with {make}")
+    again = f"delete it and make it again with {make}"
+    try:
+        found = parse(CellFile, json.loads(path.read_text()), str(path))
+    except (UserError, ValueError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"{path}: damaged cell file ({reason}); {again}") from None
+    for key, wanted in (("cell", cell.id), ("run", cell.run.id), ("metric", cell.measure.metric)):
+        if getattr(found, key) != wanted:
+            raise UserError(f"{path}: {key} is {getattr(found, key)!r} but should be {wanted!r}; {again}")
+    return found
+
+
+def records(
+    plan: Plan, paper: str, number: str, results_dir: Path | str = "results", allow_missing: bool = False
+) -> list[Record]:
+    """Every place of one table, row by row, as the sheet has them.
+
+    Args:
+        allow_missing: a place whose cells are not all measured gets the status "missing", not an error.
+
+    Raises:
+        UserError: no such paper or table, or a cell file is missing or damaged.
+    """
+    papers_with(plan, number, paper)
+    return [_record(plan, entry, results_dir, allow_missing) for entry in plan.table_entries(paper, number)]
+
+
+def _record(plan: Plan, entry: Entry, results_dir: Path | str, allow_missing: bool) -> Record:
+    place = {key: getattr(entry, key) for key in ("paper", "table", "row", "column", "metric", "published")}
+    empty: dict[str, Any] = dict.fromkeys(("value", "ci95", "n", "delta")) | {"note": entry.note}
+    if not entry.cells:
+        blank = dict.fromkeys(("scale", "selection", "seeds", "run_id", "cell_id"), "")
+        return Record(**place, **empty, **blank, status="published-only")
+    runs = [cell.run for cell in entry.cells]
+    made = {
+        "scale": runs[0].scale,
+        "selection": "test (paper)" if runs[0].selection == "test" else runs[0].selection,
+        "seeds": ";".join(str(run.seed) for run in runs),
+        "run_id": ";".join(run.id for run in runs),
+        "cell_id": ";".join(cell.id for cell in entry.cells),
+    }
+    ws = Workspace(results_dir)
+    if allow_missing and not all(ws.cell(cell.id).is_file() for cell in entry.cells):
+        return Record(**place, **empty, **made, status="missing")
+    found = [read_cell(cell, results_dir) for cell in entry.cells]
+    value, half = _pool(found)
+    delta = None if entry.published is None else value - entry.published
+    numbers = {"value": _round(value), "ci95": _round(half), "delta": _round(delta)}
+    note = "; ".join(filter(None, [entry.note, *_origin(plan, entry), *_remarks(entry, found)]))
+    return Record(**place, **made, **numbers, n=sum(cell.n for cell in found), status="measured", note=note)
+
+
+def _pool(found: list[CellFile]) -> tuple[float, float | None]:
+    if len(found) == 1:
+        return found[0].value, found[0].ci95
+    from pipeline.evaluation.intervals import pool  # here: NumPy only where there are several seeds
+
+    return pool([cell.value for cell in found], [cell.ci95 or 0.0 for cell in found])
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS) + 0.0  # + 0.0 turns -0.0 into 0.0
+
+
+def _origin(plan: Plan, entry: Entry) -> list[str]:
+    """What stands in for the data set and the backbone that the sheet asks for."""
+    sheet = plan.papers[entry.paper].tables[entry.table]
+    row = next(row.experiment for row in sheet.rows if row.name == entry.row)
+    column = next(column.experiment for column in sheet.columns if column.name == entry.column)
+    notes = []
+    dataset = row.dataset or column.dataset
+    if slug(dataset) != entry.dataset:
+        notes.append(f"measured on {entry.dataset} in place of {dataset}")
+    method = plan.config.entry("methods", row.method or column.method, f"paper {entry.paper}")
+    backbone = row.backbone or column.backbone or method["backbone"]
+    used = plan.config.settings.backbone or backbone
+    if used != backbone:
+        notes.append(f"backbone {used} in place of {backbone}")
+    return notes
+
+
+def _remarks(entry: Entry, found: list[CellFile]) -> list[str]:
+    """The alpha that was used, and an incomplete coverage."""
+    notes = []
+    measure = entry.cells[0].measure
+    alphas = list(dict.fromkeys(cell.alpha for cell in found if cell.alpha is not None))
+    if alphas and measure.score == "both" and measure.metric != "time_ms":
+        chosen = " (chosen on validation)" if measure.alpha == "val" else ""
+        notes.append(f"alpha {'/'.join(f'{alpha:g}' for alpha in alphas)}{chosen}")
+    coverage = min((cell.coverage for cell in found if cell.coverage is not None), default=1.0)
+    if coverage < 1:
+        notes.append(f"coverage {100 * coverage:.1f} %")
+    return notes
+
+
+# Writing
+
+
+def write_table(plan: Plan, paper: str, number: str, results_dir: Path | str = "results") -> tuple[Path, Path]:
+    """Writes `RESULTS/PAPER/TABLE.csv` (long) and `.md` (the paper's layout) and returns their paths.
+
+    Raises:
+        UserError: no such paper or table, or a cell file is missing or damaged.
+    """
+    found = records(plan, paper, number, results_dir)
+    page = render.markdown(heading(plan, paper, number), plan.papers[paper].tables[number], found)
+    return _write_both(Path(results_dir) / paper / table_stem(number), found, page)
+
+
+def write_combined(plan: Plan, number: str, results_dir: Path | str = "results") -> tuple[Path, Path]:
+    """Writes `RESULTS/TABLE.csv` and `.md` with that table of every paper that has one.
+
+    Raises:
+        UserError: no paper has such a table, or a cell file is missing or damaged.
+    """
+    everything: list[Record] = []
+    pages = []
+    for paper in papers_with(plan, number):
+        found = records(plan, paper, number, results_dir)
+        everything += found
+        title, sheet = heading(plan, paper, number), plan.papers[paper].tables[number]
+        pages.append(render.markdown(title, sheet, found, prefix=paper))
+    return _write_both(Path(results_dir) / table_stem(number), everything, "\n".join(pages))
+
+
+def to_csv(found: Iterable[Record]) -> str:
+    """The long CSV of some records; an empty field means that there is no such number."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(astuple(record) for record in found)
+    return text.getvalue()
+
+
+def _write_both(stem: Path, found: list[Record], page: str) -> tuple[Path, Path]:
+    paths = stem.with_name(f"{stem.name}.csv"), stem.with_name(f"{stem.name}.md")
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for path, content in zip(paths, (to_csv(found), page), strict=True):
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, path)
+    return paths

@@ -1,0 +1,183 @@
+"""The text of a data set: what a language model wrote about each class, as one JSON file.
+
+    {"classes": {name: {"label": str, "atomic": {"1": [s], "2": [s, s], ...}, "stages": [s, s, s],
+    "global": str, "joints": {joint: s}}},
+     "provenance": {...}}
+
+Every field of a class but its label may be missing: a method asks for what it needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.datasets.index import write_text
+from pipeline.errors import UserError, unknown
+
+FIELDS = ("label", "atomic", "stages", "global", "joints")
+STAGES = 3  # beginning, process, end (Task-Adapter++)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts by class name; `path` is where they came from, for messages."""
+
+    classes: dict[str, dict[str, Any]]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    path: Path = Path("corpus.json")
+
+    def __post_init__(self) -> None:
+        for name, entry in self.classes.items():
+            _check_entry(name, entry, self.path)
+
+    @property
+    def names(self) -> list[str]:
+        """Sorted class names."""
+        return sorted(self.classes)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the texts (not of the provenance, nor of how the file is laid out)."""
+        text = json.dumps(self.classes, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+    def label(self, name: str) -> str:
+        """The class's name as words. Like every look-up, raises UserError when class or text is missing."""
+        return self._field(name, "label", "label")
+
+    def atomic(self, name: str, count: int) -> list[str]:
+        """The `count` atomic actions of a class, in time order."""
+        texts = self._field(name, "atomic", f"{count} atomic action(s)").get(str(count))
+        if texts is None:
+            raise self._missing(name, f"{count} atomic action(s)")
+        return list(texts)
+
+    def stages(self, name: str) -> list[str]:
+        """Beginning, process and end of the action."""
+        return list(self._field(name, "stages", "stages"))
+
+    def global_text(self, name: str) -> str:
+        """One description of the whole action."""
+        return self._field(name, "global", "global text")
+
+    def joints(self, name: str) -> dict[str, str]:
+        """What each joint does, by joint."""
+        return dict(self._field(name, "joints", "texts of joints"))
+
+    def require(self, names: Iterable[str]) -> None:
+        """Raise UserError unless every class of `names` has an entry."""
+        absent = sorted(set(names) - set(self.classes))
+        if absent:
+            shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+            raise UserError(f"{self.path} has no text for {len(absent)} class(es): {shown}; write them")
+
+    def merge(self, other: Corpus) -> Corpus:
+        """Both corpora as one; raises UserError where they say different things of one class."""
+        classes = {name: dict(entry) for name, entry in self.classes.items()}
+        for name, entry in other.classes.items():
+            classes[name] = self._merge_entry(name, classes.get(name, {}), entry, other.path)
+        return Corpus(classes, {**self.provenance, **other.provenance}, self.path)
+
+    def _merge_entry(self, name: str, mine: dict[str, Any], theirs: dict[str, Any], where: Path) -> dict[str, Any]:
+        made = dict(mine)
+        for key, value in theirs.items():
+            old = made.get(key)
+            if isinstance(old, Mapping) and isinstance(value, Mapping):
+                clash = [part for part in value if part in old and old[part] != value[part]]
+                value = {**old, **value}
+            else:
+                clash = [] if old is None or old == value else [key]
+            if clash:
+                raise UserError(f"{self.path} and {where} differ in {key} of the class {name!r}; keep one of them")
+            made[key] = value
+        return made
+
+    def save(self, path: str | Path) -> Path:
+        """Write the corpus as JSON, as a whole or not at all."""
+        content = {"classes": self.classes, "provenance": self.provenance}
+        return write_text(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+    def _field(self, name: str, key: str, what: str) -> Any:
+        if name not in self.classes:
+            raise unknown("class", name, self.classes, str(self.path))
+        if key not in self.classes[name]:
+            raise self._missing(name, what)
+        return self.classes[name][key]
+
+    def _missing(self, name: str, what: str) -> UserError:
+        return UserError(f"{self.path}: the class {name!r} has no {what}; write it, or choose another text")
+
+
+def load_corpus(path: str | Path) -> Corpus:
+    """Read a corpus; raises UserError when the file is missing or not of the form above."""
+    path = Path(path)
+    content = _parse(path, json.loads)
+    if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
+        raise UserError(f'{path} is not a corpus: it needs {{"classes": {{name: {{...}}}}}}; write it again')
+    return Corpus(content["classes"], content.get("provenance", {}), path)
+
+
+def import_task_adapter(path: str | Path) -> Corpus:
+    """Corpus from a YAML file of Task-Adapter++: `class: {label, sub_act_en_li: [begin, process, end]}`.
+
+    Raises UserError when the file is missing or of another form.
+    """
+    path = Path(path)
+    content = _parse(path, yaml.safe_load)
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        raise UserError(f"{path} is not a Task-Adapter++ corpus; it needs class: {{label, sub_act_en_li}}")
+    classes = {}
+    for name, entry in content.items():
+        if not {"label", "sub_act_en_li"} <= entry.keys():
+            raise UserError(f"{path}: the class {name!r} needs label and sub_act_en_li; add them")
+        classes[str(name)] = {"label": str(entry["label"]), "stages": entry["sub_act_en_li"]}
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Corpus(classes, {"source": "Task-Adapter++", "file": path.name, "sha256": sha}, path)
+
+
+def _parse(path: Path, parse: Any) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no corpus {path}; write or import it first") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); write it again") from None
+
+
+def _check_entry(name: str, entry: Any, path: Path) -> None:
+    """Raise UserError when the texts of a class have another form than the module's docstring says."""
+    where = f"{path}: the class {name!r}"
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{where} must be an object with {', '.join(FIELDS)}; correct it")
+    for key in entry:
+        if key not in FIELDS:
+            raise unknown("field", key, FIELDS, f"{path}, class {name!r}")
+    for key in ("label", "global"):
+        if key in entry and not _is_text(entry[key]):
+            raise UserError(f"{where} has an empty {key}; correct it")
+    if "stages" in entry and not _are_texts(entry["stages"], STAGES):
+        raise UserError(f"{where} needs {STAGES} non-empty stages; correct it")
+    for key in ("atomic", "joints"):
+        if not isinstance(entry.get(key, {}), Mapping):
+            raise UserError(f"{where} has {key} that are no object; correct it")
+    for count, texts in entry.get("atomic", {}).items():
+        if not str(count).isdecimal() or not _are_texts(texts, int(count)):
+            raise UserError(f"{where} needs a list of {count} non-empty texts as its atomic {count!r}; correct it")
+    for joint, text in entry.get("joints", {}).items():
+        if not _is_text(text):
+            raise UserError(f"{where} has no text for the joint {joint!r}; correct it")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _are_texts(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(map(_is_text, value))

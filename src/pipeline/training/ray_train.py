@@ -1,0 +1,169 @@
+"""Trainings as Ray Train jobs: one run on N workers, or a slot that takes run after run from the queue."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import traceback
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.torch import TorchTrainer
+
+from pipeline.cluster import NAMESPACE
+from pipeline.config import Cluster
+from pipeline.errors import UserError
+from pipeline.experiment import Run
+from pipeline.workspace import Workspace
+
+FAILURES = 3  # lost workers that one training survives
+
+
+def latest_checkpoint(ws: Workspace, run_id: str) -> Path | None:
+    """Folder of the newest checkpoint that Ray keeps of a run, wherever it was trained."""
+    found = sorted((ws.ray / "train").glob(f"*/{run_id}-*/state.pt"), key=lambda path: path.parent.name)
+    return found[-1].parent if found else None
+
+
+def _storage(ws: Workspace) -> str:
+    path = ws.ray / "train"
+    path.mkdir(parents=True, exist_ok=True)
+    return str(path.resolve())
+
+
+def _scaling(settings: Cluster, workers: int) -> ScalingConfig:
+    resources: dict[str, float] = {"CPU": settings.threads}
+    if settings.gpus:
+        resources["GPU"] = settings.gpus
+    return ScalingConfig(num_workers=workers, use_gpu=settings.gpus > 0, resources_per_worker=resources)
+
+
+def _report(run: Run) -> Any:
+    """A `report` of `train_run` that hands metrics and checkpoints to Ray Train."""
+
+    def report(metrics: dict[str, Any], folder: Path | None) -> None:
+        checkpoint = Checkpoint.from_directory(folder) if folder else None
+        name = f"{run.id}-{metrics['step']:08d}"
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+    return report
+
+
+def _train(run: Run, ws: Workspace, report: Any) -> None:
+    from pipeline.training.train import train_run
+
+    train_run(run, ws, report, latest_checkpoint(ws, run.id))
+
+
+def _prepare_worker(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    logging.getLogger("mmengine").setLevel(logging.ERROR)
+
+
+# One training on N workers
+
+
+def _worker(config: dict[str, Any]) -> None:
+    _prepare_worker(config["threads"])
+    run = Run.model_validate(config["run"])
+    _train(run, Workspace(config["root"]), _report(run))
+
+
+def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
+    """Train one run with `settings.workers` workers on the Ray cluster at RAY_ADDRESS, or on one of its own.
+
+    A training that was killed continues from its last checkpoint.
+
+    Raises:
+        UserError: a worker failed more often than FAILURES.
+    """
+    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+    storage = Path(_storage(ws))
+    config = {"run": run.model_dump(mode="json"), "root": str(ws.root.resolve()), "threads": settings.threads}
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=config,
+        scaling_config=_scaling(settings, settings.workers),
+        run_config=RunConfig(
+            name=run.id,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise UserError(f"{run.id}: {_reason(error)}") from error
+    shutil.rmtree(storage / run.id, ignore_errors=True)
+
+
+def _reason(error: BaseException) -> str:
+    """The last line that says what went wrong, out of an error with a traceback in it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+# A slot of the shared cluster
+
+
+def run_slot(number: int, root: Path, settings: Cluster) -> None:
+    """Keep one slot of the shared cluster at work until its queue closes.
+
+    A slot is one worker, so it needs no process group (which would also listen on every interface).
+    """
+    ws = Workspace(root)
+    DataParallelTrainer(
+        _slot_worker,
+        train_loop_config={"slot": number, "root": str(root), "threads": settings.threads},
+        scaling_config=_scaling(settings, 1),
+        run_config=RunConfig(
+            name=f"slot-{number}-{os.getpid()}",
+            storage_path=_storage(ws),
+            failure_config=FailureConfig(max_failures=-1),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    ).fit()
+    shutil.rmtree(Path(_storage(ws)) / f"slot-{number}-{os.getpid()}", ignore_errors=True)
+
+
+def _slot_worker(config: dict[str, Any]) -> None:
+    _prepare_worker(config["threads"])
+    ws = Workspace(config["root"])
+    queue = ray.get_actor("queue", namespace=NAMESPACE)
+    while (item := ray.get(queue.take.remote(config["slot"]))) is not None:
+        message = ""
+        try:
+            _work(item, ws, queue)
+        except UserError as error:
+            message = str(error)
+        except Exception as error:
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {_reason(error)}"
+        ray.get(queue.finish.remote(item["key"], message))
+
+
+def _work(item: dict[str, Any], ws: Workspace, queue: Any) -> None:
+    arguments = item["arguments"]
+    if item["kind"] == "train":
+        run = ws.read_run(arguments["run"])
+        to_ray = _report(run)
+
+        def report(metrics: dict[str, Any], folder: Path | None) -> None:
+            queue.progress.remote(item["key"], {**metrics, "steps": run.train["steps"]})
+            to_ray(metrics, folder)
+
+        _train(run, ws, report)
+    elif item["kind"] == "score":
+        from pipeline.evaluation.score import score_run
+
+        score_run(ws.read_run(arguments["run"]), ws.read_cells(arguments["run"]), ws)
+    else:
+        raise UserError(f"unknown kind of work {item['kind']!r}")

@@ -1,0 +1,352 @@
+"""One training: MMEngine's Runner on the episodes of a run.
+
+The same function runs in this process, in a Ray Train worker of one training, and in a worker of the shared
+cluster. The loss of episode i depends on (seed, i) and the weights only, and a step averages the same episodes on
+1..N workers, so the number of workers changes nothing but the time.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+
+from pipeline.datasets.episodes import EpisodeDataset
+from pipeline.datasets.frames import FrameStore
+from pipeline.datasets.transforms import ClipTransform
+from pipeline.errors import UserError
+from pipeline.evaluation.few_shot import score_split
+from pipeline.evaluation.scores import accuracy
+from pipeline.experiment import Run
+from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD
+from pipeline.models.build import WEIGHTS, build_model
+from pipeline.models.methods.base import FewShotModel
+from pipeline.workspace import Workspace, write_json
+
+Report = Callable[[dict[str, Any], Path | None], None]
+"""Called with metrics and, at checkpoints, a folder to keep."""
+
+VALIDATION_SEED = 1  # of the episodes that select a checkpoint; tests use other ones
+STATE = "state.pt"
+
+
+class EpisodeSeed(Hook):
+    """Seed dropout by the episode, so that its loss does not depend on the worker or on earlier episodes."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        torch.manual_seed(self.seed * 1_000_003 + int(data_batch["episode"].flatten()[0]))
+
+
+class Curve(Hook):
+    """Mean of the losses over each optimiser step, written to `curve.csv`; stops at a loss that is no number."""
+
+    def __init__(self, run: Run, path: Path, every: int, start: int) -> None:
+        self.run, self.path, self.every = run, path, every
+        self.sums: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = _read_curve(path, start)
+        self.began = time.monotonic()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        for name, value in (outputs or {}).items():  # stays on the device: no wait for it between steps
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        if (runner.iter + 1) % self.every:
+            return
+        step = (runner.iter + 1) // self.every
+        row = {"step": step, **{name: float(total) / self.every for name, total in self.sums.items()}}
+        if not math.isfinite(row["loss"]):
+            raise FloatingPointError(f"{self.run.id}: the loss is {row['loss']} at step {step}")
+        row |= {
+            "learning_rate": runner.optim_wrapper.get_lr()["lr"][0],
+            "seconds": time.monotonic() - self.began,
+        }
+        self.rows.append(row)
+        self.sums = {}
+
+    def write(self) -> None:
+        """Write all rows so far."""
+        if not self.rows or not is_main_process():
+            return
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[-1]))
+            writer.writeheader()
+            writer.writerows({key: row.get(key, "") for key in self.rows[-1]} for row in self.rows)
+        os.replace(temporary, self.path)
+
+    def after_train(self, runner: Runner) -> None:
+        self.write()
+
+
+def _read_curve(path: Path, steps: int) -> list[dict[str, Any]]:
+    """Rows of an interrupted training up to the step that it resumes from."""
+    if not steps or not path.is_file():
+        return []
+    with path.open() as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) <= steps]
+
+
+class Keeper(Hook):
+    """Validates, remembers the best weights, and hands checkpoints to `report`."""
+
+    priority = "LOW"
+
+    def __init__(
+        self,
+        run: Run,
+        curve: Curve,
+        validate: Callable[[FewShotModel], float],
+        report: Report | None,
+        every: int,
+    ) -> None:
+        self.run, self.curve, self.validate, self.report, self.every = run, curve, validate, report, every
+        self.best: dict[str, Any] = {"accuracy": -1.0, "step": 0, "state": {}}
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        if (runner.iter + 1) % self.every:
+            return
+        step, train = (runner.iter + 1) // self.every, self.run.train
+        last = step == train["steps"]
+        if self.run.selection != "last" and (last or step % train["validate_every"] == 0):
+            self._select(unwrap(runner.model), step)
+        if self.report and (last or step % train["checkpoint_every"] == 0):
+            self._checkpoint(runner, step)
+
+    def _select(self, model: FewShotModel, step: int) -> None:
+        if is_main_process():
+            score = self.validate(model)
+            self.curve.rows[-1]["validation_accuracy"] = score
+            if score > self.best["accuracy"]:
+                state = {name: value.detach().cpu().clone() for name, value in model.trained_state().items()}
+                self.best = {"accuracy": score, "step": step, "state": state}
+        barrier()
+
+    def _checkpoint(self, runner: Runner, step: int) -> None:
+        self.curve.write()
+        metrics = {"run": self.run.id, "step": step, "best": self.best["accuracy"]}
+        metrics["loss"] = float(self.curve.rows[-1]["loss"])
+        folder = None
+        if is_main_process():
+            folder = Path(runner.work_dir) / "checkpoint"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            torch.save(
+                {
+                    "model": unwrap(runner.model).trained_state(),
+                    "optimizer": runner.optim_wrapper.state_dict(),
+                    "schedulers": [scheduler.state_dict() for scheduler in runner.param_schedulers],
+                    "best": self.best,
+                    "step": step,
+                },
+                folder / STATE,
+            )
+            write_json(folder / "meta.json", {"run": self.run.id, "step": step})
+        self.report(metrics, folder)
+
+
+class Restore(Hook):
+    """Continue from a checkpoint: weights, optimiser, schedule, the best so far, and the place in the data."""
+
+    priority = "HIGHEST"
+
+    def __init__(self, checkpoint: Path, keeper: Keeper, every: int) -> None:
+        self.state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+        self.keeper, self.every = keeper, every
+
+    def before_train(self, runner: Runner) -> None:
+        unwrap(runner.model).load_trained_state(self.state["model"])
+        runner.optim_wrapper.load_state_dict(self.state["optimizer"])
+        for scheduler, state in zip(runner.param_schedulers, self.state["schedulers"], strict=True):
+            scheduler.load_state_dict(state)
+        self.keeper.best = self.state["best"]
+        runner.train_loop._iter = self.state["step"] * self.every
+        runner.optim_wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)
+
+
+class Skipping(Dataset):
+    """A dataset whose first items, which a resumed training walks past, cost nothing."""
+
+    def __init__(self, dataset: Dataset, first: int) -> None:
+        self.dataset, self.first = dataset, first
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        return self.dataset[i] if i >= self.first else {}
+
+
+def unwrap(model: torch.nn.Module) -> FewShotModel:
+    """The model inside a DistributedDataParallel wrapper."""
+    return getattr(model, "module", model)
+
+
+def transforms(run: Run, jitter: bool = False) -> tuple[ClipTransform, ClipTransform]:
+    """The training transform of supports (and, unless `jitter`, of queries) and that of tests."""
+    common = {"crop": run.frames["crop"], "mean": CLIP_MEAN, "std": CLIP_STD}
+    extra = {"flip": 0.5, "jitter": True} if jitter else {"flip": run.train.get("flip", 0.0)}
+    return ClipTransform(train=True, **common, **extra), ClipTransform(train=False, **common)
+
+
+def train_run(run: Run, ws: Workspace, report: Report | None = None, checkpoint: Path | None = None) -> Path:
+    """Train `run` and leave weights, curve and record in its folder; returns the record `train.json`.
+
+    Args:
+        report: takes metrics and checkpoints while it goes (Ray Train's); without it there are none.
+        checkpoint: a checkpoint folder of the same run to continue from.
+
+    Raises:
+        UserError: the data, the backbone or a setting is wrong.
+        FloatingPointError: the loss is no number any more.
+    """
+    started = time.time()
+    folder = ws.run(run.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    store = FrameStore(ws.store(run))
+    record = {"run": run.id, "seconds": 0.0, "steps": 0, "workers": get_world_size(), "classes": {}}
+    record["classes"] = {split: len(store.classes(split)) for split in ("train", "val", "test")}
+    if run.train:
+        record |= _fit(run, ws, store, report, checkpoint)
+    barrier()
+    if is_main_process():
+        write_json(folder / "run.json", run.model_dump(mode="json"))
+        record["seconds"] = round(time.time() - started, 2)
+        write_json(folder / "train.json", record)
+    barrier()
+    return folder / "train.json"
+
+
+def _fit(run: Run, ws: Workspace, store: FrameStore, report: Report | None, checkpoint: Path | None) -> dict[str, Any]:
+    train, world = run.train, get_world_size()
+    if train["episodes_per_step"] % world:
+        raise UserError(
+            f"{run.id}: {train['episodes_per_step']} episodes a step cannot be split over {world} workers; "
+            "change cluster.workers or train.episodes_per_step"
+        )
+    every = train["episodes_per_step"] // world  # iterations of each worker that make one step
+    folder = ws.run(run.id)
+    model = build_model(run, ws, store)
+    start = 0
+    if checkpoint:
+        start = int(torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)["step"])
+    curve = Curve(run, folder / "curve.csv", every, start)
+    keeper = Keeper(run, curve, _validator(run, ws, store), report, every)
+    hooks: list[Hook] = [EpisodeSeed(run.seed), curve, keeper]
+    if checkpoint:
+        hooks.append(Restore(checkpoint, keeper, every))
+    runner = _runner(run, model, _episodes(run, store, start), hooks, every, folder / f"log-{get_rank()}")
+    runner.train()
+    best = {"state": unwrap(runner.model).trained_state(), "step": train["steps"], "accuracy": None}
+    if run.selection != "last":
+        best = keeper.best
+    if is_main_process():
+        temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
+        save_file({name: value.detach().cpu().contiguous() for name, value in best["state"].items()}, temporary)
+        os.replace(temporary, folder / WEIGHTS)
+    shutil.rmtree(folder / f"log-{get_rank()}" / "checkpoint", ignore_errors=True)
+    return {"steps": train["steps"], "selected_step": best["step"], "validation_accuracy": best["accuracy"]}
+
+
+def _episodes(run: Run, store: FrameStore, start_step: int) -> Dataset:
+    train = run.train
+    augment, _ = transforms(run)
+    dataset = EpisodeDataset(
+        store, "train", way=train["way"], shot=train["shot"], query=train["query"],
+        episodes=train["steps"] * train["episodes_per_step"], seed=run.seed,
+        frames=run.frames["number"], mode=run.frames["sampling"], transform=augment,
+        query_transform=transforms(run, jitter=True)[0] if train["jitter_queries"] else None,
+    )  # fmt: skip
+    return Skipping(dataset, start_step * train["episodes_per_step"])
+
+
+def _validator(run: Run, ws: Workspace, store: FrameStore) -> Callable[[FewShotModel], float]:
+    split = "test" if run.selection == "test" else "val"
+
+    def validate(model: FewShotModel) -> float:
+        training = model.training
+        model.eval()
+        scores = score_split(
+            run, model, ws, store, split, way=run.train["way"], shot=1, query=1,
+            episodes=run.train["validation_episodes"], seed=VALIDATION_SEED,
+        )  # fmt: skip
+        model.train(training)
+        return float(accuracy(scores.log_vv, scores.labels).mean())
+
+    return validate
+
+
+def _runner(run: Run, model: FewShotModel, episodes: Dataset, hooks: list[Hook], every: int, work_dir: Path) -> Runner:
+    train = run.train
+    warmup = train["warmup_steps"] * every
+    optimizers = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+    if train["optimizer"] not in optimizers:
+        raise UserError(f"{run.id}: unknown optimizer {train['optimizer']!r}; known: {', '.join(optimizers)}")
+    schedulers = [dict(type="MultiStepLR", by_epoch=False, milestones=[m * every for m in train["milestones"]])]
+    if warmup:
+        factor = train["warmup_start"] / train["learning_rate"]
+        schedulers.insert(0, dict(type="LinearLR", by_epoch=False, start_factor=factor, end=warmup))
+    distributed = get_world_size() > 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Runner(
+            model=model,
+            work_dir=str(work_dir),
+            train_dataloader=dict(
+                dataset=episodes,
+                sampler=dict(type="DefaultSampler", shuffle=False),
+                batch_size=1,
+                num_workers=train.get("loader_workers", 0),
+                persistent_workers=train.get("loader_workers", 0) > 0,
+                collate_fn=dict(type="default_collate"),
+            ),
+            train_cfg=dict(by_epoch=False, max_iters=train["steps"] * every, val_interval=10**9),
+            optim_wrapper=dict(
+                type="AmpOptimWrapper" if train["amp"] else "OptimWrapper",
+                **({"dtype": "bfloat16"} if train["amp"] else {}),
+                optimizer=dict(
+                    type=optimizers[train["optimizer"]],
+                    lr=train["learning_rate"],
+                    weight_decay=train["weight_decay"],
+                ),
+                accumulative_counts=every,
+                # As released: the LayerNorm of the new block takes no decay, those of CLIP do.
+                paramwise_cfg=dict(
+                    custom_keys={
+                        "neck.block.norm": dict(decay_mult=0.0),
+                        "neck.layers.0.norm": dict(decay_mult=0.0),
+                    }
+                ),
+            ),
+            param_scheduler=schedulers,
+            default_hooks=dict(checkpoint=None, logger=None, timer=None, runtime_info=None, sampler_seed=None),
+            custom_hooks=hooks,
+            launcher="pytorch" if distributed else "none",
+            env_cfg=dict(dist_cfg=dict(backend="nccl" if torch.cuda.is_available() else "gloo")),
+            log_level="ERROR",
+            visualizer=dict(type="Visualizer", vis_backends=[]),
+            default_scope="mmaction",
+            randomness=dict(seed=run.seed),
+            experiment_name=f"{run.id}-{time.time_ns()}",
+            cfg=dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", find_unused_parameters=False)),
+        )

@@ -1,0 +1,112 @@
+"""Where everything lies below the results folder. The one place that knows file names."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.experiment import Asset, Cell, Run
+from pipeline.plan import store_key
+
+
+class Workspace:
+    """Paths and specs below `root` (the results folder)."""
+
+    def __init__(self, root: Path | str = "results") -> None:
+        self.root = Path(root)
+
+    # Folders
+
+    def dataset(self, key: str) -> Path:
+        """Folder of a data set: index.csv, texts.json, generated videos, frame stores."""
+        return self.root / "data" / key
+
+    def store(self, run: Run) -> Path:
+        """Frame store of the data set and frame policy of a run."""
+        return self.dataset(run.dataset) / store_key(run.frames)
+
+    def backbone(self, key: str) -> Path:
+        """Folder of a backbone that the workflow pretrained."""
+        return self.root / "backbones" / key
+
+    def run(self, run_id: str) -> Path:
+        """Folder of a training."""
+        return self.root / "runs" / run_id
+
+    def scores(self, run_id: str) -> Path:
+        """Folder of the cached scores of a run."""
+        return self.root / "scores" / run_id
+
+    def cell(self, cell_id: str) -> Path:
+        """File of a measured number."""
+        return self.root / "cells" / f"{cell_id}.json"
+
+    @property
+    def ray(self) -> Path:
+        """Folder of the shared cluster: its address, token and logs."""
+        return self.root / "ray"
+
+    # Specs that `Plan.write_specs` wrote
+
+    def _spec(self, name: str) -> dict[str, Any]:
+        path = self.root / "specs" / f"{name}.json"
+        if not path.is_file():
+            known = sorted(item.stem for item in path.parent.glob(f"{name}*.json"))
+            if len(known) == 1:
+                path = path.with_name(f"{known[0]}.json")
+            else:
+                hint = f"one of {', '.join(known[:5])}" if known else "`python -m pipeline plan --write` lists them"
+                raise UserError(f"no experiment {name!r} in {path.parent}; {hint}")
+        return json.loads(path.read_text())
+
+    def read_run(self, name: str) -> Run:
+        """The planned run `name` (an unambiguous beginning of its id is enough)."""
+        return Run.model_validate(self._spec(name))
+
+    def read_asset(self, key: str) -> Asset:
+        """The planned data set or backbone `key`."""
+        return Asset.model_validate(self._spec(key))
+
+    def read_store(self, name: str) -> dict[str, Any]:
+        """The policy of the planned frame store `name`."""
+        return self._spec(name)
+
+    def read_cells(self, run_id: str) -> list[Cell]:
+        """The planned cells of a run."""
+        return [Cell.model_validate(cell) for cell in self._spec(f"cells-{run_id}")["cells"].values()]
+
+    def read_sweep(self, name: str) -> dict[str, Any]:
+        """The planned sweep `name`."""
+        return self._spec(f"sweep-{name}")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` to `path` so that a reader sees the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

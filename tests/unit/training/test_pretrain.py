@@ -1,0 +1,201 @@
+"""Contrastive pretraining of nano CLIP on a toy of four colours."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.models.backbones.clip import CLIPBackbone
+from pipeline.training import pretrain as module
+from pipeline.training.pretrain import contrastive_loss, pretrain
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "yellow": (220, 210, 40)}
+SMALL = {"width": 32, "mlp_width": 64, "layers": 3, "image_size": 32, "patch_size": 8, "projection_dim": 32}
+
+
+class Store:
+    """Squares of a colour on noise, in memory, with what pretraining needs of a frame store."""
+
+    def __init__(self, colours=tuple(COLOURS), clips=10, frames=6, splits=("train",)):
+        rng = np.random.default_rng(0)
+        self.clips, self.labels, self.splits, self.videos = [], [], [], []
+        for name in colours:
+            for i in range(clips):
+                video = rng.integers(0, 60, (frames, 36, 36, 3)).astype(np.uint8)
+                y, x = rng.integers(0, 20, 2)
+                video[:, y : y + 14, x : x + 14] = COLOURS[name]
+                self.clips.append(f"{name}_{i}")
+                self.labels.append(name)
+                self.splits.append(splits[i % len(splits)])
+                self.videos.append(video)
+        self.read_clips: set[int] = set()
+
+    def classes(self, split):
+        return sorted({name for name, of in zip(self.labels, self.splits, strict=True) if of == split})
+
+    def n_frames(self, i):
+        return len(self.videos[i])
+
+    def read(self, i, positions):
+        self.read_clips.add(i)
+        return self.videos[i][np.asarray(positions)]
+
+
+class Corpus:
+    """Sentences by class name."""
+
+    def label(self, name):
+        return f"{name} square"
+
+    def atomic(self, name, count):
+        return [f"a {name} square in part {word}" for word in ("one", "two", "three")[:count]]
+
+    def global_text(self, name):
+        return f"The picture shows a {name} square in front of dark noise."
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder, report and losses of a short training."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("pretrain") / "nano"
+    losses = []
+    report = pretrain(
+        [(Store(), Corpus())], folder, steps=80, batch=32, held_out=0.2, model=SMALL,
+        progress=lambda step, steps, loss: losses.append(loss),
+    )  # fmt: skip
+    return folder, report, losses
+
+
+def test_learns(trained):
+    _, report, losses = trained
+    assert len(losses) == 80
+    assert np.mean(losses[-8:]) < np.mean(losses[:8]) - 0.5
+    assert report["retrieval"]["clips"] == 8 and report["retrieval"]["chance"] == 0.25
+    assert report["retrieval"]["top1"] >= 0.75
+
+
+def test_folder_is_complete_and_loads(trained):
+    folder, report, _ = trained
+    names = {path.name for path in folder.iterdir()}
+    wanted = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "pretrain.json"}
+    assert names == wanted and [path.name for path in folder.parent.iterdir()] == ["nano"]
+    assert json.loads((folder / "pretrain.json").read_text()) == report
+    backbone = CLIPBackbone(folder)
+    image = torch.zeros(1, 2, 3, 32, 32)
+    assert backbone.encode_frames(image).shape == (1, 2, 32) and backbone.encode_text(["red"]).shape == (
+        1,
+        32,
+    )
+
+
+def test_words_never_seen_say_nothing(trained):
+    """A word of the vocabulary without a sentence and a word outside it give the same feature."""
+    backbone = CLIPBackbone(trained[0])
+    known, unknown = backbone.encode_text(["a red video", "a red zeppelin"])
+    assert not torch.equal(*backbone.tokenize(["a red video", "a red zeppelin"]))
+    torch.testing.assert_close(known, unknown)
+
+
+def _weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_same_seed_same_weights(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(len(name) + seed * 7)  # the global generator has no say
+        before = torch.get_rng_state()
+        pretrain([(Store(clips=4), Corpus())], tmp_path / name, steps=3, batch=8, seed=seed, model=SMALL)
+        assert torch.equal(before, torch.get_rng_state())
+    assert _weights(tmp_path / "a") == _weights(tmp_path / "b") != _weights(tmp_path / "c")
+
+
+def test_several_sets_give_one_model(tmp_path):
+    first, second = Store(("red", "green"), clips=4), Store(("blue", "yellow", "red"), clips=4)
+    report = pretrain(
+        [(first, Corpus()), (second, Corpus())], tmp_path / "x", steps=2, batch=8, held_out=0.25, model=SMALL
+    )
+    assert report["settings"]["classes"] == [["green", "red"], ["blue", "red", "yellow"]]
+    assert report["retrieval"]["clips"] == 5
+    assert report["retrieval"]["chance"] == pytest.approx((2 / 2 + 3 / 3) / 5)
+    tokenizer = CLIPBackbone(tmp_path / "x").tokenizer
+    assert {"green", "yellow"} <= tokenizer.get_vocab().keys()
+
+
+def test_novel_classes_are_never_read(tmp_path):
+    store = Store()
+    store.splits = ["train" if name in ("red", "blue") else "test" for name in store.labels]
+    pretrain([(store, Corpus())], tmp_path / "x", steps=1, batch=4, model=SMALL)
+    assert {store.labels[i] for i in store.read_clips} == {"red", "blue"}
+    assert "yellow" not in CLIPBackbone(tmp_path / "x").tokenizer.get_vocab()
+
+
+def test_frames_in_memory_are_bounded(tmp_path):
+    report = pretrain([(Store(), Corpus())], tmp_path / "x", steps=1, batch=4, max_frames=90, model=SMALL)
+    assert report["frames"] == 80  # 40 clips, two frames each
+
+
+@pytest.mark.parametrize(
+    ("arguments", "splits", "message"),
+    [
+        ({"split": "test"}, ("train",), "only base classes"),
+        ({}, ("test",), "no clips of split"),
+        ({}, ("train", "test"), "'blue' is in split 'train' and in another"),
+    ],
+)
+def test_refuses_anything_but_base_classes(tmp_path, arguments, splits, message):
+    with pytest.raises(UserError, match=message):
+        pretrain([(Store(clips=2, splits=splits), Corpus())], tmp_path / "x", **arguments)
+    assert not any(tmp_path.iterdir())
+
+
+def _short(folder, **arguments):
+    pretrain([(Store(clips=2), Corpus())], folder, steps=2, batch=4, model=SMALL, **arguments)
+
+
+def test_interruption_while_training_leaves_nothing(tmp_path):
+    def stop(step, steps, loss):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _short(tmp_path / "x", progress=stop)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_interruption_while_writing_keeps_the_old_folder(tmp_path, monkeypatch, moment):
+    folder = tmp_path / "x"
+    _short(folder)
+    old = _weights(folder)
+    replace, calls = module.os.replace, []
+
+    def interrupted(source, target):
+        calls.append(target)
+        if len(calls) == moment:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(module.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _short(folder, seed=5)
+    assert _weights(folder) == old and [path.name for path in tmp_path.iterdir()] == ["x"]
+    monkeypatch.undo()
+    _short(folder, seed=5)
+    assert _weights(folder) != old
+
+
+def test_loss_counts_every_true_sentence_as_positive():
+    """Two frames of one sentence, one of another; against sums written out by hand."""
+    logits = torch.tensor([[2.0, 0.5], [1.0, -1.0], [0.0, 3.0]])
+    positive = torch.tensor([[True, False], [True, False], [True, True]])
+    rows = [2 - math.log(math.exp(2) + math.exp(0.5)), 1 - math.log(math.exp(1) + math.exp(-1))]
+    rows.append((0 + 3) / 2 - math.log(1 + math.exp(3)))
+    columns = [(2 + 1 + 0) / 3 - math.log(math.exp(2) + math.exp(1) + 1)]
+    columns.append(3 - math.log(math.exp(0.5) + math.exp(-1) + math.exp(3)))
+    expected = -(sum(rows) / 3 + sum(columns) / 2) / 2
+    assert contrastive_loss(logits, positive).item() == pytest.approx(expected, abs=1e-6)

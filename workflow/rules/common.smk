@@ -1,0 +1,134 @@
+# Helpers of the rules: the plan, names of files, and the settings that stages get.
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.plan import Plan, store_key
+from pipeline.tables.results import table_stem
+
+CONFIG = Path(workflow.basedir) / "config"
+
+
+def read_plan():
+    """The plan of the configured tables; a mistake in a config file is one line."""
+    try:
+        return Plan.read(CONFIG, config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(2)
+
+
+PLAN = read_plan()
+CLUSTER = PLAN.config.settings.cluster
+CLUSTER_JSON = CLUSTER.model_dump_json()
+OVERLAY_JSON = json.dumps(config, sort_keys=True)
+
+if not workflow.deployment_settings.deployment_method:
+    # Jobs find the Python that runs Snakemake, also where its environment is not activated.
+    shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+
+
+wildcard_constraints:
+    dataset=r"[a-z0-9_]+-[0-9a-f]{8}",
+    backbone=r"[a-z0-9_]+-[0-9a-f]{8}",
+    store=r"frames-[0-9a-f]{8}",
+    run=r"[a-z0-9_]+-[a-z0-9_]+-s\d+-[0-9a-f]{8}",
+    paper="[a-z_]+",
+    stem=r"(table|fig)[0-9A-Za-z]+",
+
+
+STEMS = {(paper, table_stem(number)): number for paper, number in PLAN.tables()}
+
+
+def paper_table(paper, number):
+    return f"results/{paper}/{table_stem(number)}.csv"
+
+
+def combined_table(number):
+    return f"results/{table_stem(number)}.csv"
+
+
+def dataset_files(run):
+    """What a stage that reads the data of a run needs."""
+    folder = f"results/data/{run.dataset}"
+    return [f"{folder}/{store_key(run.frames)}/manifest.json", f"{folder}/texts.json"]
+
+
+def backbone_files(key):
+    """The folder's config.json of a backbone that the workflow makes; nothing for one that is given."""
+    return (
+        [f"results/backbones/{key}/config.json"]
+        if "sources" in PLAN.backbones[key].spec
+        else []
+    )
+
+
+def training_inputs(run_id):
+    run = PLAN.runs[run_id]
+    return dataset_files(run) + backbone_files(run.backbone)
+
+
+def stop_cluster():
+    """End the shared cluster, where one was started."""
+    if os.path.exists("results/ray/cluster.json"):
+        shell("python -m pipeline cluster stop > /dev/null")
+
+
+def known(mapping, key, kind):
+    """`mapping[key]`; a wrong name in a target is one line with the nearest one."""
+    from pipeline.errors import unknown
+
+    if key not in mapping:
+        raise WorkflowError(str(unknown(kind, key, mapping)))
+    return mapping[key]
+
+
+def videos_of(wildcards):
+    """Synthetic videos are made first; others lie where the user has put them."""
+    asset = known(PLAN.datasets, wildcards.dataset, "data set")
+    return (
+        f"results/data/{wildcards.dataset}/generated/annotations.csv"
+        if asset.spec["kind"] == "synthetic"
+        else []
+    )
+
+
+def texts_of(wildcards):
+    given = known(PLAN.datasets, wildcards.dataset, "data set").options.get("texts")
+    return [given] if given and os.path.exists(given) else []
+
+
+def pretraining_inputs(wildcards):
+    spec = known(PLAN.backbones, wildcards.backbone, "backbone").spec
+    return [
+        f"results/data/{key}/{name}"
+        for key, store in zip(spec["sources"], spec["stores"])
+        for name in (f"{store}/manifest.json", "texts.json")
+    ]
+
+
+def cells_of_table(wildcards):
+    number = known(
+        {
+            stem: number
+            for (paper, stem), number in STEMS.items()
+            if paper == wildcards.paper
+        },
+        wildcards.stem,
+        f"table of {wildcards.paper}",
+    )
+    return [
+        f"results/cells/{cell}.json"
+        for cell in PLAN.table_cells(wildcards.paper, number)
+    ]
+
+
+def tables_of_number(wildcards):
+    known({stem: stem for _, stem in STEMS}, wildcards.stem, "table")
+    return [
+        f"results/{paper}/{stem}.csv" for paper, stem in STEMS if stem == wildcards.stem
+    ]

@@ -1,0 +1,69 @@
+# From publishers' files, or from nothing, to decoded frames.
+
+
+rule generate_videos:
+    output:
+        "results/data/{dataset}/generated/annotations.csv",
+        "results/data/{dataset}/generated/index.csv",
+        "results/data/{dataset}/generated/texts.json",
+    log:
+        "results/logs/generate_videos/{dataset}.log",
+    benchmark:
+        "results/benchmarks/generate_videos/{dataset}.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 2
+    shell:
+        "python -m pipeline videos {wildcards.dataset} --workers {threads} > {log} 2>&1"
+
+
+rule split_classes:
+    input:
+        videos_of,
+    output:
+        "results/data/{dataset}/index.csv",
+    log:
+        "results/logs/split_classes/{dataset}.log",
+    benchmark:
+        "results/benchmarks/split_classes/{dataset}.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 2
+    params:
+        options=lambda wildcards: json.dumps(
+            PLAN.datasets[wildcards.dataset].options, sort_keys=True
+        ),
+    shell:
+        "python -m pipeline splits {wildcards.dataset} --workers {threads} > {log} 2>&1"
+
+
+rule describe_classes:
+    input:
+        "results/data/{dataset}/index.csv",
+        texts_of,
+    output:
+        "results/data/{dataset}/texts.json",
+    log:
+        "results/logs/describe_classes/{dataset}.log",
+    benchmark:
+        "results/benchmarks/describe_classes/{dataset}.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    shell:
+        "python -m pipeline text {wildcards.dataset} > {log} 2>&1"
+
+
+rule extract_frames:
+    input:
+        "results/data/{dataset}/index.csv",
+    output:
+        "results/data/{dataset}/{store}/manifest.json",
+    log:
+        "results/logs/extract_frames/{dataset}-{store}.log",
+    benchmark:
+        "results/benchmarks/extract_frames/{dataset}-{store}.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 2
+    shell:
+        "python -m pipeline frames {wildcards.dataset} {wildcards.store} --workers {threads} > {log} 2>&1"

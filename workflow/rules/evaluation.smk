@@ -1,0 +1,22 @@
+# One job measures every cell of a run: each video is encoded once.
+for run_id, cells in PLAN.cells_of.items():
+
+    rule:
+        name:
+            f"evaluate_{run_id.replace('-', '_')}"
+        input:
+            f"results/runs/{run_id}/train.json",
+            dataset_files(PLAN.runs[run_id]),
+        output:
+            [f"results/cells/{cell}.json" for cell in cells],
+        log:
+            f"results/logs/evaluate/{run_id}.log",
+        benchmark:
+            f"results/benchmarks/evaluate/{run_id}.tsv"
+        conda:
+            "../envs/pipeline.yaml"
+        params:
+            run=run_id,
+            cluster=shlex.quote(CLUSTER_JSON),
+        shell:
+            "python -m pipeline evaluate {params.run} --settings {params.cluster} > {log} 2>&1"

@@ -1,0 +1,60 @@
+# Weights: a tiny CLIP at demo scale, and one training for each run of the plan.
+
+
+rule pretrain_backbone:
+    input:
+        pretraining_inputs,
+    output:
+        "results/backbones/{backbone}/config.json",
+    log:
+        "results/logs/pretrain_backbone/{backbone}.log",
+    benchmark:
+        "results/benchmarks/pretrain_backbone/{backbone}.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 2
+    shell:
+        "python -m pipeline pretrain {wildcards.backbone} --threads {threads} > {log} 2>&1"
+
+
+rule train:
+    input:
+        lambda wildcards: training_inputs(wildcards.run),
+    output:
+        "results/runs/{run}/train.json",
+    log:
+        "results/logs/train/{run}.log",
+    benchmark:
+        "results/benchmarks/train/{run}.tsv"
+    wildcard_constraints:
+        run="|".join(run for run in PLAN.runs if run not in PLAN.swept) or "none",
+    conda:
+        "../envs/pipeline.yaml"
+    params:
+        cluster=shlex.quote(CLUSTER_JSON),
+    shell:
+        "python -m pipeline train {wildcards.run} --settings {params.cluster} > {log} 2>&1"
+
+
+# A swept axis is one Ray Tune experiment on each data set; its runs are the trials.
+for sweep in PLAN.sweeps.values():
+    if trials := [run for run in sweep.runs if PLAN.swept.get(run) == sweep.name]:
+
+        rule:
+            name:
+                f"sweep_{sweep.name.replace('-', '_')}"
+            input:
+                sorted({path for run in trials for path in training_inputs(run)}),
+            output:
+                [f"results/runs/{run}/train.json" for run in trials],
+            log:
+                f"results/logs/sweep/{sweep.name}.log",
+            benchmark:
+                f"results/benchmarks/sweep/{sweep.name}.tsv"
+            conda:
+                "../envs/pipeline.yaml"
+            params:
+                cluster=shlex.quote(CLUSTER_JSON),
+                sweep=sweep.name,
+            shell:
+                "python -m pipeline sweep {params.sweep} --settings {params.cluster} > {log} 2>&1"
