@@ -133,13 +133,13 @@ class Plan:
             for key in delta.get(part, {}):
                 if key not in known:
                     raise unknown(f"{part} key", key, known, f"{where} (method {delta['method']})")
-        backbone = self.backbone(settings.backbone or delta.get("backbone") or method["backbone"], where)
+        backbone = self.backbone(settings.backbone or delta.get("backbone") or method["backbone"], dataset, where)
         run = Run(
             method=delta["method"],
             model=merge(merge(method.get("model", {}), settings.model), delta.get("model", {})),
             train=merge(train, delta.get("train", {})),
             dataset=dataset.key,
-            frames=merge(settings.frames, dataset.spec.get("frames", {})),
+            frames=self.frames(dataset),
             backbone=backbone.key,
             text=_content(dataset.options.get("texts")),
             scale=settings.scale,
@@ -163,26 +163,34 @@ class Plan:
         asset = Asset(name=name, spec=spec, options=options)
         return self.datasets.setdefault(asset.key, asset)
 
-    def backbone(self, name: str, where: str) -> Asset:
-        """The backbone `name`, registered in the plan with the data sets that its pretraining needs."""
+    def backbone(self, name: str, dataset: Asset, where: str) -> Asset:
+        """The backbone `name`, registered in the plan.
+
+        One that the workflow pretrains names its data sets in `sources`; "own" is the one that it is used on.
+        """
         definition = self.config.backbone(name, where)
         spec = {key: value for key, value in definition.items() if key != "path"}
         options = {key: value for key, value in definition.items() if key == "path"}
         if "sources" in spec:
             here = f"{self.config.folder}/backbones.yaml, {name}, sources"
-            assets = [self.dataset(source, here) for source in spec["sources"]]
-            stores = [store_key(merge(self.config.settings.frames, a.spec.get("frames", {}))) for a in assets]
-            spec = spec | {"sources": [a.key for a in assets], "stores": stores}
+            own = spec["sources"] == "own"
+            assets = [dataset] if own else [self.dataset(source, here) for source in spec["sources"]]
+            stores = [store_key(self.frames(asset)) for asset in assets]
+            texts = [_content(asset.options.get("texts")) for asset in assets]
+            spec = spec | {"sources": [a.key for a in assets], "stores": stores, "texts": texts}
         asset = Asset(name=name, spec=spec, options=options)
         return self.backbones.setdefault(asset.key, asset)
+
+    def frames(self, dataset: Asset) -> dict[str, Any]:
+        """The frame policy of a data set."""
+        return merge(self.config.settings.frames, dataset.spec.get("frames", {}))
 
     # What Snakemake asks
 
     @cached_property
     def stores(self) -> dict[str, dict[str, Any]]:
         """Frame store name -> its policy."""
-        policies = [run.frames for run in self.runs.values()]
-        policies += [merge(self.config.settings.frames, a.spec.get("frames", {})) for a in self.datasets.values()]
+        policies = [self.frames(asset) for asset in self.datasets.values()]
         return {store_key(frames): frames["store"] for frames in policies}
 
     @cached_property

@@ -12,7 +12,7 @@ rule pretrain_backbone:
         "results/benchmarks/pretrain_backbone/{backbone}.tsv"
     conda:
         "../envs/pipeline.yaml"
-    threads: 2
+    threads: 1
     shell:
         "python -m pipeline pretrain {wildcards.backbone} --threads {threads} > {log} 2>&1"
 

@@ -109,7 +109,7 @@ def pretrain_backbone(asset: Asset, ws: Workspace, threads: int) -> Path:
         (FrameStore(ws.dataset(key) / store), load_corpus(ws.dataset(key) / "texts.json"))
         for key, store in zip(keys, stores, strict=True)
     ]
-    settings = {key: value for key, value in asset.spec.items() if key not in ("sources", "stores")}
+    settings = {key: value for key, value in asset.spec.items() if key not in ("sources", "stores", "texts")}
     pretrain(sources, ws.backbone(asset.key), **settings)
     return ws.backbone(asset.key) / "config.json"
 

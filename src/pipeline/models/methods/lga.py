@@ -40,7 +40,8 @@ class LGA(FewShotModel):
         atoms: L, the number of phases (and of texts a class, unless the text is the label).
         segmenter: cluster, hard or twfinch (LGA Table 5); none is one phase, that is no visual anatomy.
         overlap: frames that neighbouring phases share on each side of their boundary.
-        scale, attention, residual: the fusion (Table 3; Eq. 1 is L and cross without residual).
+        scale, attention: the fusion (Table 3; Eq. 1 is L and cross).
+        residual: around the attention; Eq. 1 prints none.
         matcher: ab_mhm (Eq. 2), bi_mhm or otam (Table 4); the latter two see one feature a frame.
         lam: softness of OTAM.
 
@@ -56,7 +57,7 @@ class LGA(FewShotModel):
         overlap: int = 1,
         scale: str = "L",
         attention: str = "cross",
-        residual: bool = False,
+        residual: bool = True,
         matcher: str = "ab_mhm",
         lam: float = 0.5,
         heads: int = 8,

@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo "make demo   set up, then measure Table 4 at demo scale (no download, no GPU)"
+	@echo "make test   set up, then run the tests"
+	@echo "make lint   check style of code and workflow"
+	@echo "make clean  delete results (not the environment)"
+
+setup: $(READY)
+
+# torch comes first and by its exact version; the OpenMMLab packages ask for OpenCV wheels that overwrite each
+# other, so they are installed without their requirements, which pyproject.toml names.
+$(READY): pyproject.toml constraints.txt requirements-openmmlab.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-openmmlab.txt
+	touch $@
+
+demo: setup
+	$(BIN)/snakemake --quiet rules --cores all -- results/table4.csv
+	@$(BIN)/python -m pipeline show 4
+	@echo "tables: results/table4.csv, results/lga/table4.csv, results/lga/table4.md"
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakemake --lint > /dev/null
+
+clean:
+	rm -rf results .snakemake
