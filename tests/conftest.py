@@ -35,3 +35,13 @@ def golden(reference_data):
             return {key: archive[key] for key in archive.files}
 
     return load
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A tiny data set with frames, texts and a random CLIP (see `tiny`); read-only, use `world.elsewhere` to write."""
+    import torch
+    from tiny import make_world
+
+    torch.set_num_threads(1)
+    return make_world(tmp_path_factory.mktemp("world"))
