@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.config import Cluster, Config
+from pipeline.config import Cluster, Config, read_yaml
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 
@@ -32,6 +33,27 @@ Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
 Settings = Annotated[str, typer.Option("--settings", help="Cluster settings as JSON (default: the config's).")]
 Key = Annotated[str, typer.Argument(help="Key of the data set or backbone: name and hash, as in results/specs.")]
 RunId = Annotated[str, typer.Argument(help="Id of the run; its beginning is enough where it is unambiguous.")]
+
+
+Scale = Annotated[str, typer.Option(help="demo, quick or paper (default: the config's).")]
+Overlay = Annotated[str, typer.Option(help="Settings over the config: JSON, or a YAML file.")]
+
+
+def _overlay(text: str, scale: str) -> dict:
+    """Settings from the command line: JSON, or the name of a YAML file."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = read_yaml(Path(text))
+    return content | ({"scale": scale} if scale else {})
+
+
+def _own_cluster() -> None:
+    """Settings of a Ray cluster that this process starts for itself: loopback only, a token of its own."""
+    if "RAY_ADDRESS" not in os.environ:
+        from pipeline.cluster import environment
+
+        os.environ.update(environment(secrets.token_hex(32)))
 
 
 def _settings(text: str) -> Cluster:
@@ -103,6 +125,7 @@ def train(run: RunId, results: Results = Path("results"), settings: Settings = "
 
         Client(ws, cluster).run(spec.id, "train", {"run": spec.id}, progress=_progress())
     else:
+        _own_cluster()
         from pipeline.training.ray_train import fit
 
         fit(spec, ws, cluster)
@@ -129,7 +152,10 @@ def sweep(
     """Train the runs along one axis of a table as one Ray Tune sweep; finished trials are kept."""
     from pipeline.training.sweep import sweep as tune_sweep
 
-    print(tune_sweep(name, Workspace(results), _settings(settings)))
+    cluster = _settings(settings)
+    if cluster.mode == "job":
+        _own_cluster()
+    print(tune_sweep(name, Workspace(results), cluster))
 
 
 @app.command()
@@ -151,6 +177,7 @@ def evaluate(run: RunId, results: Results = Path("results"), settings: Settings 
             if needed_work(cells, ws):
                 client.run(f"score-{spec.id}", "score", {"run": spec.id})
         else:
+            _own_cluster()
             import ray
 
             from pipeline.evaluation.score import score_run
@@ -171,13 +198,13 @@ def table(
     paper: Annotated[str, typer.Option(help="One paper's table; without it every paper's of this number.")] = "",
     results: Results = Path("results"),
     config: ConfigFolder = Path("config"),
-    overlay: Annotated[str, typer.Option(help="Settings over the config, as JSON.")] = "{}",
+    overlay: Overlay = "{}",
 ) -> None:
     """Write a table from the measured cells (CSV and Markdown)."""
     from pipeline.plan import Plan
     from pipeline.tables.results import write_combined, write_table
 
-    plan = Plan.read(config, json.loads(overlay))
+    plan = Plan.read(config, _overlay(overlay, ""))
     for path in write_table(plan, paper, number, results) if paper else write_combined(plan, number, results):
         print(path)
 
@@ -185,31 +212,33 @@ def table(
 @app.command()
 def show(
     number: Annotated[str, typer.Argument(help="The table: 4, or fig3.")],
-    paper: Annotated[str, typer.Option(help="The paper.")] = "lga",
+    paper: Annotated[str, typer.Option(help="One paper's table; without it every paper's of this number.")] = "",
     results: Results = Path("results"),
     config: ConfigFolder = Path("config"),
+    scale: Scale = "",
+    overlay: Overlay = "{}",
 ) -> None:
     """Print a table in the paper's layout."""
     from pipeline.plan import Plan
     from pipeline.tables.render import print_table
+    from pipeline.tables.results import table_number
 
-    print_table(Plan.read(config), paper, number.removeprefix("table"), results)
+    print_table(Plan.read(config, _overlay(overlay, scale)), paper or None, table_number(number), results)
 
 
 @app.command()
 def plan(
     results: Results = Path("results"),
     config: ConfigFolder = Path("config"),
-    scale: Annotated[str, typer.Option(help="demo, quick or paper (default: the config's).")] = "",
-    overlay: Annotated[str, typer.Option(help="Settings over the config, as JSON.")] = "{}",
+    scale: Scale = "",
+    overlay: Overlay = "{}",
     write: Annotated[bool, typer.Option("--write", help="Write the specs that the other commands read.")] = False,
 ) -> None:
     """Say what the tables need: cells, distinct trainings, sweeps, and GPU hours at paper scale."""
     from pipeline.estimate import print_plan
     from pipeline.plan import Plan
 
-    what = json.loads(overlay) | ({"scale": scale} if scale else {})
-    planned = Plan.read(config, what)
+    planned = Plan.read(config, _overlay(overlay, scale))
     if write:
         planned.write_specs(results / "specs")
     print_plan(planned, results)

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -132,6 +133,7 @@ class Queue:
 def serve(ws: Workspace, settings: Cluster) -> None:
     """Run the shared cluster until it is idle or told to stop (SIGTERM, SIGINT)."""
     ws.ray.mkdir(parents=True, exist_ok=True)
+    _forget_finished(ws)
     token = secrets.token_hex(32)
     os.environ.update(environment(token))
     port, dashboard = free_port(), free_port(8265)
@@ -148,6 +150,15 @@ def serve(ws: Workspace, settings: Cluster) -> None:
             with suppress(subprocess.TimeoutExpired):
                 head.wait(15)
             head.kill()
+
+
+def _forget_finished(ws: Workspace) -> None:
+    """Delete what earlier clusters kept of runs that are trained now; checkpoints of unfinished runs stay."""
+    for slot in (ws.ray / "train").glob("slot-*"):
+        kept = [folder for folder in slot.glob("*-????????") if (folder / "state.pt").is_file()]
+        unfinished = [f for f in kept if not (ws.run(f.name.rsplit("-", 1)[0]) / "train.json").is_file()]
+        if not unfinished:
+            shutil.rmtree(slot, ignore_errors=True)
 
 
 def _start_head(settings: Cluster, port: int, dashboard: int, temporary: str, log: Path) -> subprocess.Popen:

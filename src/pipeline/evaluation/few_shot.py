@@ -80,15 +80,16 @@ def score_split(
 ) -> EpisodeScores:  # fmt: skip
     """Scores of seeded episodes of the classes of `split`, the same episodes for every method.
 
-    A split with fewer classes than `way` is tested with all of its classes. `features` (of the split's clips, in
-    the store's order) saves encoding them again.
+    Validation with fewer classes than `way` uses all that there are; a test raises UserError. `features` (of the
+    split's clips, in the store's order) saves encoding them again.
     """
     clips = split_clips(store, split)
     classes = store.classes(split)
     place = {name: [] for name in classes}
     for i, clip in enumerate(clips):
         place[store.labels[clip]].append(i)
-    table = episode_table(place, min(way, len(classes)), shot, query, episodes, seed)
+    way = min(way, len(classes)) if split == "val" else way
+    table = episode_table(place, way, shot, query, episodes, seed)
     if features is None:
         features = encode_clips(run, model, store, clips)
     return score_episodes(model, features, table, class_texts(run, model, ws, classes), matcher)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipeline.compat import MODELS
@@ -53,8 +54,8 @@ def build_model(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
     """
     settings = {key: value for key, value in run.model.items() if key not in ("type", *TEXT_KEYS)}
     kind = MODELS.get(run.model["type"])
-    if kind is None or not issubclass(kind, FewShotModel):
-        known = [name for name, entry in MODELS.module_dict.items() if issubclass(entry, FewShotModel)]
+    if not _is_method(kind):
+        known = [name for name, entry in MODELS.module_dict.items() if _is_method(entry)]
         raise unknown("model type", run.model["type"], known, f"method {run.method}")
     if kind.wants_text:
         corpus = load_corpus(ws.dataset(run.dataset) / "texts.json")
@@ -66,6 +67,11 @@ def build_model(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
         return kind(backbone={"source": backbone_source(run.backbone, ws)}, **settings)
     except TypeError as error:
         raise UserError(f"method {run.method}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from error
+
+
+def _is_method(entry: Any) -> bool:
+    """Whether an entry of MODELS, which holds functions too, is a few-shot method."""
+    return isinstance(entry, type) and issubclass(entry, FewShotModel)
 
 
 def load_trained(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
@@ -81,6 +87,6 @@ def load_trained(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
             raise UserError(f"{path} is missing: train it with `python -m pipeline train {run.id}`")
         try:
             model.load_trained_state(load_file(path))
-        except (KeyError, OSError, ValueError, RuntimeError) as error:
+        except (KeyError, OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{path} cannot be loaded ({error}); delete it and train again") from error
     return model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -13,7 +14,6 @@ import ray
 import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.torch import TorchTrainer
 
 from pipeline.cluster import NAMESPACE
 from pipeline.config import Cluster
@@ -84,6 +84,8 @@ def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
     Raises:
         UserError: a worker failed more often than FAILURES.
     """
+    from ray.train.torch import TorchTrainer  # with torch: the server of the shared cluster does without
+
     ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
     storage = Path(_storage(ws))
     config = {"run": run.model_dump(mode="json"), "root": str(ws.root.resolve()), "threads": settings.threads}
@@ -147,6 +149,7 @@ def _slot_worker(config: dict[str, Any]) -> None:
         except Exception as error:
             traceback.print_exc()
             message = f"{type(error).__name__}: {_reason(error)}"
+        gc.collect()  # models and runners refer to each other; a slot must not grow from run to run
         ray.get(queue.finish.remote(item["key"], message))
 
 

@@ -1,0 +1,101 @@
+"""A prepared world so small that whole stages run in seconds: one generated data set, its frames, a random CLIP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.datasets.frames import FrameStore
+from pipeline.datasets.index import read_index
+from pipeline.datasets.prepare import make_frames, make_splits, make_texts, synthesize
+from pipeline.experiment import Asset, Cell, Run
+from pipeline.models.backbones.clip import CLIPBackbone
+from pipeline.models.backbones.nano_clip import build_tokenizer, init_nano, nano_config
+from pipeline.plan import Plan
+from pipeline.text.corpus import load_corpus
+from pipeline.workspace import Workspace
+
+CONFIG = Path(__file__).resolve().parents[1] / "config"
+IMAGE = 32  # pixels
+
+OVERLAY: dict[str, Any] = {
+    "scale": "demo",
+    "substitute": dict.fromkeys(
+        ("hmdb51", "kinetics100", "ucf101", "ssv2_small", "ssv2_full"), "synthetic_scene"
+    ),
+    "datasets": {"synthetic_scene": {"clips_per_class": 6, "size": 48, "nuisance": 0.5}},
+    "frames": {"store": {"size": [36, 36], "frames": 10}, "crop": IMAGE},
+    "train": {
+        "steps": 2,
+        "episodes_per_step": 2,
+        "way": 3,
+        "query": 1,
+        "validate_every": 1,
+        "validation_episodes": 20,
+        "checkpoint_every": 1,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "milestones": [4],
+    },
+    "measure": {"episodes": 24, "val_episodes": 30},
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """A workspace in which every stage before training is done, and the plan that it belongs to."""
+
+    ws: Workspace
+    plan: Plan
+    store: FrameStore
+
+    def cell(self, seed: int = 0, **experiment: Any) -> Cell:
+        """The cell of an experiment, as a row and a column of a table would ask for it."""
+        return self.plan.cell({"dataset": "hmdb51", **experiment}, seed, "the test")
+
+    def run(self, seed: int = 0, **experiment: Any) -> Run:
+        """The run of an experiment."""
+        return self.cell(seed, **experiment).run
+
+    def elsewhere(self, folder: Path) -> Workspace:
+        """The same data and backbone under another root, where a test may train, score and break what it likes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("data", "backbones", "specs"):
+            (folder / name).symlink_to(self.ws.root / name)
+        return Workspace(folder)
+
+
+def make_world(root: Path) -> World:
+    """Generate the data, decode it and write a CLIP with random weights, in about ten seconds."""
+    plan, ws = Plan.read(CONFIG, OVERLAY), Workspace(root)
+    plan.write_specs(root / "specs")
+    (dataset,) = [asset for asset in plan.datasets.values() if asset.name == "synthetic_scene"]
+    synthesize(dataset, ws, 1)
+    make_splits(dataset, ws, 1)
+    make_texts(dataset, ws)
+    (store,) = plan.stores
+    make_frames(dataset, ws, store, plan.stores[store], 1)
+    (backbone,) = plan.backbones.values()
+    write_backbone(backbone, dataset, ws)
+    return World(ws, plan, FrameStore(ws.dataset(dataset.key) / store))
+
+
+def write_backbone(backbone: Asset, dataset: Asset, ws: Workspace) -> None:
+    """A CLIP of two narrow layers with random weights where the workflow would put the pretrained one."""
+    corpus = load_corpus(ws.dataset(dataset.key) / "texts.json")
+    names = {clip.label for clip in read_index(ws.dataset(dataset.key) / "index.csv")}
+    sentences = [corpus.label(name) for name in sorted(names)]
+    sentences += [sentence for name in sorted(names) for count in (1, 2, 3, 4) for sentence in corpus.atomic(name, count)]
+    tokenizer = build_tokenizer(sentences)
+    config = nano_config(
+        len(tokenizer), image_size=IMAGE, patch_size=8, width=32, mlp_width=32, layers=2, heads=2, projection_dim=32
+    )
+    clip = CLIPBackbone(config)
+    init_nano(clip.clip, torch.Generator().manual_seed(0))
+    clip.tokenizer = tokenizer
+    folder = ws.backbone(backbone.key)
+    folder.mkdir(parents=True)
+    clip.save(folder)
