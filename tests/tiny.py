@@ -23,9 +23,7 @@ IMAGE = 32  # pixels
 
 OVERLAY: dict[str, Any] = {
     "scale": "demo",
-    "substitute": dict.fromkeys(
-        ("hmdb51", "kinetics100", "ucf101", "ssv2_small", "ssv2_full"), "synthetic_scene"
-    ),
+    "substitute": dict.fromkeys(("hmdb51", "kinetics100", "ucf101", "ssv2_small", "ssv2_full"), "synthetic_scene"),
     "datasets": {"synthetic_scene": {"clips_per_class": 6, "size": 48, "nuisance": 0.5}},
     "frames": {"store": {"size": [36, 36], "frames": 10}, "crop": IMAGE},
     "train": {
@@ -88,7 +86,9 @@ def write_backbone(backbone: Asset, dataset: Asset, ws: Workspace) -> None:
     corpus = load_corpus(ws.dataset(dataset.key) / "texts.json")
     names = {clip.label for clip in read_index(ws.dataset(dataset.key) / "index.csv")}
     sentences = [corpus.label(name) for name in sorted(names)]
-    sentences += [sentence for name in sorted(names) for count in (1, 2, 3, 4) for sentence in corpus.atomic(name, count)]
+    sentences += [
+        sentence for name in sorted(names) for count in (1, 2, 3, 4) for sentence in corpus.atomic(name, count)
+    ]
     tokenizer = build_tokenizer(sentences)
     config = nano_config(
         len(tokenizer), image_size=IMAGE, patch_size=8, width=32, mlp_width=32, layers=2, heads=2, projection_dim=32
@@ -99,3 +99,28 @@ def write_backbone(backbone: Asset, dataset: Asset, ws: Workspace) -> None:
     folder = ws.backbone(backbone.key)
     folder.mkdir(parents=True)
     clip.save(folder)
+
+
+def train_on_workers(count: int, run: Run, ws: Workspace) -> None:
+    """Train `run` on `count` processes that speak gloo on the loopback interface."""
+    from pipeline.cluster import free_port
+
+    arguments = (count, free_port(), run.model_dump(mode="json"), str(ws.root))
+    torch.multiprocessing.spawn(_worker, arguments, nprocs=count)
+
+
+def _worker(rank: int, count: int, port: int, run: dict[str, Any], root: str) -> None:
+    import os
+
+    from pipeline.training.train import train_run
+
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count), GLOO_SOCKET_IFNAME="lo",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=count)
+    try:
+        train_run(Run.model_validate(run), Workspace(root))
+    finally:
+        torch.distributed.destroy_process_group()

@@ -47,6 +47,8 @@ def environment(token: str, loopback: bool = True) -> dict[str, str]:
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_DEDUP_LOGS": "0",
+        "RAY_worker_niceness": "0",  # a training is no background job
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each trial is one number, kept in the cell
         "PYTHONWARNINGS": "ignore",
     }
     if loopback:

@@ -19,7 +19,7 @@ from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest, sl
 from pipeline.tables.spec import Column, Paper, Row, Table, read_papers
 
 # Keys of a data set's definition that say where and how on this machine, not what.
-DATASET_OPTIONS = ("root", "lists", "texts", "workers", "licence", "homepage", "note")
+DATASET_OPTIONS = ("root", "lists", "labels", "texts", "expected", "workers", "licence", "homepage", "note")
 METHOD_KEYS = ("model", "train", "schedules", "measure", "backbone", "recipe")
 
 
@@ -133,7 +133,7 @@ class Plan:
             for key in delta.get(part, {}):
                 if key not in known:
                     raise unknown(f"{part} key", key, known, f"{where} (method {delta['method']})")
-        backbone = self.backbone(settings.backbone or delta.get("backbone") or method["backbone"], dataset, where)
+        backbone = self.backbone(delta.get("backbone") or settings.backbone or method["backbone"], dataset, where)
         run = Run(
             method=delta["method"],
             model=merge(merge(method.get("model", {}), settings.model), delta.get("model", {})),
@@ -160,6 +160,8 @@ class Plan:
             )
         options = {key: definition[key] for key in DATASET_OPTIONS if key in definition}
         spec = {key: value for key, value in definition.items() if key not in DATASET_OPTIONS}
+        contents = {key: _content(options[key]) for key in ("lists", "labels") if isinstance(options.get(key), str)}
+        spec |= {"contents": contents} if any(contents.values()) else {}
         asset = Asset(name=name, spec=spec, options=options)
         return self.datasets.setdefault(asset.key, asset)
 
@@ -263,10 +265,11 @@ class Plan:
 
 
 def _content(path: str | None) -> str:
-    """Short hash of a text corpus that the user provides; a generated one is part of the data set's key."""
-    if not path or not Path(path).is_file():
+    """Short hash of a file that the user provides, or of the files in a folder; empty where there is none yet."""
+    if not path or not Path(path).exists():
         return ""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+    files = sorted(item for item in Path(path).rglob("*") if item.is_file()) if Path(path).is_dir() else [Path(path)]
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:8]
 
 
 def store_key(frames: Mapping[str, Any]) -> str:

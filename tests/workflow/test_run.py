@@ -28,7 +28,9 @@ def test_tables_are_measured(finished):
         assert float(row["ci95"]) > 0 and int(row["n"]) == 40
         assert float(row["delta"]) == pytest.approx(float(row["value"]) - float(row["published"]), abs=1e-3)
         assert (finished.folder / "results/cells" / f"{row['cell_id']}.json").is_file()
-    full = {r["cell_id"] for r in rows if (r["table"], r["row"], r["column"]) == ("2", rows[7 * 2]["row"], "HMDB51/1-shot")}
+    full = {
+        r["cell_id"] for r in rows if (r["table"], r["row"], r["column"]) == ("2", rows[7 * 2]["row"], "HMDB51/1-shot")
+    }
     six = {r["cell_id"] for r in rows if (r["table"], r["row"], r["column"]) == ("6", "Number=3", "HMDB51/1-shot")}
     assert full == six and len(full) == 1
 
@@ -73,7 +75,8 @@ def test_another_alpha_grid_trains_and_encodes_nothing(finished):
     assert not any(name.startswith(("train", "sweep", "pretrain", "extract")) for name in _jobs(out))
     assert {path: path.stat().st_mtime_ns for path in (finished.folder / "results/scores").rglob("*.npz")} == scores
     assert all(
-        json.loads((finished.folder / "results/cells" / f"{row['cell_id']}.json").read_text())["alpha"] in (None, 0.25, 0.75)
+        json.loads((finished.folder / "results/cells" / f"{row['cell_id']}.json").read_text())["alpha"]
+        in (None, 0.25, 0.75)
         for row in _rows(finished.folder / "results/lga/table2.csv")
     )
 

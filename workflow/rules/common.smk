@@ -37,7 +37,7 @@ wildcard_constraints:
     backbone=r"[a-z0-9_]+-[0-9a-f]{8}",
     store=r"frames-[0-9a-f]{8}",
     run=r"[a-z0-9_]+-[a-z0-9_]+-s\d+-[0-9a-f]{8}",
-    paper="[a-z_]+",
+    paper="[a-z0-9_]+",
     stem=r"(table|fig)[0-9A-Za-z]+",
 
 

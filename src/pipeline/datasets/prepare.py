@@ -48,6 +48,7 @@ def make_splits(asset: Asset, ws: Workspace, workers: int) -> Path:
         _copy(video_root(asset, ws) / "index.csv", folder / "index.csv")
         return folder / "index.csv"
     spec = {**asset.spec, **asset.options, "name": asset.name, "root": str(video_root(asset, ws))}
+    spec.pop("contents", None)
     if kind == "folder":
         from pipeline.datasets.folder import prepare_folder
 

@@ -31,8 +31,9 @@ MATCH_EPISODES = 200  # episodes matched at a time
 def read_clip(run: Run, store: FrameStore, clip: int, transform: ClipTransform) -> Tensor:
     """The frames of a test: (T, 3, h, w), chosen and cropped without chance (or, as released, by the clip's seed)."""
     rng = np.random.default_rng(np.random.SeedSequence([run.seed, clip]))
+    mode = run.frames["test_sampling"]
     positions = sample_positions(
-        store.n_frames(clip), run.frames["number"], run.frames["test_sampling"], rng,
+        store.n_frames(clip), run.frames["number"], mode, rng if mode == "segment_random" else None,
         fps=store.fps(clip), source_frames=store.source_frames(clip),
     )  # fmt: skip
     return transform(store.read(clip, positions), rng)

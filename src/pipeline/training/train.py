@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
-from mmengine.hooks import Hook
+from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main_process
+from mmengine.hooks import Hook, ParamSchedulerHook
 from mmengine.runner import Runner
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
@@ -55,6 +55,19 @@ class EpisodeSeed(Hook):
         torch.manual_seed(self.seed * 1_000_003 + int(data_batch["episode"].flatten()[0]))
 
 
+class StepSchedule(ParamSchedulerHook):
+    """Learning rates by optimiser steps, not by iterations, whose number in a step depends on the workers."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        if (runner.iter + 1) % self.every == 0:
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+
 class Curve(Hook):
     """Mean of the losses over each optimiser step, written to `curve.csv`; stops at a loss that is no number."""
 
@@ -72,7 +85,9 @@ class Curve(Hook):
         if (runner.iter + 1) % self.every:
             return
         step = (runner.iter + 1) // self.every
-        row = {"step": step, **{name: float(total) / self.every for name, total in self.sums.items()}}
+        means = torch.stack([torch.as_tensor(total, dtype=torch.float64) for total in self.sums.values()]) / self.every
+        all_reduce(means, "mean")  # so that every worker sees the loss of the whole step
+        row = {"step": step, **dict(zip(self.sums, means.tolist(), strict=True))}
         if not math.isfinite(row["loss"]):
             raise FloatingPointError(f"{self.run.id}: the loss is {row['loss']} at step {step}")
         row |= {
@@ -88,9 +103,10 @@ class Curve(Hook):
             return
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[-1]))
+            columns = dict.fromkeys(key for row in self.rows for key in row)  # not every step is validated
+            writer = csv.DictWriter(file, fieldnames=list(columns), restval="")
             writer.writeheader()
-            writer.writerows({key: row.get(key, "") for key in self.rows[-1]} for row in self.rows)
+            writer.writerows(self.rows)
         os.replace(temporary, self.path)
 
     def after_train(self, runner: Runner) -> None:
@@ -298,14 +314,16 @@ def _validator(run: Run, ws: Workspace, store: FrameStore) -> Callable[[FewShotM
 
 def _runner(run: Run, model: FewShotModel, episodes: Dataset, hooks: list[Hook], every: int, work_dir: Path) -> Runner:
     train = run.train
-    warmup = train["warmup_steps"] * every
+    warmup = train["warmup_steps"]
     optimizers = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
     if train["optimizer"] not in optimizers:
         raise UserError(f"{run.id}: unknown optimizer {train['optimizer']!r}; known: {', '.join(optimizers)}")
-    schedulers = [dict(type="MultiStepLR", by_epoch=False, milestones=[m * every for m in train["milestones"]])]
+    if train["amp"] and not torch.cuda.is_available():
+        raise UserError(f"{run.id}: train.amp is true, and mixed precision needs a GPU; set train.amp: false")
+    schedulers = [dict(type="MultiStepLR", by_epoch=False, milestones=train["milestones"])]
     if warmup:
         factor = train["warmup_start"] / train["learning_rate"]
-        schedulers.insert(0, dict(type="LinearLR", by_epoch=False, start_factor=factor, end=warmup))
+        schedulers.insert(0, dict(type="LinearLR", by_epoch=False, start_factor=factor, end=warmup + 1))
     distributed = get_world_size() > 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -339,7 +357,14 @@ def _runner(run: Run, model: FewShotModel, episodes: Dataset, hooks: list[Hook],
                 ),
             ),
             param_scheduler=schedulers,
-            default_hooks=dict(checkpoint=None, logger=None, timer=None, runtime_info=None, sampler_seed=None),
+            default_hooks=dict(
+                param_scheduler=StepSchedule(every),
+                checkpoint=None,
+                logger=None,
+                timer=None,
+                runtime_info=None,
+                sampler_seed=None,
+            ),
             custom_hooks=hooks,
             launcher="pytorch" if distributed else "none",
             env_cfg=dict(dist_cfg=dict(backend="nccl" if torch.cuda.is_available() else "gloo")),
@@ -348,5 +373,11 @@ def _runner(run: Run, model: FewShotModel, episodes: Dataset, hooks: list[Hook],
             default_scope="mmaction",
             randomness=dict(seed=run.seed),
             experiment_name=f"{run.id}-{time.time_ns()}",
-            cfg=dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", find_unused_parameters=False)),
+            cfg=dict(
+                model_wrapper_cfg=dict(
+                    type="MMDistributedDataParallel",
+                    find_unused_parameters=False,
+                    **({} if torch.cuda.is_available() else {"device_ids": None}),  # MMEngine gives CPUs one too
+                )
+            ),
         )

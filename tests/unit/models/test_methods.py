@@ -68,7 +68,9 @@ def _batch(world, run, episodes=1):
 
 def test_every_registered_method_has_a_configuration():
     """A method without a file in config/methods cannot be named in a table, and would escape the tests below."""
-    registered = {name for name, kind in MODELS.module_dict.items() if isinstance(kind, type) and issubclass(kind, FewShotModel)}
+    registered = {
+        name for name, kind in MODELS.module_dict.items() if isinstance(kind, type) and issubclass(kind, FewShotModel)
+    }
     configured = {
         yaml.safe_load((CONFIG / "methods" / f"{name}.yaml").read_text())["model"]["type"] for name in METHODS
     }
@@ -237,7 +239,9 @@ def test_loss_is_the_cross_entropies_of_the_episode(world, method, model):
             if network.wants_text:
                 for clips, which in ((support, labels), (query, batch["query_labels"][e])):
                     every = network.video_text(clips, network.base_texts)
-                    video_text += [F.cross_entropy(row[None], ids[n][None]) for row, n in zip(every, which, strict=True)]
+                    video_text += [
+                        F.cross_entropy(row[None], ids[n][None]) for row, n in zip(every, which, strict=True)
+                    ]
     assert losses["loss_matching"].item() == pytest.approx(float(torch.stack(matching).mean()), abs=2e-5)
     if network.wants_text:
         want = run.train["video_text_weight"] * float(torch.stack(video_text).mean())
@@ -341,7 +345,9 @@ def _fuse(model, frames, phases, texts):
                 piece = slice(h * width, (h + 1) * width)
                 dots = [float(q[piece] @ block.to_k(key)[piece]) / math.sqrt(width) for key in keys]
                 weights = [math.exp(d - max(dots)) for d in dots]
-                parts.append(sum(w * block.to_v(key)[piece] for w, key in zip(weights, keys, strict=True)) / sum(weights))
+                parts.append(
+                    sum(w * block.to_v(key)[piece] for w, key in zip(weights, keys, strict=True)) / sum(weights)
+                )
             attended = block.out(torch.cat(parts)) + (asked if model.neck.residual_attention else 0)
             fused[k, i] = attended + block.ffn(attended)
     return fused

@@ -1,0 +1,84 @@
+"""Real clips from folder to table, at budgets of seconds: what the example of docs/examples/utd_mhad does."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+CLIPS = 8  # of each class
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, reference_data, repo):
+    """Folder in which the example's own table was made; one of its videos is cut off."""
+    folder = tmp_path_factory.mktemp("utd")
+    for source in sorted((reference_data / "videos" / "utd_mhad_depth").iterdir()):
+        target = folder / "videos" / source.name
+        target.mkdir(parents=True)
+        for clip in sorted(source.iterdir())[::4][:CLIPS]:
+            (target / clip.name).symlink_to(clip)
+    broken = next((folder / "videos" / "08_draw_x").iterdir())
+    content = broken.read_bytes()
+    broken.unlink()
+    broken.write_bytes(content[: len(content) // 2])
+    overlay = yaml.safe_load((repo / "docs/examples/utd_mhad/overlay.yaml").read_text())
+    overlay["datasets"]["utd_mhad"] |= {
+        "root": str(folder / "videos"),
+        "texts": str(repo / "docs/examples/utd_mhad/texts.json"),
+    }
+    overlay["backbones"]["clip_nano"] = {"steps": 20, "batch": 32}
+    overlay["train"] = {
+        "steps": 2, "episodes_per_step": 2, "validate_every": 1, "validation_episodes": 20,
+        "checkpoint_every": 1, "warmup_steps": 0, "milestones": [2],
+    }  # fmt: skip
+    overlay["measure"] = {"episodes": 60, "val_episodes": 30}
+    (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+    command = [sys.executable, "-m", "snakemake", "-s", str(repo / "Snakefile"), "--cores", "2"]
+    command += ["--configfile", "overlay.yaml", "--", "results/utd_mhad/table1.csv"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, env={**os.environ})
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    return folder, broken
+
+
+def test_every_method_is_measured_on_real_clips(made):
+    with (made[0] / "results/utd_mhad/table1.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows[::2]] == ["Untrained", "CLIP-Freeze", "OTAM", "CLIP-FSAR", "LGA"]
+    assert all(row["status"] == "measured" and 0 < float(row["value"]) <= 100 for row in rows)
+    assert len({row["run_id"] for row in rows}) == 5
+
+
+def test_a_broken_video_is_listed_and_left_out(made):
+    folder, broken = made
+    data = next((folder / "results/data").glob("utd_mhad-*"))
+    listed = (data / "unreadable.csv").read_text()
+    assert broken.name in listed and listed.count("\n") == 2
+    assert broken.name not in (data / "index.csv").read_text()
+    splits = [line.rsplit(",", 1)[1] for line in (data / "index.csv").read_text().splitlines()[1:]]
+    assert len(splits) == 19 * CLIPS - 1 and set(splits) == {"train", "val", "test"}
+
+
+def test_an_empty_class_folder_is_an_error_of_one_line(made, repo, tmp_path):
+    folder = made[0]
+    empty = folder / "videos" / "99_nothing"
+    empty.mkdir()
+    try:
+        key = next((folder / "results/data").glob("utd_mhad-*")).name
+        (tmp_path / "specs").mkdir()
+        (tmp_path / "specs" / f"{key}.json").write_text((folder / "results/specs" / f"{key}.json").read_text())
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", "splits", key, "--results", str(tmp_path)],
+            cwd=folder, capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert done.stderr.strip().startswith("error:") and "99_nothing" in done.stderr or "nothing" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "data" / key / "index.csv").exists()
+    finally:
+        empty.rmdir()

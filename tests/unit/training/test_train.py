@@ -1,0 +1,325 @@
+"""Training: the same result for any number of workers, after an interruption, and with the selection that was asked."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import train_on_workers
+
+from pipeline.errors import UserError
+from pipeline.experiment import Run
+from pipeline.models.build import WEIGHTS
+from pipeline.models.methods.base import FewShotModel
+from pipeline.training import train as module
+from pipeline.training.train import STATE, train_run
+from pipeline.workspace import Workspace
+
+
+def _curve(ws: Workspace, run: Run) -> list[dict[str, float | None]]:
+    with (ws.run(run.id) / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{key: float(row[key]) if row[key] else None for key in row if key != "seconds"} for row in rows]
+
+
+def _weights(ws: Workspace, run: Run) -> dict[str, torch.Tensor]:
+    return load_file(ws.run(run.id) / WEIGHTS)
+
+
+def _close(one: list[dict], two: list[dict], tolerance: float) -> None:
+    assert [list(row) for row in one] == [list(row) for row in two]
+    for a, b in zip(one, two, strict=True):
+        for key in a:
+            assert a[key] == (None if b[key] is None else pytest.approx(b[key], abs=tolerance)), (key, a["step"])
+
+
+class Killed(BaseException):
+    """What ends a training from outside."""
+
+
+def _keep(folder: Path, until: int | None = None):
+    """A `report` that keeps a copy of every checkpoint, and kills the training after that of step `until`."""
+    steps = []
+
+    def report(metrics, checkpoint):
+        steps.append(metrics)
+        shutil.copytree(checkpoint, folder / str(metrics["step"]))
+        if metrics["step"] == until:
+            raise Killed
+
+    report.metrics = steps
+    return report
+
+
+# ------------------------------------------------------------------------------------------------ resume
+
+
+@pytest.mark.parametrize("method", ["lga", "otam"])
+@pytest.mark.parametrize("selection", ["val", "last"])
+def test_a_training_that_was_killed_ends_as_if_it_had_not_been(world, tmp_path, method, selection):
+    """Adam's moments, the schedule, dropout, the place in the data and the best step so far all continue."""
+    train = {"steps": 6, "warmup_steps": 3, "milestones": [4], "validate_every": 2, "learning_rate": 3e-3}
+    run = world.run(method=method, selection=selection, train=train)
+    whole, cut = world.elsewhere(tmp_path / "whole"), world.elsewhere(tmp_path / "cut")
+    train_run(run, whole, _keep(tmp_path / "a"))
+    with pytest.raises(Killed):
+        train_run(run, cut, _keep(tmp_path / "b", until=4))
+    assert not (cut.run(run.id) / "train.json").exists() and not (cut.run(run.id) / WEIGHTS).exists()
+    again = _keep(tmp_path / "c")
+    train_run(run, cut, again, tmp_path / "b" / "3")  # the newest checkpoint was not saved in time
+    assert [metrics["step"] for metrics in again.metrics] == [4, 5, 6]
+    assert all(metrics["run"] == run.id for metrics in again.metrics)
+    one, two = _weights(whole, run), _weights(cut, run)
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+    _close(_curve(whole, run), _curve(cut, run), 1e-6)
+    assert [row["step"] for row in _curve(cut, run)] == [1, 2, 3, 4, 5, 6]
+    records = [json.loads((ws.run(run.id) / "train.json").read_text()) for ws in (whole, cut)]
+    assert [records[0][key] == records[1][key] for key in ("selected_step", "validation_accuracy")] == [True, True]
+    assert not list(whole.run(run.id).rglob(STATE))  # checkpoints are the keeper's, the run's folder has none
+
+
+def test_a_resumed_training_does_not_decode_what_it_walks_past(world, tmp_path, monkeypatch):
+    run, ws = world.run(method="otam", selection="last", train={"steps": 4}), world.elsewhere(tmp_path / "ws")
+    train_run(run, ws, _keep(tmp_path / "kept"))
+    drawn = []
+    original = module.EpisodeDataset.__getitem__
+    monkeypatch.setattr(module.EpisodeDataset, "__getitem__", lambda self, i: drawn.append(i) or original(self, i))
+    train_run(run, ws, None, tmp_path / "kept" / "3")
+    assert drawn == [6, 7]
+
+
+def test_without_a_report_nothing_is_checkpointed_but_the_result_is_complete(world, tmp_path):
+    run, ws = world.run(method="otam"), world.elsewhere(tmp_path)
+    path = train_run(run, ws)
+    assert path == ws.run(run.id) / "train.json"
+    record = json.loads(path.read_text())
+    assert record["run"] == run.id and record["steps"] == 2 and record["workers"] == 1
+    assert record["classes"] == {"train": 26, "val": 10, "test": 10}
+    assert Run.model_validate_json((ws.run(run.id) / "run.json").read_text()).id == run.id
+    assert {item.suffix for item in ws.run(run.id).iterdir() if item.is_file()} == {".json", ".csv", ".safetensors"}
+
+
+# ----------------------------------------------------------------------------------------------- workers
+
+
+@pytest.mark.slow
+def test_two_workers_train_the_same_as_one(world, tmp_path):
+    """Same episodes in a step, so the same loss curve, learning rates, validation and weights to rounding."""
+    train = {"steps": 3, "episodes_per_step": 4, "optimizer": "sgd", "learning_rate": 0.05, "warmup_steps": 2}
+    run = world.run(method="lga", train=train)
+    alone, pair = world.elsewhere(tmp_path / "alone"), world.elsewhere(tmp_path / "pair")
+    train_run(run, alone)
+    train_on_workers(2, run, pair)
+    one, two = _weights(alone, run), _weights(pair, run)
+    first = module.build_model(run, alone, world.store).trained_state()
+    assert one.keys() == two.keys() == first.keys()
+    moved = max(float((one[name] - first[name]).abs().max()) for name in one)
+    apart = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert moved > 1e-3 and apart < 1e-5
+    _close(_curve(alone, run), _curve(pair, run), 1e-5)
+    record = json.loads((pair.run(run.id) / "train.json").read_text())
+    assert record["workers"] == 2 and record["selected_step"] >= 1
+
+
+def test_episodes_that_cannot_be_split_over_the_workers(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "get_world_size", lambda: 3)
+    run = world.run(method="otam", train={"episodes_per_step": 4})
+    with pytest.raises(UserError, match=f"{run.id}: 4 episodes a step cannot be split over 3 workers.*cluster.workers"):
+        train_run(run, world.elsewhere(tmp_path))
+
+
+# --------------------------------------------------------------------------------------------- recipe
+
+
+@pytest.mark.parametrize("episodes_per_step", [1, 3])
+def test_learning_rate_follows_the_steps(world, tmp_path, episodes_per_step):
+    train = {
+        "steps": 7, "episodes_per_step": episodes_per_step, "learning_rate": 1e-3, "warmup_steps": 3,
+        "warmup_start": 1e-4, "milestones": [4, 6], "checkpoint_every": 100,
+    }  # fmt: skip
+    run, ws = world.run(method="otam", selection="last", train=train), world.elsewhere(tmp_path)
+    train_run(run, ws)
+    rates = [row["learning_rate"] for row in _curve(ws, run)]
+    assert rates == pytest.approx([1e-4, 4e-4, 7e-4, 1e-3, 1e-4, 1e-4, 1e-5], rel=1e-6)
+
+
+def test_one_step_of_warm_up_ends(world, tmp_path):
+    train = {"steps": 3, "episodes_per_step": 1, "warmup_steps": 1, "warmup_start": 1e-5, "milestones": []}
+    run, ws = world.run(method="otam", selection="last", train=train), world.elsewhere(tmp_path)
+    train_run(run, ws)
+    assert [row["learning_rate"] for row in _curve(ws, run)] == pytest.approx([1e-5, 1e-3, 1e-3])
+
+
+def test_a_step_is_the_mean_over_its_episodes(world, tmp_path):
+    """With plain SGD the first step moves the weights by the learning rate times the mean gradient."""
+    train = {"steps": 1, "episodes_per_step": 3, "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0}
+    run, ws = world.run(method="otam", selection="last", train=train), world.elsewhere(tmp_path)
+    train_run(run, ws)
+    model = module.build_model(run, ws, world.store).train()
+    before = {name: value.clone() for name, value in model.trained_state().items()}
+    episodes, losses = module._episodes(run, world.store, 0), []
+    for i in range(3):
+        batch = torch.utils.data.default_collate([episodes[i]])
+        losses.append(model(mode="loss", **batch)["loss_matching"])
+    mean = torch.stack(losses).mean()
+    mean.backward()
+    after, parameters = _weights(ws, run), dict(model.named_parameters())
+    for name in before:
+        torch.testing.assert_close(after[name], before[name] - 0.1 * parameters[name].grad, atol=1e-6, rtol=1e-4)
+    assert _curve(ws, run)[0]["loss"] == pytest.approx(mean.item(), abs=1e-5)
+
+
+def test_training_learns_an_easy_task(world, tmp_path):
+    """The loss of the same few episodes falls; the random CLIP starts at chance."""
+    train = {"steps": 20, "episodes_per_step": 1, "learning_rate": 3e-3, "way": 2, "validate_every": 100}
+    run, ws = world.run(method="lga", selection="last", train=train), world.elsewhere(tmp_path)
+    dataset = module._episodes
+    try:
+        module._episodes = lambda *arguments: Repeat(dataset(*arguments), 2)
+        train_run(run, ws)
+    finally:
+        module._episodes = dataset
+    losses = [row["loss"] for row in _curve(ws, run)]
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+
+
+class Repeat(torch.utils.data.Dataset):
+    """The first `count` items of a data set again and again."""
+
+    def __init__(self, dataset, count):
+        self.dataset, self.count = dataset, count
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        return self.dataset[i % self.count]
+
+
+def test_seeds_train_on_other_episodes(world, tmp_path):
+    ws = world.elsewhere(tmp_path)
+    runs = [world.run(method="otam", selection="last", seed=seed) for seed in (0, 1)]
+    for run in runs:
+        train_run(run, ws)
+    losses = [_curve(ws, run)[0]["loss"] for run in runs]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="mixed precision is for GPUs, and here is one")
+def test_mixed_precision_without_a_gpu(world, tmp_path):
+    run = world.run(method="otam", train={"amp": True})
+    with pytest.raises(UserError, match=f"{run.id}: train.amp is true.*needs a GPU"):
+        train_run(run, world.elsewhere(tmp_path))
+
+
+def test_optimisers_differ(world, tmp_path):
+    ws, runs = world.elsewhere(tmp_path), {}
+    for name in ("adam", "adamw", "sgd"):
+        runs[name] = world.run(method="otam", selection="last", train={"optimizer": name, "weight_decay": 0.1})
+        train_run(runs[name], ws)
+    weights = [_weights(ws, run)["backbone.clip.visual_projection.weight"] for run in runs.values()]
+    assert all(not torch.equal(one, two) for one, two in zip(weights, weights[1:], strict=False))
+
+
+def test_wrong_settings_of_a_training(world, tmp_path):
+    ws = world.elsewhere(tmp_path)
+    run = world.run(method="otam", train={"optimizer": "lion"})
+    with pytest.raises(UserError, match=f"{run.id}: unknown optimizer 'lion'; known: adam"):
+        train_run(run, ws)
+    run = world.run(method="otam", train={"way": 27})
+    with pytest.raises(UserError, match="27-way episodes need 27 classes, and there are 26"):
+        train_run(run, ws)
+    run = world.run(method="otam", train={"shot": 5, "query": 2})
+    with pytest.raises(UserError, match="an episode takes 7 clips"):
+        train_run(run, ws)
+    assert not list((ws.root / "runs").rglob("train.json"))
+
+
+def test_a_loss_that_is_no_number_stops_the_training_and_says_where(world, tmp_path, monkeypatch):
+    run, ws = world.run(method="otam", train={"steps": 4}), world.elsewhere(tmp_path)
+    original = FewShotModel.loss
+
+    def loss(self, **episode):
+        losses = original(self, **episode)
+        if int(episode["episode"]) == 3:  # the second of step 2
+            losses["loss_matching"] = losses["loss_matching"] * float("nan")
+        return losses
+
+    monkeypatch.setattr(FewShotModel, "loss", loss)
+    with pytest.raises(FloatingPointError, match=f"{run.id}: the loss is nan at step 2"):
+        train_run(run, ws)
+    assert not (ws.run(run.id) / "train.json").exists() and not (ws.run(run.id) / WEIGHTS).exists()
+
+
+# ------------------------------------------------------------------------------------------- selection
+
+
+def _with_validation(monkeypatch, scores: list[float]) -> list[float]:
+    left = list(scores)
+    monkeypatch.setattr(module, "_validator", lambda *_: lambda model: left.pop(0))
+    return left
+
+
+@pytest.mark.parametrize(
+    ("selection", "every", "scores", "chosen"),
+    [
+        ("val", 1, [10.0, 40.0, 30.0, 20.0], 2),
+        ("val", 1, [10.0, 40.0, 40.0, 40.0], 2),  # of equal ones the earliest
+        ("val", 3, [10.0, 40.0], 4),  # step 3 and, always, the last one
+        ("test", 2, [50.0, 40.0], 2),
+        ("last", 1, [], 4),
+    ],
+)
+def test_weights_of_the_selected_step_are_kept(world, tmp_path, monkeypatch, selection, every, scores, chosen):
+    left = _with_validation(monkeypatch, scores)
+    run = world.run(method="otam", selection=selection, train={"steps": 4, "validate_every": every})
+    ws = world.elsewhere(tmp_path / "ws")
+    train_run(run, ws, _keep(tmp_path / "kept"))
+    assert left == []
+    state = torch.load(tmp_path / "kept" / str(chosen) / STATE, weights_only=True)["model"]
+    kept = _weights(ws, run)
+    assert all(torch.equal(kept[name], state[name]) for name in state) and kept.keys() == state.keys()
+    others = [step for step in (1, 2, 3, 4) if step != chosen]
+    for step in others:
+        other = torch.load(tmp_path / "kept" / str(step) / STATE, weights_only=True)["model"]
+        assert any(not torch.equal(kept[name], other[name]) for name in kept), step
+    record = json.loads((ws.run(run.id) / "train.json").read_text())
+    assert record["selected_step"] == chosen
+    assert record["validation_accuracy"] == (max(scores) if scores else None)
+    validated = {row["step"]: row.get("validation_accuracy") for row in _curve(ws, run)}
+    assert [value for value in validated.values() if value is not None] == scores
+
+
+@pytest.mark.parametrize(("selection", "split"), [("val", "val"), ("test", "test")])
+def test_the_selection_looks_at_its_own_split(world, tmp_path, monkeypatch, selection, split):
+    seen, original = [], module.score_split
+
+    def spy(run, model, ws, store, which, **kwargs):
+        assert not model.training
+        seen.append((which, kwargs["seed"], kwargs["episodes"], kwargs["shot"]))
+        return original(run, model, ws, store, which, **kwargs)
+
+    monkeypatch.setattr(module, "score_split", spy)
+    run = world.run(method="otam", selection=selection)
+    train_run(run, world.elsewhere(tmp_path))
+    assert seen == [(split, module.VALIDATION_SEED, 20, 1)] * 2
+
+
+def test_validation_leaves_no_trace_in_the_training(world, tmp_path):
+    """Validating more often changes nothing but what is selected."""
+    ws = world.elsewhere(tmp_path / "ws")
+    runs = [
+        world.run(method="lga", selection=selection, train={"steps": 3, "validate_every": 1})
+        for selection in ("val", "last")
+    ]
+    for run, name in zip(runs, "ab", strict=True):
+        train_run(run, ws, _keep(tmp_path / name))
+    states = [torch.load(tmp_path / name / "3" / STATE, weights_only=True)["model"] for name in "ab"]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
