@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -24,7 +27,7 @@ IMAGE = 32  # pixels
 OVERLAY: dict[str, Any] = {
     "scale": "demo",
     "substitute": dict.fromkeys(("hmdb51", "kinetics100", "ucf101", "ssv2_small", "ssv2_full"), "synthetic_scene"),
-    "datasets": {"synthetic_scene": {"clips_per_class": 6, "size": 48, "nuisance": 0.5}},
+    "datasets": {"synthetic_scene": {"clips_per_class": 6, "size": 40, "nuisance": 0.5}},
     "frames": {"store": {"size": [36, 36], "frames": 10}, "crop": IMAGE},
     "train": {
         "steps": 2,
@@ -102,16 +105,25 @@ def write_backbone(backbone: Asset, dataset: Asset, ws: Workspace) -> None:
 
 
 def train_on_workers(count: int, run: Run, ws: Workspace) -> None:
-    """Train `run` on `count` processes that speak gloo on the loopback interface."""
+    """Train `run` on `count` processes, of which this is one, that speak gloo on the loopback interface."""
     from pipeline.cluster import free_port
 
     arguments = (count, free_port(), run.model_dump(mode="json"), str(ws.root))
-    torch.multiprocessing.spawn(_worker, arguments, nprocs=count)
+    context = torch.multiprocessing.get_context("spawn")
+    others = [context.Process(target=_worker, args=(rank, *arguments)) for rank in range(1, count)]
+    for other in others:
+        other.start()
+    try:
+        with mock.patch.dict(os.environ):
+            _worker(0, *arguments)
+    finally:
+        for other in others:
+            other.join(60)
+            other.kill()
+    assert [other.exitcode for other in others] == [0] * len(others)
 
 
 def _worker(rank: int, count: int, port: int, run: dict[str, Any], root: str) -> None:
-    import os
-
     from pipeline.training.train import train_run
 
     os.environ.update(
@@ -119,7 +131,7 @@ def _worker(rank: int, count: int, port: int, run: dict[str, Any], root: str) ->
         LOCAL_WORLD_SIZE=str(count), GLOO_SOCKET_IFNAME="lo",
     )  # fmt: skip
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=count)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=count, timeout=timedelta(seconds=240))
     try:
         train_run(Run.model_validate(run), Workspace(root))
     finally:

@@ -37,28 +37,26 @@ START_SECONDS = 180.0
 ATTEMPTS = 2  # of an item whose worker died
 
 
-def environment(token: str, loopback: bool = True) -> dict[str, str]:
-    """Variables that the head and everyone who speaks to it must share."""
-    variables = {
+def environment(token: str) -> dict[str, str]:
+    """Variables that the head and everyone who speaks to it must share; Ray reads them when it is imported."""
+    return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
+        # Ray's switch for "this machine only": without it every port is bound on all interfaces.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody announces the preemption of this machine
+        "RAY_worker_niceness": "0",  # a training is no background job
+        "MALLOC_ARENA_MAX": "2",  # workers stay smaller
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each trial is one number, kept in the cell
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_DEDUP_LOGS": "0",
-        "RAY_worker_niceness": "0",  # a training is no background job
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each trial is one number, kept in the cell
         "PYTHONWARNINGS": "ignore",
     }
-    if loopback:
-        # Ray's switch for "this machine only": without it every port is bound on all interfaces.
-        variables |= {
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "NCCL_SOCKET_IFNAME": "lo",
-        }
-    return variables
 
 
 class Queue:

@@ -117,9 +117,13 @@ class Config:
         scale = str(overlay.get("scale") or default.get("scale", "demo"))
         scales = {path.stem: path for path in sorted((self.folder / "scales").glob("*.yaml"))}
         if scale not in scales:
-            raise unknown("scale", scale, scales, f"{self.folder}/config.yaml, key scale")
+            where = "settings of the command line" if overlay.get("scale") else f"{self.folder}/config.yaml"
+            raise unknown("scale", scale, scales, f"{where}, key scale")
+        # Layer by layer, so that an error names the file that it is in.
+        check(default, f"{self.folder}/config.yaml")
         merged = merge(default, read_yaml(scales[scale]))
-        self.settings = check(merge(merged, overlay | {"scale": scale}), f"{self.folder}/config.yaml")
+        check(merged, str(scales[scale]))
+        self.settings = check(merge(merged, overlay | {"scale": scale}), "settings of the command line")
 
     def names(self, kind: str) -> list[str]:
         """Known data sets, methods or tables (`kind` is the folder's name)."""

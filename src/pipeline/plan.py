@@ -20,6 +20,7 @@ from pipeline.tables.spec import Column, Paper, Row, Table, read_papers
 
 # Keys of a data set's definition that say where and how on this machine, not what.
 DATASET_OPTIONS = ("root", "lists", "labels", "texts", "expected", "workers", "licence", "homepage", "note")
+FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_KEYS = ("model", "train", "schedules", "measure", "backbone", "recipe")
 
 
@@ -69,11 +70,23 @@ class Plan:
             UserError: something in the configuration is wrong; the message names file, key and nearest name.
         """
         plan = cls(Config(folder, overlay))
+        plan._check_overlays()
         plan.papers = read_papers(plan.config)
         for paper, sheet in plan.papers.items():
             for number, table in sheet.tables.items():
                 plan._add_table(paper, number, table)
         return plan
+
+    def _check_overlays(self) -> None:
+        """Keys of the settings that would be passed over in silence."""
+        settings, where = self.config.settings, f"the settings ({self.config.folder}/config.yaml, scale, command line)"
+        methods = [self.config.entry("methods", name, where) for name in self.config.names("methods")]
+        for part in ("train", "model"):
+            known = {key for method in methods for key in method.get(part, {})}
+            if odd := set(getattr(settings, part)) - known:
+                raise unknown(f"{part} key", min(odd), known, where)
+        for name in [*settings.substitute, *settings.substitute.values()]:
+            self.config.entry("datasets", name, f"{where}, key substitute")
 
     def _add_table(self, paper: str, number: str, table: Table) -> None:
         trials: dict[str, dict[str, Any]] = {}
@@ -127,7 +140,12 @@ class Plan:
         if odd := set(method) - set(METHOD_KEYS):
             raise unknown("key", min(odd), METHOD_KEYS, f"{self.config.folder}/methods/{delta['method']}.yaml")
         train = merge(method.get("train", {}), method.get("schedules", {}).get(name, {}))
+        if odd := {key for plan in method.get("schedules", {}).values() for key in plan} - set(train):
+            here = f"{self.config.folder}/methods/{delta['method']}.yaml, schedules"
+            raise unknown("train key", min(odd), method.get("train", {}), here)
         train = merge(train, {key: value for key, value in settings.train.items() if key in train})
+        model = method.get("model", {})
+        model = merge(model, {key: value for key, value in settings.model.items() if key in model})
         for part in ("model", "train"):
             known = method.get(part, {})
             for key in delta.get(part, {}):
@@ -136,7 +154,7 @@ class Plan:
         backbone = self.backbone(delta.get("backbone") or settings.backbone or method["backbone"], dataset, where)
         run = Run(
             method=delta["method"],
-            model=merge(merge(method.get("model", {}), settings.model), delta.get("model", {})),
+            model=merge(model, delta.get("model", {})),
             train=merge(train, delta.get("train", {})),
             dataset=dataset.key,
             frames=self.frames(dataset),
@@ -185,7 +203,14 @@ class Plan:
 
     def frames(self, dataset: Asset) -> dict[str, Any]:
         """The frame policy of a data set."""
-        return merge(self.config.settings.frames, dataset.spec.get("frames", {}))
+        own, folder = dataset.spec.get("frames", {}), self.config.folder
+        for keys, where in (
+            (self.config.settings.frames, f"{folder}/config.yaml (or scale, or command line), frames"),
+            (own, f"{folder}/datasets/{dataset.name}.yaml, frames"),
+        ):
+            if odd := set(keys) - set(FRAME_KEYS):
+                raise unknown("key", min(odd), FRAME_KEYS, where)
+        return merge(self.config.settings.frames, own)
 
     # What Snakemake asks
 

@@ -68,7 +68,12 @@ class Workspace:
 
     def read_run(self, name: str) -> Run:
         """The planned run `name` (an unambiguous beginning of its id is enough)."""
-        return Run.model_validate(self._spec(name))
+        spec = self._spec(name)
+        if "method" not in spec:
+            raise UserError(
+                f"{name!r} is no run; `python -m pipeline plan --write` lists the runs in {self.root}/specs"
+            )
+        return Run.model_validate(spec)
 
     def read_asset(self, key: str) -> Asset:
         """The planned data set or backbone `key`."""

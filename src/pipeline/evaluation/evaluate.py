@@ -52,13 +52,19 @@ def needed_scores(cells: Sequence[Cell], ws: Workspace) -> dict[Path, tuple[Meas
 
 def needed_work(cells: Sequence[Cell], ws: Workspace) -> bool:
     """Whether `score_run` has anything to do."""
-    return bool(needed_scores(cells, ws)) or any(
-        cell.measure.metric == "time_ms" and not time_path(ws, cell.run).is_file() for cell in cells
-    )
+    return bool(needed_scores(cells, ws) or needed_times(cells, ws))
 
 
-def time_path(ws: Workspace, run: Run) -> Path:
-    return ws.scores(run.id) / "time.json"
+def needed_times(cells: Sequence[Cell], ws: Workspace) -> dict[Path, Measure]:
+    """Files of timings that `cells` need and that are not there yet."""
+    wanted = {time_path(ws, c.run, c.measure): c.measure for c in cells if c.measure.metric == "time_ms"}
+    return {path: measure for path, measure in wanted.items() if not path.is_file()}
+
+
+def time_path(ws: Workspace, run: Run, measure: Measure) -> Path:
+    """File of the milliseconds of tasks of the form that `measure` says."""
+    task = measure.model_dump(include={"way", "shot", "query", "episode_seed", "matcher"})
+    return ws.scores(run.id) / f"time-{measure.way}way-{measure.shot}shot-{digest(task)}.json"
 
 
 def measure_run(run: Run, cells: Sequence[Cell], ws: Workspace, search: Search) -> list[Path]:
@@ -67,8 +73,8 @@ def measure_run(run: Run, cells: Sequence[Cell], ws: Workspace, search: Search) 
     Raises:
         UserError: scores are missing.
     """
-    if missing := needed_scores(cells, ws):
-        raise UserError(f"{next(iter(missing))} is missing: run `python -m pipeline evaluate {run.id}`")
+    if missing := [*needed_scores(cells, ws), *needed_times(cells, ws)]:
+        raise UserError(f"{missing[0]} is missing: run `python -m pipeline evaluate {run.id}`")
     by_grid: dict[tuple[float, ...], dict[str, Path]] = {}
     for cell in cells:
         if cell.measure.settled().alpha == "val":
@@ -86,7 +92,7 @@ def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[
         "coverage": None, "measure": measure.model_dump(mode="json"),
     }  # fmt: skip
     if measure.metric == "time_ms":
-        times = json.loads(time_path(ws, run).read_text())["milliseconds"]
+        times = json.loads(time_path(ws, run, measure).read_text())["milliseconds"]
         values = np.asarray(times)
         record |= summary(values)
     else:

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.datasets.episodes import episode_table
 from pipeline.datasets.frames import FrameStore
-from pipeline.evaluation.evaluate import needed_scores, scoring_of, time_path
+from pipeline.evaluation.evaluate import needed_scores, needed_times, scoring_of
 from pipeline.evaluation.few_shot import class_texts, encode_clips, score_split, split_clips
 from pipeline.experiment import Cell, Measure, Run
 from pipeline.models.build import load_trained
@@ -22,7 +22,7 @@ TIMED_TASKS = 20
 def score_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> int:
     """Compute the missing scores (and timings) of `cells`, each video encoded once; returns how many."""
     wanted = needed_scores(cells, ws)
-    timed = [c for c in cells if c.measure.metric == "time_ms" and not time_path(ws, run).is_file()]
+    timed = needed_times(cells, ws)
     if not wanted and not timed:
         return 0
     store = FrameStore(ws.store(run))
@@ -37,8 +37,8 @@ def score_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> int:
             episodes=scoring["episodes"], seed=scoring["episode_seed"], matcher=scoring["matcher"],
             features=features[split],
         ).save(path)  # fmt: skip
-    if timed:
-        write_json(time_path(ws, run), {"milliseconds": time_tasks(run, timed[0].measure, model, store, ws)})
+    for path, measure in timed.items():
+        write_json(path, {"milliseconds": time_tasks(run, measure, model, store, ws)})
     return len(wanted) + len(timed)
 
 
@@ -57,6 +57,6 @@ def time_tasks(run: Run, measure: Measure, model: torch.nn.Module, store: FrameS
         support = features[: table.support[i].size].unflatten(0, table.support[i].shape)
         chosen = None if texts is None else texts[torch.from_numpy(table.classes[i])][None]
         prototypes = model.prototypes(support[None], chosen)
-        float(model.match(features[table.support[i].size :][None], prototypes, chosen)["vv"].sum())
+        float(model.match(features[table.support[i].size :][None], prototypes, chosen, measure.matcher)["vv"].sum())
         times.append(1000 * (time.perf_counter() - start))
     return times[2:]  # the first ones warm up

@@ -199,10 +199,9 @@ def _origin(plan: Plan, entry: Entry) -> list[str]:
     if slug(dataset) != entry.dataset:
         notes.append(f"measured on {entry.dataset} in place of {dataset}")
     method = plan.config.entry("methods", row.method or column.method, f"paper {entry.paper}")
-    backbone = row.backbone or column.backbone or method["backbone"]
-    used = plan.config.settings.backbone or backbone
-    if used != backbone:
-        notes.append(f"backbone {used} in place of {backbone}")
+    used = plan.config.settings.backbone
+    if used and not (row.backbone or column.backbone) and used != method["backbone"]:
+        notes.append(f"backbone {used} in place of {method['backbone']}")
     return notes
 
 

@@ -112,7 +112,8 @@ def test_without_a_report_nothing_is_checkpointed_but_the_result_is_complete(wor
 @pytest.mark.slow
 def test_two_workers_train_the_same_as_one(world, tmp_path):
     """Same episodes in a step, so the same loss curve, learning rates, validation and weights to rounding."""
-    train = {"steps": 3, "episodes_per_step": 4, "optimizer": "sgd", "learning_rate": 0.05, "warmup_steps": 2}
+    train = {"steps": 3, "episodes_per_step": 4, "optimizer": "sgd", "learning_rate": 0.05}
+    train |= {"warmup_steps": 2, "validate_every": 3}
     run = world.run(method="lga", train=train)
     alone, pair = world.elsewhere(tmp_path / "alone"), world.elsewhere(tmp_path / "pair")
     train_run(run, alone)

@@ -1,0 +1,267 @@
+"""Cells from cached scores: alpha on the validation classes only, nothing computed twice."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.evaluation import few_shot
+from pipeline.evaluation import score as score_module
+from pipeline.evaluation.evaluate import (
+    measure_run,
+    needed_scores,
+    needed_work,
+    scores_path,
+    search_in_process,
+    time_path,
+)
+from pipeline.evaluation.score import score_run
+from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, summary
+from pipeline.experiment import Cell
+from pipeline.models.methods.base import FewShotModel
+from pipeline.training.train import train_run
+
+# ----------------------------------------------------------------------------------------------- scores
+
+
+def _random_scores(seed=0, episodes=40, text=True):
+    rng = np.random.default_rng(seed)
+    logs = [torch.randn(episodes, 5, 5, generator=torch.Generator().manual_seed(seed + i)) for i in (0, 100)]
+    log_vv, log_vt = (x.log_softmax(-1).numpy() for x in logs)
+    return EpisodeScores(log_vv, log_vt if text else None, rng.integers(0, 5, (episodes, 5)))
+
+
+def test_fused_scores_are_the_weighted_geometric_mean():
+    scores = _random_scores()
+    p_vv, p_vt = np.exp(scores.log_vv), np.exp(scores.log_vt)
+    for alpha in (0.0, 0.3, 1.0):
+        np.testing.assert_allclose(np.exp(fused(scores, "both", alpha)), p_vv**alpha * p_vt ** (1 - alpha), rtol=1e-5)
+    assert fused(scores, "vv", 0.2) is scores.log_vv and fused(scores, "vt", 0.2) is scores.log_vt
+    assert fused(_random_scores(text=False), "both", 0.5).shape == (40, 5, 5)
+
+
+def test_accuracy_counts_the_queries_of_each_episode():
+    logits = np.zeros((2, 4, 3))
+    for e, q, n in ((0, 0, 1), (0, 1, 2), (0, 2, 0), (0, 3, 0), (1, 0, 2), (1, 1, 2), (1, 2, 1), (1, 3, 1)):
+        logits[e, q, n] = 1
+    assert accuracy(logits, np.array([[1, 2, 0, 1], [0, 0, 0, 1]])).tolist() == [75.0, 25.0]
+
+
+def test_alpha_curve_and_its_best_point():
+    scores = _random_scores()
+    curve = alpha_curve(scores, [0, 0.5, 1])
+    assert [alpha for alpha, _ in curve] == [0.0, 0.5, 1.0]
+    assert curve[0][1] == pytest.approx(100 * (scores.log_vt.argmax(-1) == scores.labels).mean())
+    assert curve[2][1] == pytest.approx(100 * (scores.log_vv.argmax(-1) == scores.labels).mean())
+    assert best_alpha([(0.0, 10), (0.5, 30), (1.0, 20)]) == 0.5
+    assert best_alpha([(0.0, 30), (0.4, 30), (0.6, 30), (1.0, 30)]) == 0.4  # as near to 0.5, so the smaller
+    assert best_alpha([(0.9, 7), (0.0, 7)]) == 0.9
+
+
+def test_scores_survive_the_disk(tmp_path):
+    for text in (True, False):
+        scores = _random_scores(text=text)
+        scores.save(tmp_path / "deep" / "scores.npz")
+        loaded = EpisodeScores.load(tmp_path / "deep" / "scores.npz")
+        assert (loaded.log_vv == scores.log_vv).all() and (loaded.labels == scores.labels).all()
+        assert loaded.log_vt is None if not text else (loaded.log_vt == scores.log_vt).all()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["scores.npz"]
+
+
+# ------------------------------------------------------------------------------------------------ cells
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """A trained LGA run with cells of every kind, scored once; tests must leave it as it was."""
+    ws = world.elsewhere(tmp_path_factory.mktemp("evaluated"))
+    measures = [
+        {"score": "both"}, {"score": "vv"}, {"score": "vt"}, {"score": "both", "alpha": 0.3},
+        {"score": "both", "shot": 5}, {"metric": "time_ms"},
+    ]  # fmt: skip
+    cells = [world.cell(method="lga", measure=measure) for measure in measures]
+    (run,) = {cell.run.id: cell.run for cell in cells}.values()
+    train_run(run, ws)
+    score_run(run, cells, ws)
+    measure_run(run, cells, ws, search_in_process)
+    return ws, run, cells
+
+
+class Counter:
+    """Clips encoded since it was made."""
+
+    def __init__(self, monkeypatch):
+        self.clips = 0
+        original = FewShotModel.encode
+
+        def encode(model, clips):
+            self.clips += len(clips)
+            return original(model, clips)
+
+        monkeypatch.setattr(FewShotModel, "encode", encode)
+
+
+def _record(ws, cell):
+    return json.loads(ws.cell(cell.id).read_text())
+
+
+def test_a_cell_is_the_accuracy_of_its_scores(trained):
+    ws, run, (both, vv, vt, fixed, five, _) = trained
+    for cell, kind, alpha in ((vv, "vv", None), (vt, "vt", None), (fixed, "both", 0.3)):
+        record, scores = _record(ws, cell), EpisodeScores.load(scores_path(ws, run, cell.measure, "test"))
+        values = accuracy(fused(scores, kind, alpha or 0.0), scores.labels)
+        assert record["value"] == pytest.approx(values.mean())
+        assert record["ci95"] == pytest.approx(1.96 * values.std(ddof=1) / np.sqrt(24))
+        assert record["n"] == 24 and record["alpha"] == alpha and record["alpha_curve"] is None
+        assert record["cell"] == cell.id and record["run"] == run.id and record["metric"] == "accuracy_pct"
+        assert record["dataset"] == "synthetic_scene" and record["scale"] == "demo" and record["selection"] == "val"
+    # one file of scores serves every kind of score of a shot
+    names = {scores_path(ws, run, cell.measure, "test") for cell in (both, vv, vt, fixed)}
+    assert len(names) == 1 and scores_path(ws, run, five.measure, "test") not in names
+
+
+def test_alpha_comes_from_the_validation_classes_and_the_whole_curve_is_kept(trained):
+    ws, run, (both, *_, five, _time) = trained
+    for cell in (both, five):
+        record = _record(ws, cell)
+        val, test = (EpisodeScores.load(scores_path(ws, run, cell.measure, split)) for split in ("val", "test"))
+        grid = cell.measure.alpha_grid
+        assert len(grid) == 11 and val.labels.shape == (30, 5)
+        curve = alpha_curve(val, grid)
+        assert record["alpha_curve"]["val"] == [list(point) for point in curve]
+        assert record["alpha_curve"]["test"] == [list(point) for point in alpha_curve(test, grid)]
+        assert record["alpha"] == best_alpha(curve)
+        assert record["value"] == pytest.approx(dict(alpha_curve(test, grid))[record["alpha"]])
+
+
+def test_alpha_never_looks_at_the_test_scores(trained, tmp_path, world):
+    """Test scores that would favour the other end of the grid change the accuracy, not alpha."""
+    ws, run, (both, *_) = trained
+    other = world.elsewhere(tmp_path)
+    labels = np.zeros((30, 5), int)
+    good, bad = np.full((30, 5, 5), -9.0, np.float32), np.full((30, 5, 5), -9.0, np.float32)
+    good[..., 0], bad[..., 1] = -0.1, -0.01
+    EpisodeScores(good, bad, labels).save(scores_path(other, run, both.measure, "val"))
+    EpisodeScores(bad, good, labels).save(scores_path(other, run, both.measure, "test"))
+    asked = []
+
+    def search(name, files, grid):
+        asked.extend(files.values())
+        return search_in_process(name, files, grid)
+
+    measure_run(run, [both], other, search)
+    record = _record(other, both)
+    assert record["alpha"] == 0.6 and record["value"] == 0.0  # the tie of all good alphas goes to the nearest to 0.5
+    assert asked == [scores_path(other, run, both.measure, "val")]
+
+
+def test_another_grid_encodes_nothing_and_trains_nothing(trained, monkeypatch):
+    ws, run, (both, *_) = trained
+    before = {path: path.stat().st_mtime_ns for path in [*ws.scores(run.id).iterdir(), *ws.run(run.id).rglob("*")]}
+    counter = Counter(monkeypatch)
+    finer = Cell(run=run, measure=both.measure.model_copy(update={"alpha_grid": (0.0, 0.25, 0.5, 0.75, 1.0)}))
+    assert finer.id != both.id and not needed_work([finer], ws)
+    assert score_run(run, [finer], ws) == 0
+    (path,) = measure_run(run, [finer], ws, search_in_process)
+    assert path == ws.cell(finer.id) and len(_record(ws, finer)["alpha_curve"]["val"]) == 5
+    assert counter.clips == 0
+    assert before == {p: p.stat().st_mtime_ns for p in [*ws.scores(run.id).iterdir(), *ws.run(run.id).rglob("*")]}
+
+
+def test_a_deleted_cell_comes_back_as_it_was(trained, monkeypatch):
+    ws, run, cells = trained
+    counter = Counter(monkeypatch)
+    for cell in cells:
+        text = ws.cell(cell.id).read_text()
+        ws.cell(cell.id).unlink()
+        assert score_run(run, [cell], ws) == 0
+        measure_run(run, [cell], ws, search_in_process)
+        assert ws.cell(cell.id).read_text() == text
+    assert counter.clips == 0
+
+
+def test_a_deleted_score_file_is_the_only_one_made_again(trained, monkeypatch):
+    ws, run, cells = trained
+    path = scores_path(ws, run, cells[4].measure, "test")
+    before = EpisodeScores.load(path)
+    path.unlink()
+    counter = Counter(monkeypatch)
+    assert list(needed_scores(cells, ws)) == [path] and needed_work(cells, ws)
+    assert score_run(run, cells, ws) == 1 and counter.clips == 60  # the clips of the test classes, once
+    after = EpisodeScores.load(path)
+    assert (before.log_vv == after.log_vv).all() and (before.log_vt == after.log_vt).all()
+
+
+def test_one_pass_serves_all_measurements_of_a_run(trained, tmp_path, world, monkeypatch):
+    """1-shot, 5-shot, test and validation: each clip of the two splits is encoded once."""
+    ws, run, cells = trained
+    other = world.elsewhere(tmp_path)
+    (other.root / "runs").symlink_to(ws.root / "runs")
+    counter = Counter(monkeypatch)
+    assert score_run(run, cells[:5], other) == 4
+    assert counter.clips == 60 + 60
+    for path in ws.scores(run.id).glob("*.npz"):
+        same = EpisodeScores.load(other.scores(run.id) / path.name)
+        assert (same.log_vv == EpisodeScores.load(path).log_vv).all()
+
+
+def test_scores_are_cached_by_all_that_they_depend_on(trained):
+    ws, run, (both, *_) = trained
+    names = {scores_path(ws, run, both.measure, split) for split in ("val", "test")}
+    for change in (
+        {"way": 4}, {"shot": 2}, {"query": 2}, {"episodes": 25}, {"episode_seed": 1}, {"matcher": "otam"}
+    ):  # fmt: skip
+        path = scores_path(ws, run, both.measure.model_copy(update=change), "test")
+        assert path not in names, change
+        names.add(path)
+    for change in ({"alpha": 0.3}, {"alpha_grid": (0.1,)}, {"score": "vv"}, {"val_episodes": 31}):
+        assert scores_path(ws, run, both.measure.model_copy(update=change), "test") in names, change
+    longer = both.measure.model_copy(update={"val_episodes": 31})
+    assert scores_path(ws, run, longer, "val") not in names
+    # neither the number of test episodes nor their seed moves the episodes that choose alpha
+    moved = both.measure.model_copy(update={"episodes": 99, "episode_seed": 5})
+    assert scores_path(ws, run, moved, "val") in names
+
+
+def test_milliseconds_of_whole_tasks(trained, monkeypatch):
+    ws, run, cells = trained
+    record = _record(ws, cells[5])
+    times = json.loads(time_path(ws, run, cells[5].measure).read_text())["milliseconds"]
+    assert len(times) == score_module.TIMED_TASKS and min(times) > 0
+    assert record["metric"] == "time_ms" and record["value"] == pytest.approx(np.mean(times))
+    assert record["n"] == 20 and record["alpha"] is None
+    model, counter = score_module.load_trained(run, ws, few_shot.FrameStore(ws.store(run))), Counter(monkeypatch)
+    score_module.time_tasks(run, cells[5].measure, model, few_shot.FrameStore(ws.store(run)), ws)
+    assert counter.clips == 22 * 10  # 5 supports and 5 queries of each of 20 tasks and 2 that warm up
+
+
+def test_tasks_of_another_form_are_timed_anew(trained, monkeypatch):
+    ws, run, cells = trained
+    monkeypatch.setattr(score_module, "TIMED_TASKS", 2)
+    counter = Counter(monkeypatch)
+    longer = Cell(run=run, measure=cells[5].measure.model_copy(update={"shot": 5}))
+    assert needed_work([longer], ws) and score_run(run, [longer, cells[5]], ws) == 1
+    assert counter.clips == 4 * 30
+    assert len(json.loads(time_path(ws, run, longer.measure).read_text())["milliseconds"]) == 2
+
+
+def test_missing_scores_are_said(trained, world, tmp_path):
+    _, run, cells = trained
+    empty = world.elsewhere(tmp_path)
+    with pytest.raises(UserError, match=rf"is missing: run `python -m pipeline evaluate {run.id}`"):
+        measure_run(run, cells, empty, search_in_process)
+    with pytest.raises(UserError, match=r"is missing: run `python -m pipeline evaluate"):
+        measure_run(run, cells[5:], empty, search_in_process)
+    with pytest.raises(UserError, match=r"model.safetensors is missing: train it"):
+        score_run(run, cells, empty)
+    assert not (empty.root / "cells").exists()
+
+
+def test_summary_needs_two_episodes():
+    assert summary(np.array([0.0, 100.0])) == {"value": 50.0, "ci95": pytest.approx(98.0), "n": 2}
+    with pytest.raises(UserError, match="at least two episodes"):
+        summary(np.array([50.0]))
