@@ -9,7 +9,8 @@ import copy
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -83,7 +84,8 @@ def _load(path: Path, mtime: int) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"{path}{line}: not valid YAML: {reason}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -173,10 +175,16 @@ def parse(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """Keys that are known at a place of `model`, through mappings, lists and optional parts."""
+    kind: Any = model
     for part in loc:
-        field = model.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            break
-        model = inner
-    return list(model.model_fields)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = _some(kind.model_fields[str(part)].annotation)
+        else:
+            kind = _some(get_args(kind)[-1])  # of dict[str, X] and list[X]
+    return list(kind.model_fields)
+
+
+def _some(kind: Any) -> Any:
+    """X of `X | None`."""
+    return next(arg for arg in get_args(kind) if arg is not NoneType) if isinstance(kind, UnionType) else kind

@@ -140,7 +140,9 @@ class Plan:
         if odd := set(method) - set(METHOD_KEYS):
             raise unknown("key", min(odd), METHOD_KEYS, f"{self.config.folder}/methods/{delta['method']}.yaml")
         train = merge(method.get("train", {}), method.get("schedules", {}).get(name, {}))
-        if odd := {key for plan in method.get("schedules", {}).values() for key in plan} - set(train):
+        if odd := {key for schedule in method.get("schedules", {}).values() for key in schedule} - set(
+            method.get("train", {})
+        ):
             here = f"{self.config.folder}/methods/{delta['method']}.yaml, schedules"
             raise unknown("train key", min(odd), method.get("train", {}), here)
         train = merge(train, {key: value for key, value in settings.train.items() if key in train})

@@ -140,7 +140,7 @@ def test_alpha_comes_from_the_validation_classes_and_the_whole_curve_is_kept(tra
 
 def test_alpha_never_looks_at_the_test_scores(trained, tmp_path, world):
     """Test scores that would favour the other end of the grid change the accuracy, not alpha."""
-    ws, run, (both, *_) = trained
+    _ws, run, (both, *_) = trained
     other = world.elsewhere(tmp_path)
     labels = np.zeros((30, 5), int)
     good, bad = np.full((30, 5, 5), -9.0, np.float32), np.full((30, 5, 5), -9.0, np.float32)

@@ -87,7 +87,7 @@ def test_every_clip_of_the_split_is_encoded_once_and_no_other(world, monkeypatch
     original, reader = type(model).encode, module.read_clip
     monkeypatch.setattr(type(model), "encode", lambda self, x: encoded.append(len(x)) or original(self, x))
     monkeypatch.setattr(module, "read_clip", lambda r, s, clip, t: read.append(clip) or reader(r, s, clip, t))
-    score_split(run, model, world.ws, world.store, split, way=5, shot=5, query=1, episodes=400, seed=0)
+    score_split(run, model, world.ws, world.store, split, way=5, shot=5, query=1, episodes=100, seed=0)
     clips = [i for i in range(len(world.store.clips)) if world.store.splits[i] == split]
     assert sorted(read) == clips and len(clips) == 60
     assert sum(encoded) == 60 and len(encoded) == 2  # batches of 32 and 28

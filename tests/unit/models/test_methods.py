@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -315,7 +316,7 @@ def _cluster(frames, L):
     clusters = [[i] for i in range(len(frames))]
     while len(clusters) > L:
         means = [torch.stack([frames[i] for i in c]).mean(0) for c in clusters]
-        similar = [float(F.cosine_similarity(a, b, dim=0)) for a, b in zip(means, means[1:], strict=False)]
+        similar = [float(F.cosine_similarity(a, b, dim=0)) for a, b in itertools.pairwise(means)]
         j = similar.index(max(similar))
         clusters[j : j + 2] = [clusters[j] + clusters[j + 1]]
     return clusters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -226,7 +227,7 @@ def test_optimisers_differ(world, tmp_path):
         runs[name] = world.run(method="otam", selection="last", train={"optimizer": name, "weight_decay": 0.1})
         train_run(runs[name], ws)
     weights = [_weights(ws, run)["backbone.clip.visual_projection.weight"] for run in runs.values()]
-    assert all(not torch.equal(one, two) for one, two in zip(weights, weights[1:], strict=False))
+    assert all(not torch.equal(one, two) for one, two in itertools.pairwise(weights))
 
 
 def test_wrong_settings_of_a_training(world, tmp_path):

@@ -1,0 +1,149 @@
+"""`python -m pipeline` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline import __main__ as cli
+from pipeline.plan import Plan
+from pipeline.workspace import Workspace
+
+
+def _call(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of the entry point, in this process."""
+    monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out, err = capsys.readouterr()
+    return caught.value.code or 0, out, err
+
+
+def test_plan_in_a_process_of_its_own(repo, tmp_path):
+    """Also that nothing heavy is imported to plan."""
+    code = (
+        "import sys, runpy; sys.argv = ['pipeline', 'plan', '--write', '--results', sys.argv[1]]\n"
+        "try:\n    runpy.run_module('pipeline', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "print(sorted({'torch', 'mmaction', 'ray', 'transformers'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(repo / "src"), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=repo, env=environment, text=True, capture_output=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    plan = Plan.read(repo / "config")
+    trained = sum(bool(run.train) for run in plan.runs.values())
+    words = " ".join(done.stdout.split())
+    assert f"{len(plan.cells)} distinct cells of {len(plan.runs)} runs, {trained} of them trainings" in words
+    assert "GPU hours" in words and "0 trained" in words and "sweep lga_table6-synthetic_scene" in words
+    run = next(iter(plan.runs.values()))
+    assert Workspace(tmp_path).read_run(run.id) == run
+
+
+@pytest.mark.parametrize("scale", ["quick", "paper"])
+def test_plan_at_other_scales(monkeypatch, capsys, repo, tmp_path, scale):
+    status, out, _ = _call(
+        monkeypatch, capsys, "plan", "--config", repo / "config", "--scale", scale, "--results", tmp_path
+    )
+    assert status == 0 and f"plan at scale {scale}" in out and not list(tmp_path.iterdir())
+
+
+def test_plan_takes_settings_as_json_and_as_a_file(monkeypatch, capsys, repo, tmp_path):
+    settings = tmp_path / "mine.yaml"
+    settings.write_text("seeds: [0, 1]\n")
+    count = len(Plan.read(repo / "config", {"seeds": [0, 1]}).runs)
+    for overlay in ('{"seeds": [0, 1]}', settings):
+        status, out, _ = _call(
+            monkeypatch, capsys, "plan", "--config", repo / "config", "--overlay", overlay, "--results", tmp_path
+        )
+        assert status == 0 and f"of {count} runs" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "--scale", "demos"], "unknown scale 'demos'"),
+        (["plan", "--overlay", '{"trian": {}}'], "did you mean 'train'?"),
+        (["plan", "--overlay", "no-such.yaml"], "no-such.yaml: no such file"),
+        (["plan", "--config", "nowhere"], "nowhere/config.yaml: no such file"),
+        (["table", "44", "--paper", "lga"], "unknown table 'table44' in paper lga; did you mean 'table4'?"),
+        (["table", "4", "--paper", "lgaa"], "unknown paper 'lgaa'; did you mean 'lga'?"),
+        (["train", "no-such-run"], "no experiment 'no-such-run'"),
+        (["evaluate", "no-such-run"], "no experiment 'no-such-run'"),
+        (["frames", "nothing-00000000", "frames-00000000"], "no experiment 'nothing-00000000'"),
+        (["sweep", "nothing", "--settings", '{"mode": "job"}'], "no experiment 'sweep-nothing'"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(monkeypatch, capsys, repo, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    if "--config" not in arguments:
+        (tmp_path / "config").symlink_to(repo / "config")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    status, out, err = _call(monkeypatch, capsys, *arguments)
+    lines = [line for line in err.splitlines() if line]
+    assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
+    assert out == "" and not (tmp_path / "results" / "cells").exists()
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys, repo, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device", str(tmp_path / "specs" / "x.json"))
+
+    monkeypatch.setattr(Plan, "write_specs", full)
+    arguments = ("plan", "--write", "--config", repo / "config", "--results", tmp_path)
+    status, _, err = _call(monkeypatch, capsys, *arguments)
+    assert status == 2 and "no space left on the disk" in err and "Traceback" not in err
+
+    def other(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Plan, "write_specs", other)
+    monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, arguments)])
+    with pytest.raises(OSError, match="Input/output"):
+        cli.main()
+
+
+STAGES = (
+    "videos", "splits", "text", "frames", "pretrain", "train", "sweep", "evaluate", "table", "show", "plan", "cluster",
+)  # fmt: skip
+
+
+def test_help_of_every_stage():
+    runner = CliRunner()
+    top = runner.invoke(cli.app, ["--help"])
+    assert top.exit_code == 0 and all(stage in top.output for stage in STAGES)
+    names = {command.name or command.callback.__name__ for command in cli.app.registered_commands} | {"cluster"}
+    assert names == set(STAGES)
+    for stage in STAGES:
+        shown = runner.invoke(cli.app, [stage, "--help"])
+        assert shown.exit_code == 0 and len(shown.output.splitlines()) > 5
+    hidden = runner.invoke(cli.app, ["cluster", "--help"]).output
+    assert "start" in hidden and "stop" in hidden and "serve" not in hidden
+
+
+def test_status_and_stop_without_a_cluster(monkeypatch, capsys, tmp_path):
+    for command in ("status", "stop"):
+        status, out, _ = _call(monkeypatch, capsys, "cluster", command, "--results", tmp_path)
+        assert status == 0 and out.strip() == "no cluster is running"
+
+
+def test_status_of_a_dead_cluster(monkeypatch, capsys, tmp_path):
+    """A record whose process or port is gone, after a power cut say, is no cluster."""
+    from pipeline.cluster import free_port
+
+    ws = Workspace(tmp_path)
+    ws.ray.mkdir(parents=True)
+    record = {"address": f"127.0.0.1:{free_port()}", "pid": os.getpid(), "slots": 1, "dashboard": None}
+    for content in (json.dumps(record), json.dumps(record | {"pid": 2**22 - 3}), "{half"):
+        (ws.ray / "cluster.json").write_text(content)
+        status, out, _ = _call(monkeypatch, capsys, "cluster", "status", "--results", tmp_path)
+        assert status == 0 and out.strip() == "no cluster is running"

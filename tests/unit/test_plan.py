@@ -1,0 +1,281 @@
+"""From the repository's tables to runs, cells, files and errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from pipeline.errors import UserError
+from pipeline.experiment import canonical
+from pipeline.plan import Plan, store_key
+from pipeline.workspace import Workspace
+
+SCALES = ("demo", "quick", "paper")
+
+
+@pytest.fixture(scope="module")
+def plans(repo):
+    return {scale: Plan.read(repo / "config", {"scale": scale}) for scale in SCALES}
+
+
+@pytest.fixture
+def folder(repo, tmp_path):
+    return shutil.copytree(repo / "config", tmp_path / "config")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_everything_that_a_run_needs_is_planned(plans, scale):
+    plan = plans[scale]
+    assert plan.runs and plan.cells
+    used = {run.dataset for run in plan.runs.values()}
+    for run in plan.runs.values():
+        assert run.scale == scale and run.dataset in plan.datasets and run.backbone in plan.backbones
+        assert store_key(run.frames) in plan.stores
+        assert plan.cells_of[run.id]
+        assert (run.selection, run.seed) == (("val", 0) if run.train else ("last", 0))
+    for backbone in plan.backbones.values():
+        for source, store in zip(backbone.spec.get("sources", []), backbone.spec.get("stores", []), strict=True):
+            assert source in plan.datasets and store in plan.stores
+            used.add(source)
+    assert used == set(plan.datasets)
+    for key, thing in [*plan.datasets.items(), *plan.backbones.items()]:
+        assert key == thing.key
+    assert {cell.run.id for cell in plan.cells.values()} == set(plan.runs)
+    assert sorted(cell for cells in plan.cells_of.values() for cell in cells) == sorted(plan.cells)
+    in_tables = {cell.id for entry in plan.entries for cell in entry.cells}
+    assert in_tables == set(plan.cells)
+
+
+def test_scales_differ_in_budgets_and_data(plans):
+    demo, quick, paper = (plans[scale] for scale in SCALES)
+    assert [entry.row for entry in demo.entries] == [entry.row for entry in paper.entries]
+    assert {asset.spec["kind"] for asset in paper.datasets.values()} == {"list"} and len(paper.datasets) == 5
+    assert {asset.name for asset in demo.datasets.values()} == {"synthetic_scene", "synthetic_temporal"}
+    assert {asset.name for asset in paper.backbones.values()} == {"clip_vit_b16"}
+    assert not set(demo.runs) & set(quick.runs) and not set(quick.runs) & set(paper.runs)
+    assert {cell.measure.episodes for cell in paper.cells.values()} == {10_000}
+    assert {run.train["episodes_per_step"] for run in paper.runs.values() if run.train} == {16}
+    for one, two in zip(demo.entries, paper.entries, strict=True):
+        assert one.published == two.published and len(one.cells) == len(two.cells)
+        for a, b in zip(one.cells, two.cells, strict=True):
+            assert a.run.model == b.run.model  # architecture is no matter of scale
+
+
+def test_schedule_of_the_data_set_then_scale_then_experiment(repo):
+    def train(dataset, scale="paper", **delta):
+        plan = Plan.read(repo / "config", {"scale": scale})
+        return plan.cell({"method": "lga", "dataset": dataset, **delta}, 0, "x").run.train
+
+    assert (train("hmdb51")["steps"], train("hmdb51")["video_text_weight"]) == (1250, 1.2)
+    assert (train("ucf101")["steps"], train("ucf101")["video_text_weight"]) == (750, 1.5)
+    assert (train("ssv2_full")["steps"], train("ssv2_full")["milestones"]) == (7500, [2000, 3000])
+    assert train("kinetics100")["jitter_queries"] and not train("hmdb51")["jitter_queries"]
+    assert train("ucf101", train={"steps": 5})["steps"] == 5
+    assert train("ssv2_small", "demo")["steps"] == Plan.read(repo / "config").config.settings.train["steps"]
+    assert train("ssv2_small", "demo")["video_text_weight"] == 3.0  # synthetic_temporal stands for it
+    assert train("hmdb51", "demo", train={"steps": 5})["steps"] == 5
+
+
+def test_full_model_is_one_cell_in_all_six_tables(plans):
+    for plan in plans.values():
+        column = "HMDB51/1-shot"
+        rows = {
+            "1": "Our (LGA) [CLIP-ViT-B]", "2": "Visual-An=1,Textual-An=1,vv=1,vt=1",
+            "3": "Text=Atomic Description,Scale=L,Attention=Cross",
+            "4": "video-video=AB-MHM,video-text=Atomic description", "5": "CLUSTER", "6": "Number=3",
+        }  # fmt: skip
+        ids = {
+            cell.id
+            for table, row in rows.items()
+            for entry in plan.table_entries("lga", table)
+            if (entry.row, entry.column) == (row, column)
+            for cell in entry.cells
+        }
+        assert len(ids) == 1
+        found = [t for t in rows if ids <= set(plan.table_cells("lga", t))]
+        assert found == list(rows)
+
+
+def test_swept_runs_are_trained_by_one_rule_only(plans):
+    plan = plans["demo"]
+    assert len(plan.sweeps) == 2  # scene and temporal
+    for sweep in plan.sweeps.values():
+        assert sweep.axis == "model.atoms"
+        assert [plan.runs[run].model["atoms"] for run in sweep.runs] == [1, 2, 3, 4]
+        mine = [run for run in sweep.runs if plan.swept.get(run) == sweep.name]
+        assert [plan.runs[run].model["atoms"] for run in mine] == [1, 2, 4]  # three is needed elsewhere
+    assert len(plan.swept) == 6
+    assert len({run for sweep in plan.sweeps.values() for run in sweep.runs}) == 8
+
+
+def test_seeds_multiply_trainings_not_frozen_models(repo, plans):
+    plan, one = Plan.read(repo / "config", {"seeds": [0, 1, 2]}), plans["demo"]
+    trained, frozen = ([r for r in one.runs.values() if bool(r.train) is kind] for kind in (True, False))
+    assert len(plan.runs) == 3 * len(trained) + len(frozen)
+    assert {len(entry.cells) for entry in plan.entries} == {0, 3}
+    assert set(one.runs) < set(plan.runs)
+
+
+def test_published_only_rows_have_no_cells_and_measured_ones_have(plans):
+    plan = plans["demo"]
+    for entry in plan.entries:
+        assert entry.cells or (entry.published is not None and entry.note)
+    assert all(entry.dataset in ("synthetic_scene", "synthetic_temporal") for entry in plan.entries if entry.cells)
+
+
+# --------------------------------------------------------------------------------------------- specs
+
+
+def test_specs_say_what_the_plan_says(plans, tmp_path):
+    plan, ws = plans["demo"], Workspace(tmp_path)
+    plan.write_specs(tmp_path / "specs")
+    for run in plan.runs.values():
+        assert ws.read_run(run.id) == run and ws.read_run(run.id).id == run.id
+        assert ws.read_run(run.id[:-3]) == run
+        cells = ws.read_cells(run.id)
+        assert {cell.id: cell for cell in cells} == {cell: plan.cells[cell] for cell in plan.cells_of[run.id]}
+        assert len(cells) == len(plan.cells_of[run.id])
+    for asset in [*plan.datasets.values(), *plan.backbones.values()]:
+        assert ws.read_asset(asset.key) == asset
+    for name, policy in plan.stores.items():
+        assert ws.read_store(name) == policy
+    for name, sweep in plan.sweeps.items():
+        assert ws.read_sweep(name) == {"name": name, "axis": "model.atoms", "runs": list(sweep.runs)}
+
+
+def test_specs_are_rewritten_only_where_something_changed(plans, repo, tmp_path):
+    plans["demo"].write_specs(tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    Plan.read(repo / "config").write_specs(tmp_path)
+    assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    other = Plan.read(repo / "config", {"alpha_grid": [0.5], "datasets": {"synthetic_scene": {"workers": 9}}})
+    other.write_specs(tmp_path)
+    changed = {path.name for path in tmp_path.iterdir() if before.get(path.name) != path.stat().st_mtime_ns}
+    assert all(name.startswith(("cells-", "synthetic_scene-")) for name in changed) and changed
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+# -------------------------------------------------------------------------------------------- errors
+
+
+def _table(folder, edit):
+    path = folder / "tables" / "lga.yaml"
+    sheet = yaml.safe_load(path.read_text())
+    edit(sheet["tables"]["4"]["rows"][0]["experiment"], sheet)
+    path.write_text(yaml.safe_dump(sheet, sort_keys=False))
+
+
+HERE = r"tables/lga\.yaml, table 4, row 'video-video=OTAM,video-text=-'"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "lgaa"}, rf"unknown method 'lgaa' in .*{HERE}; did you mean 'lga'\?"),
+        ({"dataset": "hmdb_51"}, rf"unknown dataset 'hmdb_51' in .*{HERE}; did you mean 'hmdb51'\?"),
+        ({"backbone": "clip_nan"}, rf"unknown backbone 'clip_nan' in .*{HERE}; did you mean 'clip_nano'\?"),
+        ({"model": {"atom": 3}}, rf"unknown model key 'atom' in .*{HERE} \(method lga\); did you mean 'atoms'\?"),
+        ({"train": {"step": 3}}, rf"unknown train key 'step' in .*{HERE} \(method lga\); did you mean 'steps'\?"),
+        ({"measure": {"shots": 3}}, rf"unknown key 'shots' in .*{HERE}, measure \(shots\); did you mean 'shot'\?"),
+        ({"measure": {"score": "vx"}}, rf"{HERE}, measure: key score: "),
+        ({"modle": {}}, r"unknown key 'modle' in .*tables/lga\.yaml .*did you mean 'model'"),
+        ({"method": None}, rf"unknown method None in .*{HERE}; known: "),
+    ],
+)
+def test_errors_in_a_table_name_file_row_and_nearest_name(folder, change, message):
+    _table(folder, lambda experiment, sheet: experiment.update(change))
+    with pytest.raises(UserError, match=message) as caught:
+        Plan.read(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_errors_in_a_sheet(folder):
+    _table(folder, lambda _, sheet: sheet["tables"]["4"]["rows"][0]["published"].pop())
+    with pytest.raises(UserError, match=r"lga\.yaml: key tables\.4: .*3 published values for 4 columns"):
+        Plan.read(folder)
+
+
+def test_a_row_without_a_method(folder):
+    _table(folder, lambda experiment, sheet: experiment.pop("method"))
+    with pytest.raises(UserError, match=HERE + ": neither row nor column names a method"):
+        Plan.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ({"train": {"stepz": 3}}, r"unknown train key 'stepz' in the settings .*; did you mean 'steps'\?"),
+        ({"model": {"atomz": 3}}, r"unknown model key 'atomz' in the settings .*; did you mean 'atoms'\?"),
+        ({"frames": {"nmber": 3}}, r"unknown key 'nmber' in .*frames; did you mean 'number'\?"),
+        ({"measure": {"episode": 3}}, r"unknown key 'episode' in .*measure.*did you mean 'episodes'\?"),
+        ({"backbone": "clip_nan"}, r"unknown backbone 'clip_nan'.*did you mean 'clip_nano'\?"),
+        ({"substitute": {"hmbd51": "synthetic_scene"}}, r"unknown dataset 'hmbd51' in .*key substitute; did you mean"),
+        ({"substitute": {"hmdb51": "synthetic_scen"}}, r"unknown dataset 'synthetic_scen' in .*key substitute; did"),
+        ({"datasets": {"hmdb51": {"kind": None}, "x": {"root": "."}}, "substitute": {"hmdb51": "x"}},
+         r"datasets/x\.yaml: key kind is missing"),
+        ({"datasets": {"synthetic_scene": {"frames": {"sise": 1}}}},
+         r"unknown key 'sise' in .*datasets/synthetic_scene\.yaml, frames; known: crop, number"),
+        ({"methods": {"lga": {"modle": {}}}}, r"unknown key 'modle' in .*methods/lga\.yaml; did you mean 'model'\?"),
+        ({"methods": {"lga": {"schedules": {"synthetic_scene": {"stps": 1}}}}},
+         r"unknown train key 'stps' in .*methods/lga\.yaml, schedules; did you mean 'steps'\?"),
+        ({"backbones": {"clip_nano": {"sources": ["synthetic_sene"]}}},
+         r"unknown dataset 'synthetic_sene' in .*backbones\.yaml, clip_nano, sources; did you mean"),
+    ],
+)  # fmt: skip
+def test_errors_in_the_settings_are_not_passed_over(repo, overlay, message):
+    with pytest.raises(UserError, match=message) as caught:
+        Plan.read(repo / "config", overlay)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_table_and_paper(plans):
+    plan = plans["demo"]
+    with pytest.raises(UserError, match="unknown table 'table44' in paper lga; did you mean 'table4'"):
+        plan.table_entries("lga", "44")
+    with pytest.raises(UserError, match="unknown paper 'lgaa'; did you mean 'lga'"):
+        plan.table_entries("lgaa", "4")
+    assert plan.numbers() == ["1", "2", "3", "4", "5", "6", "fig3"]
+    assert plan.tables("lga") == [("lga", number) for number in plan.numbers()] and plan.tables("none") == []
+
+
+# ------------------------------------------------------------------------------------ things of one's own
+
+
+def test_overlays_add_data_sets_methods_and_papers(repo, tmp_path):
+    texts = tmp_path / "texts.json"
+    overlay = {
+        "datasets": {"mine": {"kind": "folder", "root": "videos", "texts": str(texts)}},
+        "methods": {"lga_two": {"backbone": "clip_vit_b16", "model": {"type": "LGA", "atoms": 2}, "measure": {}}},
+        "tables": {
+            "notes": {
+                "title": "mine",
+                "tables": {
+                    "9": {
+                        "title": "nine",
+                        "columns": [{"name": "c", "experiment": {"dataset": "mine"}}],
+                        "rows": [{"name": "r", "experiment": {"method": "lga_two"}}],
+                    }
+                },
+            }
+        },
+    }
+    plan = Plan.read(repo / "config", overlay)
+    (entry,) = plan.table_entries("notes", "9")
+    (cell,) = entry.cells
+    assert cell.run.dataset.startswith("mine-") and cell.run.model == {"type": "LGA", "atoms": 2} and not cell.run.train
+    assert plan.backbones[cell.run.backbone].spec["sources"] == [cell.run.dataset]  # nano CLIP of its own base classes
+    texts.write_text(json.dumps({"classes": {}}))
+    (again,) = Plan.read(repo / "config", overlay).table_entries("notes", "9")[0].cells
+    assert again.run.id != cell.run.id and again.run.dataset == cell.run.dataset  # other texts, same videos
+    moved = overlay | {"datasets": {"mine": overlay["datasets"]["mine"] | {"root": "elsewhere"}}}
+    assert Plan.read(repo / "config", moved).table_entries("notes", "9")[0].cells[0].id == again.id
+
+
+def test_specs_do_not_depend_on_the_order_of_keys(repo):
+    one = Plan.read(repo / "config", {"train": {"steps": 9, "way": 4}, "measure": {"episodes": 5, "shot": 2}})
+    two = Plan.read(repo / "config", {"measure": {"shot": 2, "episodes": 5}, "train": {"way": 4, "steps": 9}})
+    assert list(one.cells) == list(two.cells)
+    assert canonical(list(one.runs.values())) == canonical(list(two.runs.values()))
