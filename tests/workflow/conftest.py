@@ -39,8 +39,8 @@ class Workflow:
         (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
 
     def start(self, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "snakemake", "-s", str(REPO / "Snakefile"), "--cores", "2"]
-        command += ["--configfile", "tiny.yaml", *arguments]
+        command = [sys.executable, "-m", "snakemake", "-s", str(REPO / "Snakefile"), "--configfile", "tiny.yaml"]
+        command += ["--cores", "2", *arguments]
         return subprocess.Popen(
             command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ}
         )

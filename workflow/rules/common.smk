@@ -112,6 +112,7 @@ def pretraining_inputs(wildcards):
 
 
 def cells_of_table(wildcards):
+    known(PLAN.papers, wildcards.paper, "paper")
     number = known(
         {
             stem: number
