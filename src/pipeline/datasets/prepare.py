@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from pathlib import Path
@@ -36,6 +37,9 @@ def synthesize(asset: Asset, ws: Workspace, workers: int) -> Path:
     from pipeline.datasets.synthetic import generate
 
     spec = {key: value for key, value in asset.spec.items() if key not in ("kind", "set", "frames")}
+    known = set(inspect.signature(generate).parameters) - {"name", "root", "workers"}
+    if odd := set(spec) - known:
+        raise unknown("key", min(odd), known, f"config/datasets/{asset.name}.yaml")
     generate(asset.spec["set"], video_root(asset, ws), workers=workers, **spec)
     return video_root(asset, ws) / "annotations.csv"
 

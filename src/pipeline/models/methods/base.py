@@ -44,7 +44,8 @@ class FewShotModel(BaseModel):
         self.backbone.clip.logit_scale.requires_grad_(False)  # CLIP's own temperature plays no part here
         self.video_text_weight = video_text_weight
         if self.wants_text:
-            self.scale = nn.Parameter(torch.ones(()))  # of the video-text cosine; CLIP-FSAR starts it at 1
+            # Of the video-text cosine; CLIP-FSAR starts it at 1. Without that loss nothing moves it.
+            self.scale = nn.Parameter(torch.ones(()), requires_grad=video_text_weight > 0)
             self.register_buffer("base_texts", self.encode_texts(base_texts), persistent=False)
 
     # The contract
