@@ -27,6 +27,7 @@ rule all_tables:
 rule lga_tables:
     input:
         [paper_table(paper, number) for paper, number in PLAN.tables("lga")],
+        cell_files("lga"),
 
 
 onstart:

@@ -25,7 +25,8 @@ def test_tables_are_measured(finished):
     assert len(rows) == 32
     for row in rows:
         assert row["status"] == "measured" and row["scale"] == "demo" and row["selection"] == "val"
-        assert float(row["ci95"]) > 0 and int(row["n"]) == 40
+        # A model that says one class throughout is right once in every episode: an interval of 0.
+        assert float(row["ci95"]) >= 0 and 0 <= float(row["value"]) <= 100 and int(row["n"]) == 40
         assert float(row["delta"]) == pytest.approx(float(row["value"]) - float(row["published"]), abs=1e-3)
         assert (finished.folder / "results/cells" / f"{row['cell_id']}.json").is_file()
     full = {
@@ -61,7 +62,9 @@ def test_a_deleted_cell_is_measured_again_without_training(finished):
     cell = finished.folder / "results/cells" / f"{row['cell_id']}.json"
     before = json.loads(cell.read_text())
     cell.unlink()
-    status, out = finished.run("results/lga/table2.csv")
+    # As all_tables and lga_tables do, name the cell beside the table: Snakemake leaves a missing file alone
+    # as long as what was made from it is there.
+    status, out = finished.run("results/lga/table2.csv", f"results/cells/{cell.name}")
     assert status == 0, out[-3000:]
     jobs = _jobs(out)
     assert jobs == {f"evaluate_{row['run_id'].replace('-', '_')}": 1, "table_of_paper": 1, "total": 2}
@@ -97,7 +100,8 @@ def test_a_killed_workflow_loses_nothing(finished):
     row = _rows(finished.folder / "results/lga/table2.csv")[-1]
     cell = finished.folder / "results/cells" / f"{row['cell_id']}.json"
     cell.unlink()
-    process = finished.start("results/lga/table2.csv")
+    targets = ("results/lga/table2.csv", f"results/cells/{cell.name}")
+    process = finished.start(*targets)
     for line in process.stdout:
         if "Execute" in line:
             break
@@ -105,7 +109,7 @@ def test_a_killed_workflow_loses_nothing(finished):
     process.communicate()
     assert not list((finished.folder / "results/cells").glob("*.tmp"))
     finished.run("--unlock")
-    status, out = finished.run("results/lga/table2.csv")
+    status, out = finished.run(*targets)
     assert status == 0, out[-3000:]
     assert not any(name.startswith(("train", "sweep")) for name in _jobs(out))
     assert cell.is_file()

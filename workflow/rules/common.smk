@@ -48,6 +48,12 @@ def paper_table(paper, number):
     return f"results/{paper}/{table_stem(number)}.csv"
 
 
+def cell_files(paper=None):
+    """Every cell of the tables: named in the targets, so that a deleted one is measured again."""
+    cells = [cell for p, number in PLAN.tables(paper) for cell in PLAN.table_cells(p, number)]
+    return [f"results/cells/{cell}.json" for cell in dict.fromkeys(cells)]
+
+
 def combined_table(number):
     return f"results/{table_stem(number)}.csv"
 
