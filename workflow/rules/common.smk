@@ -50,7 +50,9 @@ def paper_table(paper, number):
 
 def cell_files(paper=None):
     """Every cell of the tables: named in the targets, so that a deleted one is measured again."""
-    cells = [cell for p, number in PLAN.tables(paper) for cell in PLAN.table_cells(p, number)]
+    cells = [
+        cell for p, number in PLAN.tables(paper) for cell in PLAN.table_cells(p, number)
+    ]
     return [f"results/cells/{cell}.json" for cell in dict.fromkeys(cells)]
 
 
