@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.config import Config, merge, parse
 from pipeline.errors import UserError, unknown
-from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest, slug
+from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest
 from pipeline.tables.spec import Column, Paper, Row, Table, read_papers
 
 # Keys of a data set's definition that say where and how on this machine, not what.
@@ -304,4 +304,4 @@ def store_key(frames: Mapping[str, Any]) -> str:
     return f"frames-{digest(frames['store'])}"
 
 
-__all__ = ["Entry", "Plan", "SweepPlan", "slug", "store_key"]
+__all__ = ["Entry", "Plan", "SweepPlan", "store_key"]

@@ -8,6 +8,7 @@ cluster. The loss of episode i depends on (seed, i) and the weights only, and a 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import shutil
@@ -265,7 +266,7 @@ def _fit(run: Run, ws: Workspace, store: FrameStore, report: Report | None, chec
     model = build_model(run, ws, store)
     start = 0
     if checkpoint:
-        start = int(torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)["step"])
+        start = int(json.loads((checkpoint / "meta.json").read_text())["step"])
     curve = Curve(run, folder / "curve.csv", every, start)
     keeper = Keeper(run, curve, _validator(run, ws, store), report, every)
     hooks: list[Hook] = [EpisodeSeed(run.seed), curve, keeper]
