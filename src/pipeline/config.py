@@ -53,11 +53,14 @@ class Settings(BaseModel):
     )
     cluster: Cluster = Field(default_factory=Cluster)
     substitute: dict[str, str] = Field({}, description="data set in a table -> data set used instead")
-    backbone: str | None = Field(None, description="backbone used instead of the method's own")
+    substitute_backbone: dict[str, str] = Field({}, description="backbone that is asked for -> backbone used instead")
     frames: dict[str, Any] = Field({}, description="overlay on the frame policy of every data set")
     train: dict[str, Any] = Field({}, description="overlay on the recipe of every method")
     model: dict[str, Any] = Field({}, description="overlay on the model settings of every method")
     measure: dict[str, Any] = Field({}, description="overlay on every measurement")
+    budgets: dict[str, dict[str, dict[str, Any]]] = Field(
+        {}, description="method -> {train, measure}: overlay on one method's recipe, over the general ones"
+    )
     datasets: dict[str, dict[str, Any]] = Field({}, description="overlay on config/datasets/NAME.yaml, or a new one")
     methods: dict[str, dict[str, Any]] = Field({}, description="overlay on config/methods/NAME.yaml, or a new one")
     backbones: dict[str, dict[str, Any]] = Field({}, description="overlay on config/backbones.yaml, or a new one")

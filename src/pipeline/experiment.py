@@ -115,8 +115,9 @@ class Measure(Frozen):
     episode_seed: int = 0
     score: Literal["vv", "vt", "both"] = "both"
     """Video-video matching, video-text matching, or their weighted geometric mean."""
-    alpha: float | Literal["val"] = "val"
-    """Exponent of the video-video part (LGA, Eq. 5); "val" picks it on the validation classes."""
+    alpha: float | Literal["val", "own"] = "val"
+    """Exponent of the video-video part (LGA, Eq. 5); "val" picks it on the validation classes; "own" takes the score
+    that the method itself makes of both (Task-Adapter's product)."""
     alpha_grid: tuple[float, ...] = ()
     matcher: str | None = None
     """Matcher at test where it differs from the one in training."""

@@ -21,7 +21,8 @@ from pipeline.tables.spec import Column, Paper, Row, Table, read_papers
 # Keys of a data set's definition that say where and how on this machine, not what.
 DATASET_OPTIONS = ("root", "lists", "labels", "texts", "expected", "workers", "licence", "homepage", "note")
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
-METHOD_KEYS = ("model", "train", "schedules", "measure", "backbone", "recipe")
+METHOD_KEYS = ("model", "train", "schedules", "measure", "frames", "backbone", "recipe")
+METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,15 @@ class Plan:
                 raise unknown(f"{part} key", min(odd), known, where)
         for name in [*settings.substitute, *settings.substitute.values()]:
             self.config.entry("datasets", name, f"{where}, key substitute")
+        for name in [*settings.substitute_backbone, *settings.substitute_backbone.values()]:
+            self.config.backbone(name, f"{where}, key substitute_backbone")
+        for name, budget in settings.budgets.items():
+            method = self.config.entry("methods", name, f"{where}, key budgets")
+            for part, content in budget.items():
+                if part not in ("train", "measure"):
+                    raise unknown("key", part, ("train", "measure"), f"{where}, key budgets.{name}")
+                if odd := set(content) - set(method.get("train", {})) if part == "train" else ():
+                    raise unknown("train key", min(odd), method.get("train", {}), f"{where}, key budgets.{name}")
 
     def _add_table(self, paper: str, number: str, table: Table) -> None:
         trials: dict[str, dict[str, Any]] = {}
@@ -145,7 +155,9 @@ class Plan:
         ):
             here = f"{self.config.folder}/methods/{delta['method']}.yaml, schedules"
             raise unknown("train key", min(odd), method.get("train", {}), here)
+        budget = settings.budgets.get(delta["method"], {})
         train = merge(train, {key: value for key, value in settings.train.items() if key in train})
+        train = merge(train, budget.get("train", {}))
         model = method.get("model", {})
         model = merge(model, {key: value for key, value in settings.model.items() if key in model})
         for part in ("model", "train"):
@@ -153,13 +165,21 @@ class Plan:
             for key in delta.get(part, {}):
                 if key not in known:
                     raise unknown(f"{part} key", key, known, f"{where} (method {delta['method']})")
-        backbone = self.backbone(delta.get("backbone") or settings.backbone or method["backbone"], dataset, where)
+        wanted = delta.get("backbone") or method["backbone"]
+        backbone = self.backbone(settings.substitute_backbone.get(wanted, wanted), dataset, where)
+        measure = merge(merge(method.get("measure", {}), settings.measure), budget.get("measure", {}))
+        measure = merge(measure, delta.get("measure", {}))
+        measure.setdefault("alpha_grid", settings.alpha_grid)
+        measure = parse(Measure, measure, f"{where}, measure").settled()
+        train = merge(train, delta.get("train", {}))
+        if train.get("shot") == "test":
+            train["shot"] = measure.shot
         run = Run(
             method=delta["method"],
             model=merge(model, delta.get("model", {})),
-            train=merge(train, delta.get("train", {})),
+            train=train,
             dataset=dataset.key,
-            frames=self.frames(dataset),
+            frames=merge(self.frames(dataset), self._method_frames(method, delta["method"])),
             backbone=backbone.key,
             text=_content(dataset.options.get("texts")),
             scale=settings.scale,
@@ -167,9 +187,14 @@ class Plan:
             selection=(delta.get("selection") or settings.selection) if train else "last",
             recipe=method.get("recipe", 1),
         )
-        measure = merge(merge(method.get("measure", {}), settings.measure), delta.get("measure", {}))
-        measure.setdefault("alpha_grid", settings.alpha_grid)
-        return Cell(run=run, measure=parse(Measure, measure, f"{where}, measure").settled())
+        return Cell(run=run, measure=measure)
+
+    def _method_frames(self, method: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """What a recipe says of the choice of frames."""
+        own = method.get("frames", {})
+        if odd := set(own) - set(METHOD_FRAME_KEYS):
+            raise unknown("key", min(odd), METHOD_FRAME_KEYS, f"{self.config.folder}/methods/{name}.yaml, frames")
+        return own
 
     def dataset(self, name: str, where: str) -> Asset:
         """The data set `name`, registered in the plan."""

@@ -32,7 +32,7 @@ def test_scale_lies_over_the_default_and_the_overlay_over_both(repo):
     assert demo.scale == "demo" and demo.frames["crop"] == 64 and demo.frames["number"] == 8
     assert demo.frames["store"] == {"size": [72, 72], "frames": 16, "codec": "jpeg", "quality": 95}
     paper = Config(repo / "config", {"scale": "paper"}).settings
-    assert paper.frames["crop"] == 224 and paper.backbone is None and paper.substitute == {} and paper.train == {}
+    assert paper.frames["crop"] == 224 and paper.train == paper.substitute == paper.substitute_backbone == {}
     assert paper.cluster.mode == "job" and paper.cluster.gpus == 1 and paper.cluster.dashboard
     mine = Config(repo / "config", {"frames": {"store": {"quality": 50}}, "seeds": [3], "train": {"steps": 7}}).settings
     assert mine.frames["store"]["quality"] == 50 and mine.frames["store"]["size"] == [72, 72]

@@ -211,7 +211,7 @@ def test_a_row_without_a_method(folder):
         ({"model": {"atomz": 3}}, r"unknown model key 'atomz' in the settings .*; did you mean 'atoms'\?"),
         ({"frames": {"nmber": 3}}, r"unknown key 'nmber' in .*frames; did you mean 'number'\?"),
         ({"measure": {"episode": 3}}, r"unknown key 'episode' in .*measure.*did you mean 'episodes'\?"),
-        ({"backbone": "clip_nan"}, r"unknown backbone 'clip_nan'.*did you mean 'clip_nano'\?"),
+        ({"substitute_backbone": {"clip_vit_b16": "clip_nan"}}, r"unknown backbone 'clip_nan'.*did you mean"),
         ({"substitute": {"hmbd51": "synthetic_scene"}}, r"unknown dataset 'hmbd51' in .*key substitute; did you mean"),
         ({"substitute": {"hmdb51": "synthetic_scen"}}, r"unknown dataset 'synthetic_scen' in .*key substitute; did"),
         ({"datasets": {"hmdb51": {"kind": None}, "x": {"root": "."}}, "substitute": {"hmdb51": "x"}},

@@ -48,7 +48,7 @@ def test_without_a_flag(repo):
         (["--config", "scale=dmo"], "unknown scale 'dmo'"),
         (["--config", "substitute={hmdb51: hmdb52}"], "unknown dataset 'hmdb52'"),
         (["--config", "train={lr: 1}", "scael=demo"], "unknown key 'scael'"),
-        (["--config", "backbone=clip_nan"], "unknown backbone 'clip_nan'"),
+        (["--config", "substitute_backbone={clip_vit_b16: clip_nan}"], "unknown backbone 'clip_nan'"),
         (
             ["--config", "tables={mine: {title: t, tables: {'1': {title: t, columns: [{name: c}], rows: [{name: r, "
              "experiment: {method: lgaa, dataset: hmdb51}}]}}}}"],

@@ -6,7 +6,8 @@ import numpy as np
 
 from pipeline.errors import unknown
 
-MODES = ("segment_random", "segment_centre", "kinetics_grid")
+MODES = ("segment_random", "segment_centre", "kinetics_grid", "linspace", "linspace_jitter")
+JITTER = 5  # frames by which TRX moves both ends of its grid in training
 KINETICS_RATE = 35  # frames between two sampled ones; CLIP-FSAR's Kinetics configurations
 KINETICS_FPS = 12  # the frame rate that this distance is meant for
 
@@ -30,6 +31,8 @@ def sample_positions(
     - kinetics_grid: an even grid with a random start (the middle one when rng is None), CLIP-FSAR on
       Kinetics-100. It counts in frames of the video: give `fps`, and `source_frames` when n of them are
       stored.
+    - linspace: an even grid from the second frame to the last but one; linspace_jitter moves its ends inwards
+      by up to 5 frames each (TRX, STRM: test and training).
 
     Raises UserError on an unknown mode, ValueError on n or t below 1 or a missing generator.
     """
@@ -43,9 +46,19 @@ def sample_positions(
             raise ValueError("segment_random needs a random generator")
         edges = np.arange(t + 1, dtype=np.int64) * n // t
         return edges[:-1] + rng.integers(0, np.maximum(np.diff(edges), 1))
+    if mode in ("linspace", "linspace_jitter"):
+        return _linspace(n, t, rng if mode == "linspace_jitter" else None)
     if mode == "kinetics_grid":
         return _kinetics_grid(n, t, rng, fps or 30.0, max(source_frames, n))
     raise unknown("frame sampling mode", mode, MODES)
+
+
+def _linspace(n: int, t: int, rng: np.random.Generator | None) -> np.ndarray:
+    first, last = min(1, n - 1), max(n - 2, 0)
+    if rng is not None and n > t:  # never so far that the ends meet
+        reach = min(JITTER, max((last - first - t) // 2, 0))
+        first, last = first + int(rng.integers(0, reach + 1)), last - int(rng.integers(0, reach + 1))
+    return np.linspace(first, max(first, last), t).astype(np.int64)
 
 
 def _kinetics_grid(n: int, t: int, rng: np.random.Generator | None, fps: float, source: int) -> np.ndarray:

@@ -27,9 +27,10 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Op
 class ClipTransform:
     """Turns uint8 RGB frames (T, H, W, 3) into a float32 tensor (T, 3, crop, crop), normalised.
 
-    crop: side of the square cut out, in pixels: at one random place for all frames when `train`, else from
-    the centre. mean, std: of [0, 1] RGB. flip: probability of mirroring the whole clip, in training.
-    jitter: CLIP-FSAR's colour jitter, in training, one draw for all frames.
+    crop: side of the square cut out, in pixels: at one random place for all frames when `train` (at a place of
+    its own for each frame if `per_frame`, as Task-Adapter's released code), else from the centre. mean, std: of
+    [0, 1] RGB. flip: probability of mirroring the whole clip, in training. jitter: CLIP-FSAR's colour jitter, in
+    training, one draw for all frames.
 
     Calling it raises UserError when the frames are smaller than the crop.
     """
@@ -40,6 +41,7 @@ class ClipTransform:
     train: bool = False
     flip: float = 0.0
     jitter: bool = False
+    per_frame: bool = False
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator | None = None) -> torch.Tensor:
         if self.train and rng is None:
@@ -63,6 +65,10 @@ class ClipTransform:
                 f"{self.crop}x{self.crop}; store larger frames (policy: size)"
             )
         spare = height - self.crop, width - self.crop
+        if self.train and self.per_frame:
+            corners = rng.integers(0, np.add(spare, 1), (len(frames), 2))
+            cut = [frame[y : y + self.crop, x : x + self.crop] for frame, (y, x) in zip(frames, corners, strict=True)]
+            return np.stack(cut)
         if self.train:
             top, left = (int(rng.integers(0, room + 1)) for room in spare)
         else:

@@ -102,8 +102,8 @@ def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[
             curve = curves[measure.alpha_grid][scores_path(ws, run, measure, "val").stem]
             alpha = best_alpha(curve)
             record["alpha_curve"] = {"val": curve, "test": alpha_curve(scores, measure.alpha_grid)}
-        record |= summary(accuracy(fused(scores, measure.score, float(alpha)), scores.labels))
-        record["alpha"] = float(alpha) if measure.score == "both" else None
+        record |= summary(accuracy(fused(scores, measure.score, alpha), scores.labels))
+        record["alpha"] = alpha if measure.score == "both" else None
     path = ws.cell(cell.id)
     write_json(path, record)
     return path

@@ -1,11 +1,13 @@
 """Few-shot tests: features once per video, then thousands of episodes as tensor arithmetic.
 
-Exact for every method that encodes each video on its own: the frames of a test are chosen without chance, so a
-video has one set of features whatever episode it stands in.
+The frames of a test are chosen without chance, so what a method works out for a video on its own is the same in
+every episode. Only what depends on the other videos of a task (`FewShotModel.relate`) is done episode by episode.
 """
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,14 +20,13 @@ from pipeline.datasets.sampling import sample_positions
 from pipeline.datasets.transforms import ClipTransform
 from pipeline.evaluation.scores import EpisodeScores
 from pipeline.experiment import Run
-from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD
 from pipeline.models.build import class_sentences
 from pipeline.models.methods.base import FewShotModel
 from pipeline.text.corpus import load_corpus
 from pipeline.workspace import Workspace
 
 ENCODE_CLIPS = 32  # videos encoded at a time
-MATCH_EPISODES = 200  # episodes matched at a time
+IN_MEMORY = 2 * 2**30  # bytes of the features of a split beyond which they lie in a file
 
 
 def read_clip(run: Run, store: FrameStore, clip: int, transform: ClipTransform) -> Tensor:
@@ -41,14 +42,27 @@ def read_clip(run: Run, store: FrameStore, clip: int, transform: ClipTransform) 
 
 @torch.inference_mode()
 def encode_clips(run: Run, model: FewShotModel, store: FrameStore, clips: Sequence[int]) -> Tensor:
-    """Features of `clips`: (V, T, D) float32 on the model's device."""
-    transform = ClipTransform(crop=run.frames["crop"], mean=CLIP_MEAN, std=CLIP_STD, train=False)
+    """What the model works out for each of `clips` on its own: (V, ...) float32, (V, T, D) for most.
+
+    On the model's device; above IN_MEMORY in a file without a name, so that memory does not grow with the videos.
+    """
+    transform = ClipTransform(crop=run.frames["crop"], mean=model.mean, std=model.std, train=False)
     device = next(model.parameters()).device
-    features = []
+    features = None
     for first in range(0, len(clips), ENCODE_CLIPS):
-        batch = torch.stack([read_clip(run, store, clip, transform) for clip in clips[first : first + ENCODE_CLIPS]])
-        features.append(model.encode(batch.to(device)).float())
-    return torch.cat(features)
+        part = clips[first : first + ENCODE_CLIPS]
+        encoded = model.encode(torch.stack([read_clip(run, store, clip, transform) for clip in part]).to(device))
+        if features is None:
+            features = _space((len(clips), *encoded.shape[1:]), device)
+        features[first : first + len(part)] = encoded.float()
+    return features
+
+
+def _space(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if 4 * math.prod(shape) <= IN_MEMORY:
+        return torch.empty(shape, device=device)
+    with tempfile.NamedTemporaryFile(prefix="features-") as file:  # lives as long as it is mapped
+        return torch.from_file(file.name, shared=True, size=math.prod(shape)).reshape(shape)
 
 
 @torch.inference_mode()
@@ -59,19 +73,41 @@ def score_episodes(
     texts: Tensor | None,
     matcher: str | None = None,
 ) -> EpisodeScores:
-    """Scores of the episodes of `table`, whose clip numbers index `features` (V, T, D) and class numbers `texts`
+    """Scores of the episodes of `table`, whose clip numbers index `features` (V, ...) and class numbers `texts`
     (C, L, D)."""
-    vv, vt = [], []
-    for first in range(0, len(table.classes), MATCH_EPISODES):
-        part = slice(first, first + MATCH_EPISODES)
+    table = in_class_order(table) if model.class_order else table
+    device = next(model.parameters()).device
+    queries = _queries(model, features, device) if model.queries_alone else None
+    parts: dict[str, list[Tensor]] = {}
+    for first in range(0, len(table.classes), model.episodes_at_once):
+        part = slice(first, first + model.episodes_at_once)
         support, query, classes = (torch.from_numpy(a[part]) for a in (table.support, table.query, table.classes))
         episode_texts = None if texts is None else texts[classes]
-        prototypes = model.prototypes(features[support], episode_texts)
-        scores = model.match(features[query], prototypes, episode_texts, matcher)
-        vv.append(scores.get("log_vv", scores["vv"].log_softmax(-1)).cpu())
+        prototypes = model.prototypes(model.relate_supports(features[support].to(device)), episode_texts)
+        asked = model.relate_queries(features[query].to(device)) if queries is None else queries[query]
+        scores = model.match(asked, prototypes, episode_texts, matcher)
+        scores["log_vv"] = scores.get("log_vv", scores["vv"].log_softmax(-1))
         if "vt" in scores:
-            vt.append(scores["vt"].log_softmax(-1).cpu())
-    return EpisodeScores(torch.cat(vv).float().numpy(), torch.cat(vt).float().numpy() if vt else None, table.labels)
+            scores["log_vt"] = scores["vt"].log_softmax(-1)
+        for name in {"log_vv", "log_vt", "both"} & set(scores):
+            parts.setdefault(name, []).append(scores[name].float().cpu())
+    arrays = {name: torch.cat(part).numpy() for name, part in parts.items()}
+    return EpisodeScores(arrays["log_vv"], arrays.get("log_vt"), table.labels, arrays.get("both"))
+
+
+def _queries(model: FewShotModel, features: Tensor, device: torch.device) -> Tensor:
+    """Every video as a query, once for all its episodes: (V, ...) -> (V, T, D)."""
+    if type(model).relate is FewShotModel.relate:
+        return features
+    parts = [model.relate_queries(part[None].to(device))[0] for part in features.split(ENCODE_CLIPS)]
+    return torch.cat(parts)
+
+
+def in_class_order(table: EpisodeTable) -> EpisodeTable:
+    """The same episodes with their queries in the order of the classes."""
+    order = np.argsort(table.labels, axis=1, kind="stable")
+    query, labels = (np.take_along_axis(a, order, axis=1) for a in (table.query, table.labels))
+    return table._replace(query=query, labels=labels)
 
 
 def score_split(

@@ -55,8 +55,9 @@ def time_tasks(run: Run, measure: Measure, model: torch.nn.Module, store: FrameS
         used = np.concatenate([table.support[i].ravel(), table.query[i]])
         features = encode_clips(run, model, store, [clips[j] for j in used])
         support = features[: table.support[i].size].unflatten(0, table.support[i].shape)
+        query = model.relate_queries(features[table.support[i].size :][None])
         chosen = None if texts is None else texts[torch.from_numpy(table.classes[i])][None]
-        prototypes = model.prototypes(support[None], chosen)
-        float(model.match(features[table.support[i].size :][None], prototypes, chosen, measure.matcher)["vv"].sum())
+        prototypes = model.prototypes(model.relate_supports(support[None]), chosen)
+        float(model.match(query, prototypes, chosen, measure.matcher)["vv"].sum())
         times.append(1000 * (time.perf_counter() - start))
     return times[2:]  # the first ones warm up

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import UserError
 from pipeline.evaluation.intervals import ci95
 
 
@@ -18,29 +19,45 @@ class EpisodeScores:
 
     log_vv, log_vt: log-probabilities (E, Q, N) float32, log_vt None where the method reads no text.
     labels: (E, Q) place of the right class.
+    both: logits (E, Q, N) float32 of a method that fuses the two itself, else None.
     """
 
     log_vv: np.ndarray
     log_vt: np.ndarray | None
     labels: np.ndarray
+    both: np.ndarray | None = None
+
+    @property
+    def trained(self) -> np.ndarray:
+        """The scores (E, Q, N) that training works on: what selects a checkpoint."""
+        return self.log_vv if self.both is None else self.both
 
     def save(self, path: Path) -> None:
         """Write as .npz, atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp.npz")
         arrays = {"log_vv": self.log_vv, "labels": self.labels.astype(np.int8)}
-        np.savez(temporary, **arrays, **({} if self.log_vt is None else {"log_vt": self.log_vt}))
+        optional = {"log_vt": self.log_vt, "both": self.both}
+        np.savez(temporary, **arrays, **{name: value for name, value in optional.items() if value is not None})
         temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> EpisodeScores:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            return cls(file["log_vv"], file.get("log_vt"), file["labels"].astype(np.int64))
+            return cls(file["log_vv"], file.get("log_vt"), file["labels"].astype(np.int64), file.get("both"))
 
 
-def fused(scores: EpisodeScores, score: str, alpha: float) -> np.ndarray:
-    """Log-probabilities (E, Q, N) of one kind of score (LGA, Eq. 5)."""
+def fused(scores: EpisodeScores, score: str, alpha: float | str) -> np.ndarray:
+    """Logits (E, Q, N) of one kind of score: both fused by `alpha` (LGA, Eq. 5), or "own", as the method does.
+
+    Raises:
+        UserError: alpha is "own" and the method fuses nothing.
+    """
+    if score == "both" and alpha == "own":
+        if scores.both is None:
+            raise UserError("measure.alpha is `own`, and this method fuses no scores itself; set a number, or `val`")
+        return scores.both
     if score == "vv" or scores.log_vt is None:
         return scores.log_vv
     if score == "vt":

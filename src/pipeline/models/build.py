@@ -19,11 +19,14 @@ from pipeline.text.corpus import Corpus, load_corpus
 from pipeline.workspace import Workspace
 
 TEXT_KEYS = ("text", "template")
+BACKBONES = {"clip": "CLIPBackbone", "resnet": "ResNetBackbone"}
 WEIGHTS = "model.safetensors"
 
 
 def class_sentences(corpus: Corpus, classes: Sequence[str], model: dict[str, Any]) -> list[list[str]]:
-    """The sentences of each class that a method reads: its label, or its atomic descriptions, in `template`.
+    """The sentences of each class that a method reads, each in `template`, where {} is the text and {label} the label.
+
+    text: label; atomic, L atomic descriptions; stages, the three sub-actions; concat, these in one sentence.
 
     Raises:
         UserError: the corpus has no such text for a class, or `text` is unknown.
@@ -33,9 +36,16 @@ def class_sentences(corpus: Corpus, classes: Sequence[str], model: dict[str, Any
         sentences = [[corpus.label(name)] for name in classes]
     elif kind == "atomic":
         sentences = [corpus.atomic(name, model.get("atoms", 3)) for name in classes]
+    elif kind == "stages":
+        sentences = [corpus.stages(name) for name in classes]
+    elif kind == "concat":
+        sentences = [[" ".join(corpus.stages(name))] for name in classes]
     else:
-        raise unknown("text", kind, ("label", "atomic"), "model settings")
-    return [[template.format(sentence) for sentence in row] for row in sentences]
+        raise unknown("text", kind, ("label", "atomic", "stages", "concat"), "model settings")
+    return [
+        [template.format(sentence, label=corpus.label(name)) for sentence in row]
+        for name, row in zip(classes, sentences, strict=True)
+    ]
 
 
 def backbone_source(key: str, ws: Workspace) -> str:
@@ -44,6 +54,14 @@ def backbone_source(key: str, ws: Workspace) -> str:
     if "sources" in asset.spec:
         return str(ws.backbone(key))
     return str(asset.options.get("path") or asset.spec["source"])
+
+
+def backbone_arguments(key: str, ws: Workspace) -> dict[str, Any]:
+    """What builds a planned backbone: its type and where its weights are."""
+    kind = ws.read_asset(key).spec.get("kind", "clip")
+    if kind not in BACKBONES:
+        raise unknown("kind", kind, BACKBONES, "config/backbones.yaml")
+    return {"type": BACKBONES[kind], "source": backbone_source(key, ws)}
 
 
 def build_model(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
@@ -60,11 +78,13 @@ def build_model(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
     if kind.wants_text:
         corpus = load_corpus(ws.dataset(run.dataset) / "texts.json")
         settings["base_texts"] = class_sentences(corpus, store.classes("train"), run.model)
+    if kind.wants_classes:
+        settings["base_classes"] = len(store.classes("train"))
     if "video_text_weight" in run.train:
         settings["video_text_weight"] = run.train["video_text_weight"]
     torch.manual_seed(run.seed)
     try:
-        return kind(backbone={"source": backbone_source(run.backbone, ws)}, **settings)
+        return kind(backbone=backbone_arguments(run.backbone, ws), **settings)
     except TypeError as error:
         raise UserError(f"method {run.method}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from error
 

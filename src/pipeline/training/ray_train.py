@@ -25,9 +25,13 @@ FAILURES = 3  # lost workers that one training survives
 
 
 def latest_checkpoint(ws: Workspace, run_id: str) -> Path | None:
-    """Folder of the newest checkpoint that Ray keeps of a run, wherever it was trained."""
-    found = sorted((ws.ray / "train").glob(f"*/{run_id}-*/state.pt"), key=lambda path: path.parent.name)
-    return found[-1].parent if found else None
+    """Folder of the newest checkpoint that Ray keeps of a run, wherever it was trained.
+
+    One that Ray is about to delete may have lost a file already, and does not count.
+    """
+    found = (path.parent for path in (ws.ray / "train").glob(f"*/{run_id}-*/state.pt"))
+    whole = sorted((folder for folder in found if (folder / "meta.json").is_file()), key=lambda folder: folder.name)
+    return whole[-1] if whole else None
 
 
 def _storage(ws: Workspace) -> str:

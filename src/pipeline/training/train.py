@@ -32,7 +32,6 @@ from pipeline.errors import UserError
 from pipeline.evaluation.few_shot import score_split
 from pipeline.evaluation.scores import accuracy
 from pipeline.experiment import Run
-from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD
 from pipeline.models.build import WEIGHTS, build_model
 from pipeline.models.methods.base import FewShotModel
 from pipeline.workspace import Workspace, write_json
@@ -219,11 +218,13 @@ def unwrap(model: torch.nn.Module) -> FewShotModel:
     return getattr(model, "module", model)
 
 
-def transforms(run: Run, jitter: bool = False) -> tuple[ClipTransform, ClipTransform]:
-    """The training transform of supports (and, unless `jitter`, of queries) and that of tests."""
-    common = {"crop": run.frames["crop"], "mean": CLIP_MEAN, "std": CLIP_STD}
-    extra = {"flip": 0.5, "jitter": True} if jitter else {"flip": run.train.get("flip", 0.0)}
-    return ClipTransform(train=True, **common, **extra), ClipTransform(train=False, **common)
+def augmentation(run: Run, model: FewShotModel, jitter: bool = False) -> ClipTransform:
+    """The training transform; with `jitter` that of the queries of a recipe which treats them differently."""
+    extra = {"flip": 0.5, "jitter": True} if jitter else {"flip": run.train["flip"]}
+    return ClipTransform(
+        train=True, crop=run.frames["crop"], per_frame=run.train["crop"] == "frame", mean=model.mean, std=model.std,
+        **extra,
+    )  # fmt: skip
 
 
 def train_run(run: Run, ws: Workspace, report: Report | None = None, checkpoint: Path | None = None) -> Path:
@@ -272,7 +273,7 @@ def _fit(run: Run, ws: Workspace, store: FrameStore, report: Report | None, chec
     hooks: list[Hook] = [EpisodeSeed(run.seed), curve, keeper]
     if checkpoint:
         hooks.append(Restore(checkpoint, keeper, every))
-    runner = _runner(run, model, _episodes(run, store, start), hooks, every, folder / f"log-{get_rank()}")
+    runner = _runner(run, model, _episodes(run, model, store, start), hooks, every, folder / f"log-{get_rank()}")
     runner.train()
     best = {"state": unwrap(runner.model).trained_state(), "step": train["steps"], "accuracy": None}
     if run.selection != "last":
@@ -285,14 +286,13 @@ def _fit(run: Run, ws: Workspace, store: FrameStore, report: Report | None, chec
     return {"steps": train["steps"], "selected_step": best["step"], "validation_accuracy": best["accuracy"]}
 
 
-def _episodes(run: Run, store: FrameStore, start_step: int) -> Dataset:
+def _episodes(run: Run, model: FewShotModel, store: FrameStore, start_step: int) -> Dataset:
     train = run.train
-    augment, _ = transforms(run)
     dataset = EpisodeDataset(
         store, "train", way=train["way"], shot=train["shot"], query=train["query"],
         episodes=train["steps"] * train["episodes_per_step"], seed=run.seed,
-        frames=run.frames["number"], mode=run.frames["sampling"], transform=augment,
-        query_transform=transforms(run, jitter=True)[0] if train["jitter_queries"] else None,
+        frames=run.frames["number"], mode=run.frames["sampling"], transform=augmentation(run, model),
+        query_transform=augmentation(run, model, jitter=True) if train["jitter_queries"] else None,
     )  # fmt: skip
     return Skipping(dataset, start_step * train["episodes_per_step"])
 
@@ -308,7 +308,7 @@ def _validator(run: Run, ws: Workspace, store: FrameStore) -> Callable[[FewShotM
             episodes=run.train["validation_episodes"], seed=VALIDATION_SEED,
         )  # fmt: skip
         model.train(training)
-        return float(accuracy(scores.log_vv, scores.labels).mean())
+        return float(accuracy(scores.trained, scores.labels).mean())
 
     return validate
 
@@ -321,6 +321,7 @@ def _runner(run: Run, model: FewShotModel, episodes: Dataset, hooks: list[Hook],
         raise UserError(f"{run.id}: unknown optimizer {train['optimizer']!r}; known: {', '.join(optimizers)}")
     if train["amp"] and not torch.cuda.is_available():
         raise UserError(f"{run.id}: train.amp is true, and mixed precision needs a GPU; set train.amp: false")
+    momentum = {"momentum": train.get("momentum", 0.0)} if train["optimizer"] == "sgd" else {}
     schedulers = [dict(type="MultiStepLR", by_epoch=False, milestones=train["milestones"])]
     if warmup:
         factor = train["warmup_start"] / train["learning_rate"]
@@ -347,6 +348,7 @@ def _runner(run: Run, model: FewShotModel, episodes: Dataset, hooks: list[Hook],
                     type=optimizers[train["optimizer"]],
                     lr=train["learning_rate"],
                     weight_decay=train["weight_decay"],
+                    **momentum,
                 ),
                 accumulative_counts=every,
                 # As released: the LayerNorm of the new block takes no decay, those of CLIP do.

@@ -29,7 +29,7 @@ def _one_by_one(world, run, model, split, shot, episodes, seed, way=5, query=1):
     names = store.classes(split)
     clips_of = {name: [i for i in range(len(store.clips)) if store.labels[i] == name] for name in names}
     sampler = EpisodeSampler(clips_of, way, shot, query, seed)
-    transform = ClipTransform(crop=run.frames["crop"], mean=CLIP_MEAN, std=CLIP_STD, train=False)
+    transform = ClipTransform(crop=run.frames["crop"], mean=model.mean, std=model.std, train=False)
     corpus = load_corpus(world.ws.dataset(run.dataset) / "texts.json")
 
     def encode(clip):
@@ -43,9 +43,9 @@ def _one_by_one(world, run, model, split, shot, episodes, seed, way=5, query=1):
         texts = None
         if model.wants_text:
             sentences = class_sentences(corpus, [names[c] for c in episode.classes], run.model)
-            texts = torch.stack([model.backbone.encode_text(rows) for rows in sentences])[None]
-        prototypes = model.prototypes(support[None], texts)
-        rows = [model.match(q[None, None], prototypes, texts) for q in query_features]
+            texts = model.encode_texts(sentences)[None]
+        prototypes = model.prototypes(model.relate_supports(support[None]), texts)
+        rows = [model.match(model.relate_queries(q[None, None]), prototypes, texts) for q in query_features]
         vv.append(torch.stack([row.get("log_vv", row["vv"].log_softmax(-1))[0, 0] for row in rows]))
         if model.wants_text:
             vt.append(torch.stack([row["vt"][0, 0].log_softmax(-1) for row in rows]))
@@ -57,8 +57,8 @@ def _one_by_one(world, run, model, split, shot, episodes, seed, way=5, query=1):
 @pytest.mark.parametrize("method", METHODS)
 def test_scores_are_those_of_episodes_that_are_encoded_one_by_one(world, monkeypatch, method, shot):
     monkeypatch.setattr(module, "ENCODE_CLIPS", 7)  # neither the clips nor the episodes are a multiple
-    monkeypatch.setattr(module, "MATCH_EPISODES", 3)
     run, model = _model(world, method)
+    model.episodes_at_once = 3
     got = score_split(run, model, world.ws, world.store, "test", way=5, shot=shot, query=1, episodes=5, seed=4)
     vv, vt, labels = _one_by_one(world, run, model, "test", shot, 5, 4)
     assert (got.labels == labels).all()

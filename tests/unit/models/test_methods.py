@@ -15,6 +15,7 @@ from torch import nn
 
 from pipeline.compat import MODELS
 from pipeline.datasets.episodes import EpisodeDataset
+from pipeline.datasets.transforms import ClipTransform
 from pipeline.errors import UserError
 from pipeline.evaluation.few_shot import class_texts, encode_clips, score_split
 from pipeline.models.build import WEIGHTS, build_model, class_sentences, load_trained
@@ -23,7 +24,7 @@ from pipeline.models.methods import LGA, ClipFreeze, ClipFsar, Otam
 from pipeline.models.methods.base import FewShotModel
 from pipeline.models.necks import ContextTransformer, PhaseFusion
 from pipeline.text.corpus import load_corpus
-from pipeline.training.train import train_run, transforms
+from pipeline.training.train import train_run
 
 CONFIG = Path(__file__).resolve().parents[3] / "config"
 METHODS = sorted(path.stem for path in (CONFIG / "methods").glob("*.yaml"))
@@ -55,11 +56,12 @@ def _scores(run, model, world, shot=1, **kwargs):
     )
 
 
-def _batch(world, run, episodes=1):
+def _batch(world, run, model, episodes=1):
     """A batch of training episodes as the loader would give it."""
+    transform = ClipTransform(crop=run.frames["crop"], mean=model.mean, std=model.std, train=True)
     dataset = EpisodeDataset(
         world.store, "train", way=3, shot=2, query=2, episodes=episodes, seed=0,
-        frames=run.frames["number"], mode="segment_random", transform=transforms(run)[0],
+        frames=run.frames["number"], mode="segment_random", transform=transform,
     )  # fmt: skip
     return torch.utils.data.default_collate([dataset[i] for i in range(episodes)])
 
@@ -203,7 +205,7 @@ def test_base_texts_are_those_of_the_training_classes_in_order(world):
 def test_variants_of_lgas_tables_train(world, variant):
     run = world.run(method="lga", model=VARIANTS[variant])
     model = build_model(run, world.ws, world.store).train()
-    losses = model(mode="loss", **_batch(world, run))
+    losses = model(mode="loss", **_batch(world, run, model))
     total = losses["loss_matching"] + losses["loss_video_text"]
     assert losses["loss_matching"].item() == pytest.approx(math.log(3), abs=1.0)
     assert losses["loss_video_text"].item() == pytest.approx(1.2 * math.log(26), abs=1.2)
@@ -225,13 +227,13 @@ def test_loss_is_the_cross_entropies_of_the_episode(world, method, model):
     """The loss from `encode`, `prototypes` and `match` by hand, with the shuffled supports sorted in a loop."""
     run = world.run(method=method, model=model)
     network = build_model(run, world.ws, world.store).eval()
-    batch = _batch(world, run, 2)
+    batch = _batch(world, run, network, 2)
     with torch.no_grad():
         losses = network(mode="loss", **batch)
         matching, video_text = [], []
         for e in range(2):
             labels, ids = batch["support_labels"][e], batch["class_ids"][e]
-            support = network.encode(batch["support"][e])
+            support = network.encode(batch["support"][e])  # these methods relate no videos
             by_class = torch.stack([support[labels == n] for n in range(3)])[None]  # (1, N, K, T, D)
             query = network.encode(batch["query"][e])
             texts = torch.stack([network.base_texts[i] for i in ids])[None] if network.wants_text else None
@@ -255,7 +257,7 @@ def test_loss_is_the_cross_entropies_of_the_episode(world, method, model):
 def test_order_of_supports_and_other_queries_do_not_matter(world, method):
     run = world.run(method=method)
     model = build_model(run, world.ws, world.store).eval()
-    batch = _batch(world, run)
+    batch = _batch(world, run, model)
     generator = torch.Generator().manual_seed(1)
     order = torch.randperm(6, generator=generator)
     shuffled = dict(batch, support=batch["support"][:, order], support_labels=batch["support_labels"][:, order])

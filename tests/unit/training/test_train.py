@@ -166,7 +166,7 @@ def test_a_step_is_the_mean_over_its_episodes(world, tmp_path):
     train_run(run, ws)
     model = module.build_model(run, ws, world.store).train()
     before = {name: value.clone() for name, value in model.trained_state().items()}
-    episodes, losses = module._episodes(run, world.store, 0), []
+    episodes, losses = module._episodes(run, model, world.store, 0), []
     for i in range(3):
         batch = torch.utils.data.default_collate([episodes[i]])
         losses.append(model(mode="loss", **batch)["loss_matching"])

@@ -53,7 +53,7 @@ class CLIPBackbone(nn.Module):
         UserError: a file is missing, broken or of another model, or the hub can't be reached.
 
     The transformers model is `.clip`; `.dim` is the width of the features, `.image_size` the side in pixels,
-    `.max_length` the longest text in tokens.
+    `.max_length` the longest text in tokens, `.mean` and `.std` what frames are normalised with.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class CLIPBackbone(nn.Module):
         self.dim: int = self.clip.config.projection_dim
         self.image_size: int = self.clip.config.vision_config.image_size
         self.max_length: int = self.clip.config.text_config.max_position_embeddings
+        self.mean, self.std = CLIP_MEAN, CLIP_STD
         self.freeze_text = freeze_text
         if freeze_text:
             self.clip.text_model.requires_grad_(False)
