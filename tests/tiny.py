@@ -17,6 +17,7 @@ from pipeline.datasets.prepare import make_frames, make_splits, make_texts, synt
 from pipeline.experiment import Asset, Cell, Run
 from pipeline.models.backbones.clip import CLIPBackbone
 from pipeline.models.backbones.nano_clip import build_tokenizer, init_nano, nano_config
+from pipeline.models.backbones.resnet import ResNetBackbone
 from pipeline.plan import Plan
 from pipeline.text.corpus import load_corpus
 from pipeline.workspace import Workspace
@@ -41,6 +42,7 @@ OVERLAY: dict[str, Any] = {
         "warmup_steps": 0,
         "milestones": [4],
     },
+    "model": {"layers": 1, "order_layers": 1},  # of the two that the tiny CLIP has
     "measure": {"episodes": 24, "val_episodes": 30},
 }
 
@@ -79,19 +81,26 @@ def make_world(root: Path) -> World:
     make_texts(dataset, ws)
     (store,) = plan.stores
     make_frames(dataset, ws, store, plan.stores[store], 1)
-    (backbone,) = plan.backbones.values()
-    write_backbone(backbone, dataset, ws)
+    for backbone in plan.backbones.values():
+        write_backbone(backbone, dataset, ws)
     return World(ws, plan, FrameStore(ws.dataset(dataset.key) / store))
 
 
 def write_backbone(backbone: Asset, dataset: Asset, ws: Workspace) -> None:
-    """A CLIP of two narrow layers with random weights where the workflow would put the pretrained one."""
+    """A narrow ResNet, or a CLIP of two narrow layers, with random weights, for the pretrained one of the workflow."""
+    folder = ws.backbone(backbone.key)
+    folder.mkdir(parents=True)
+    if backbone.spec.get("kind") == "resnet":
+        torch.manual_seed(0)
+        ResNetBackbone({"width": 4, "strides": [1, 2, 1, 1]}).save(folder)
+        return
     corpus = load_corpus(ws.dataset(dataset.key) / "texts.json")
     names = {clip.label for clip in read_index(ws.dataset(dataset.key) / "index.csv")}
     sentences = [corpus.label(name) for name in sorted(names)]
     sentences += [
         sentence for name in sorted(names) for count in (1, 2, 3, 4) for sentence in corpus.atomic(name, count)
     ]
+    sentences += [sentence for name in sorted(names) for sentence in corpus.stages(name)]
     tokenizer = build_tokenizer(sentences)
     config = nano_config(
         len(tokenizer), image_size=IMAGE, patch_size=8, width=32, mlp_width=32, layers=2, heads=2, projection_dim=32
@@ -99,8 +108,6 @@ def write_backbone(backbone: Asset, dataset: Asset, ws: Workspace) -> None:
     clip = CLIPBackbone(config)
     init_nano(clip.clip, torch.Generator().manual_seed(0))
     clip.tokenizer = tokenizer
-    folder = ws.backbone(backbone.key)
-    folder.mkdir(parents=True)
     clip.save(folder)
 
 

@@ -104,7 +104,7 @@ class Run(Frozen):
 class Measure(Frozen):
     """How a trained run is measured; none of this reaches `Run.id`."""
 
-    metric: Literal["accuracy_pct", "time_ms"] = "accuracy_pct"
+    metric: Literal["accuracy_pct", "time_ms", "params_m"] = "accuracy_pct"
     way: int = 5
     shot: int = 1
     query: int = 1
@@ -121,6 +121,8 @@ class Measure(Frozen):
     alpha_grid: tuple[float, ...] = ()
     matcher: str | None = None
     """Matcher at test where it differs from the one in training."""
+    part: str = ""
+    """Of params_m: the tuned parameters whose names begin so, all without it."""
 
     def settled(self) -> Measure:
         """The same measurement with the keys that cannot matter for it set to one value.
@@ -133,8 +135,11 @@ class Measure(Frozen):
             changes |= {"alpha": 1.0 if self.score == "vv" else 0.0, "alpha_grid": (), "val_episodes": 0}
         elif self.alpha != "val":
             changes |= {"alpha_grid": (), "val_episodes": 0}
-        if self.metric == "time_ms":
-            changes |= {"alpha": 1.0, "alpha_grid": (), "val_episodes": 0, "score": "both"}
+        if self.metric != "accuracy_pct":
+            changes |= {"alpha": 1.0, "alpha_grid": (), "val_episodes": 0, "episodes": 0, "score": "both"}
+        if self.metric == "params_m":
+            return Measure(metric="params_m", part=self.part, **changes)
+        changes["part"] = ""
         return self.model_copy(update=changes)
 
     @property

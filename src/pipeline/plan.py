@@ -16,12 +16,12 @@ from typing import Any
 from pipeline.config import Config, merge, parse
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest
-from pipeline.tables.spec import Column, Paper, Row, Table, read_papers
+from pipeline.tables.spec import Column, Paper, Row, Table, read_papers, table_stem
 
 # Keys of a data set's definition that say where and how on this machine, not what.
 DATASET_OPTIONS = ("root", "lists", "labels", "texts", "expected", "workers", "licence", "homepage", "note")
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
-METHOD_KEYS = ("model", "train", "schedules", "measure", "frames", "backbone", "recipe")
+METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "backbone", "recipe")
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
 
 
@@ -116,7 +116,7 @@ class Plan:
                     for cell in cells:
                         trials.setdefault(cell.run.dataset, {})[cell.run.id] = None
         for dataset, runs in trials.items():
-            name = f"{paper}_table{number}-{dataset}"
+            name = f"{paper}_{table_stem(number)}-{dataset}"
             self.sweeps[name] = SweepPlan(name, table.sweep.axis, tuple(runs))
 
     def _cells(self, row: Row, column: Column, where: str) -> tuple[Cell, ...]:
@@ -158,7 +158,7 @@ class Plan:
         budget = settings.budgets.get(delta["method"], {})
         train = merge(train, {key: value for key, value in settings.train.items() if key in train})
         train = merge(train, budget.get("train", {}))
-        model = method.get("model", {})
+        model = merge(method.get("model", {}), method.get("models", {}).get(name, {}))
         model = merge(model, {key: value for key, value in settings.model.items() if key in model})
         for part in ("model", "train"):
             known = method.get(part, {})
@@ -174,6 +174,8 @@ class Plan:
         train = merge(train, delta.get("train", {}))
         if train.get("shot") == "test":
             train["shot"] = measure.shot
+        if train.get("steps") == 0:
+            train = {}  # nothing is trained, so nothing of a recipe matters
         run = Run(
             method=delta["method"],
             model=merge(model, delta.get("model", {})),

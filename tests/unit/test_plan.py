@@ -54,14 +54,17 @@ def test_scales_differ_in_budgets_and_data(plans):
     assert [entry.row for entry in demo.entries] == [entry.row for entry in paper.entries]
     assert {asset.spec["kind"] for asset in paper.datasets.values()} == {"list"} and len(paper.datasets) == 5
     assert {asset.name for asset in demo.datasets.values()} == {"synthetic_scene", "synthetic_temporal"}
-    assert {asset.name for asset in paper.backbones.values()} == {"clip_vit_b16"}
+    assert {asset.name for asset in paper.backbones.values()} == {"clip_vit_b16", "resnet50"}
     assert not set(demo.runs) & set(quick.runs) and not set(quick.runs) & set(paper.runs)
-    assert {cell.measure.episodes for cell in paper.cells.values()} == {10_000}
-    assert {run.train["episodes_per_step"] for run in paper.runs.values() if run.train} == {16}
+    assert {c.measure.episodes for c in paper.cells.values() if c.measure.metric == "accuracy_pct"} == {10_000}
+    steps = {(run.method, run.train["episodes_per_step"]) for run in paper.runs.values() if run.train}
+    assert {episodes for method, episodes in steps if not method.startswith("task_adapter")} == {16, 8}
+    assert {episodes for method, episodes in steps if method.startswith("task_adapter")} == {1}
     for one, two in zip(demo.entries, paper.entries, strict=True):
         assert one.published == two.published and len(one.cells) == len(two.cells)
         for a, b in zip(one.cells, two.cells, strict=True):
-            assert a.run.model == b.run.model  # architecture is no matter of scale
+            same = a.run.model == b.run.model  # architecture is no matter of scale, but it may be one of the data set
+            assert same or demo.config.entry("methods", a.run.method, "test")["models"]
 
 
 def test_schedule_of_the_data_set_then_scale_then_experiment(repo):
@@ -101,14 +104,17 @@ def test_full_model_is_one_cell_in_all_six_tables(plans):
 
 def test_swept_runs_are_trained_by_one_rule_only(plans):
     plan = plans["demo"]
-    assert len(plan.sweeps) == 2  # scene and temporal
-    for sweep in plan.sweeps.values():
-        assert sweep.axis == "model.atoms"
+    assert {sweep.axis for sweep in plan.sweeps.values()} == {"model.atoms", "model.layers", "model.order_layers"}
+    assert len(plan.sweeps) == 6  # scene and temporal
+    for sweep in [sweep for sweep in plan.sweeps.values() if sweep.axis == "model.atoms"]:
         assert [plan.runs[run].model["atoms"] for run in sweep.runs] == [1, 2, 3, 4]
         mine = [run for run in sweep.runs if plan.swept.get(run) == sweep.name]
         assert [plan.runs[run].model["atoms"] for run in mine] == [1, 2, 4]  # three is needed elsewhere
-    assert len(plan.swept) == 6
-    assert len({run for sweep in plan.sweeps.values() for run in sweep.runs}) == 8
+    for axis in ("layers", "order_layers"):
+        depths = [
+            [plan.runs[run].model[axis] for run in s.runs] for s in plan.sweeps.values() if s.axis == f"model.{axis}"
+        ]
+        assert depths == [list(range(1, 13))] * 2
 
 
 def test_seeds_multiply_trainings_not_frozen_models(repo, plans):
@@ -143,7 +149,7 @@ def test_specs_say_what_the_plan_says(plans, tmp_path):
     for name, policy in plan.stores.items():
         assert ws.read_store(name) == policy
     for name, sweep in plan.sweeps.items():
-        assert ws.read_sweep(name) == {"name": name, "axis": "model.atoms", "runs": list(sweep.runs)}
+        assert ws.read_sweep(name) == {"name": name, "axis": sweep.axis, "runs": list(sweep.runs)}
 
 
 def test_specs_are_rewritten_only_where_something_changed(plans, repo, tmp_path):
@@ -237,8 +243,9 @@ def test_unknown_table_and_paper(plans):
         plan.table_entries("lga", "44")
     with pytest.raises(UserError, match="unknown paper 'lgaa'; did you mean 'lga'"):
         plan.table_entries("lgaa", "4")
-    assert plan.numbers() == ["1", "2", "3", "4", "5", "6", "fig3"]
-    assert plan.tables("lga") == [("lga", number) for number in plan.numbers()] and plan.tables("none") == []
+    assert [number for _, number in plan.tables("lga")] == ["1", "2", "3", "4", "5", "6", "fig3"]
+    assert plan.numbers()[:7] == [number for _, number in plan.tables("lga")] and plan.tables("none") == []
+    assert set(plan.numbers()) == {number for _, number in plan.tables()}
 
 
 # ------------------------------------------------------------------------------------ things of one's own

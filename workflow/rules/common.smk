@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.plan import Plan, store_key
-from pipeline.tables.results import table_stem
+from pipeline.tables.spec import table_stem
 
 CONFIG = Path(workflow.basedir) / "config"
 

@@ -101,21 +101,32 @@ def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: 
 
 
 def pretrain_backbone(asset: Asset, ws: Workspace, threads: int) -> Path:
-    """Pretrain a tiny CLIP on the base classes of its sources; returns its config.json."""
+    """Pretrain a tiny backbone (`kind`: clip or resnet) on the base classes of its sources; returns its config.json.
+
+    Raises:
+        UserError: an unknown kind or setting; no clips or texts to train on.
+    """
     import torch
 
     from pipeline.datasets.frames import FrameStore
     from pipeline.text.corpus import load_corpus
-    from pipeline.training.pretrain import pretrain
+    from pipeline.training.pretrain import pretrain, pretrain_resnet
 
+    trainers, where = {"clip": pretrain, "resnet": pretrain_resnet}, f"config/backbones.yaml, {asset.name}"
+    kind = asset.spec.get("kind", "clip")
+    if kind not in trainers:
+        raise unknown("kind of backbone", kind, trainers, where)
+    settings = {key: value for key, value in asset.spec.items() if key not in ("kind", "sources", "stores", "texts")}
+    known = set(inspect.signature(trainers[kind]).parameters) - {"sources", "out_folder", "progress"}
+    if odd := set(settings) - known:
+        raise unknown("key", min(odd), known, where)
     torch.set_num_threads(threads)
     keys, stores = asset.spec["sources"], asset.spec["stores"]
     sources = [
         (FrameStore(ws.dataset(key) / store), load_corpus(ws.dataset(key) / "texts.json"))
         for key, store in zip(keys, stores, strict=True)
     ]
-    settings = {key: value for key, value in asset.spec.items() if key not in ("sources", "stores", "texts")}
-    pretrain(sources, ws.backbone(asset.key), **settings)
+    trainers[kind](sources, ws.backbone(asset.key), **settings)
     return ws.backbone(asset.key) / "config.json"
 
 

@@ -52,17 +52,19 @@ def needed_scores(cells: Sequence[Cell], ws: Workspace) -> dict[Path, tuple[Meas
 
 def needed_work(cells: Sequence[Cell], ws: Workspace) -> bool:
     """Whether `score_run` has anything to do."""
-    return bool(needed_scores(cells, ws) or needed_times(cells, ws))
+    return bool(needed_scores(cells, ws) or needed_values(cells, ws))
 
 
-def needed_times(cells: Sequence[Cell], ws: Workspace) -> dict[Path, Measure]:
-    """Files of timings that `cells` need and that are not there yet."""
-    wanted = {time_path(ws, c.run, c.measure): c.measure for c in cells if c.measure.metric == "time_ms"}
+def needed_values(cells: Sequence[Cell], ws: Workspace) -> dict[Path, Measure]:
+    """Files of times and parameter counts that `cells` need and that are not there yet."""
+    wanted = {value_path(ws, c.run, c.measure): c.measure for c in cells if c.measure.metric != "accuracy_pct"}
     return {path: measure for path, measure in wanted.items() if not path.is_file()}
 
 
-def time_path(ws: Workspace, run: Run, measure: Measure) -> Path:
-    """File of the milliseconds of tasks of the form that `measure` says."""
+def value_path(ws: Workspace, run: Run, measure: Measure) -> Path:
+    """File of what `measure` reads off the model itself: the milliseconds of tasks, or a number of parameters."""
+    if measure.metric == "params_m":
+        return ws.scores(run.id) / f"params-{measure.part or 'all'}.json"
     task = measure.model_dump(include={"way", "shot", "query", "episode_seed", "matcher"})
     return ws.scores(run.id) / f"time-{measure.way}way-{measure.shot}shot-{digest(task)}.json"
 
@@ -73,7 +75,7 @@ def measure_run(run: Run, cells: Sequence[Cell], ws: Workspace, search: Search) 
     Raises:
         UserError: scores are missing.
     """
-    if missing := [*needed_scores(cells, ws), *needed_times(cells, ws)]:
+    if missing := [*needed_scores(cells, ws), *needed_values(cells, ws)]:
         raise UserError(f"{missing[0]} is missing: run `python -m pipeline evaluate {run.id}`")
     by_grid: dict[tuple[float, ...], dict[str, Path]] = {}
     for cell in cells:
@@ -92,9 +94,10 @@ def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[
         "coverage": None, "measure": measure.model_dump(mode="json"),
     }  # fmt: skip
     if measure.metric == "time_ms":
-        times = json.loads(time_path(ws, run, measure).read_text())["milliseconds"]
-        values = np.asarray(times)
-        record |= summary(values)
+        record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text())["milliseconds"]))
+    elif measure.metric == "params_m":
+        count = json.loads(value_path(ws, run, measure).read_text())["parameters"]
+        record |= {"value": count / 1e6, "ci95": None, "n": 1}
     else:
         scores = EpisodeScores.load(scores_path(ws, run, measure, "test"))
         alpha = measure.alpha
@@ -103,7 +106,7 @@ def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[
             alpha = best_alpha(curve)
             record["alpha_curve"] = {"val": curve, "test": alpha_curve(scores, measure.alpha_grid)}
         record |= summary(accuracy(fused(scores, measure.score, alpha), scores.labels))
-        record["alpha"] = alpha if measure.score == "both" else None
+        record["alpha"] = alpha if measure.score == "both" and alpha != "own" else None
     path = ws.cell(cell.id)
     write_json(path, record)
     return path

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from pipeline.datasets.episodes import EpisodeTable, episode_table
 from pipeline.datasets.frames import FrameStore
@@ -74,17 +76,25 @@ def score_episodes(
     matcher: str | None = None,
 ) -> EpisodeScores:
     """Scores of the episodes of `table`, whose clip numbers index `features` (V, ...) and class numbers `texts`
-    (C, L, D)."""
+    (C, L, D).
+
+    A query that stands alone, and the prototype of a class whose supports see no other class, are worked out once,
+    however many episodes they stand in.
+    """
     table = in_class_order(table) if model.class_order else table
     device = next(model.parameters()).device
     queries = _queries(model, features, device) if model.queries_alone else None
+    known = _prototypes(model, features, table, texts, device)
     parts: dict[str, list[Tensor]] = {}
     for first in range(0, len(table.classes), model.episodes_at_once):
         part = slice(first, first + model.episodes_at_once)
         support, query, classes = (torch.from_numpy(a[part]) for a in (table.support, table.query, table.classes))
         episode_texts = None if texts is None else texts[classes]
-        prototypes = model.prototypes(model.relate_supports(features[support].to(device)), episode_texts)
-        asked = model.relate_queries(features[query].to(device)) if queries is None else queries[query]
+        if known is None:
+            prototypes = model.prototypes(model.relate_supports(features[support].to(device)), episode_texts)
+        else:
+            prototypes = _take(known.prototypes, known.places[part])
+        asked = model.relate_queries(features[query].to(device)) if queries is None else _take(queries, query)
         scores = model.match(asked, prototypes, episode_texts, matcher)
         scores["log_vv"] = scores.get("log_vv", scores["vv"].log_softmax(-1))
         if "vt" in scores:
@@ -95,12 +105,40 @@ def score_episodes(
     return EpisodeScores(arrays["log_vv"], arrays.get("log_vt"), table.labels, arrays.get("both"))
 
 
-def _queries(model: FewShotModel, features: Tensor, device: torch.device) -> Tensor:
-    """Every video as a query, once for all its episodes: (V, ...) -> (V, T, D)."""
-    if type(model).relate is FewShotModel.relate:
-        return features
-    parts = [model.relate_queries(part[None].to(device))[0] for part in features.split(ENCODE_CLIPS)]
-    return torch.cat(parts)
+def _queries(model: FewShotModel, features: Tensor, device: torch.device) -> Any:
+    """Every video as a query: what `match` takes, with V in the place of (E, Q)."""
+    parts = [model.relate_queries(part[None].to(device)) for part in features.split(ENCODE_CLIPS)]
+    return tree_map(lambda *tensors: torch.cat(tensors, 1)[0], parts[0], *parts[1:])
+
+
+class _Known(NamedTuple):
+    """Prototypes (U, ...) of the different support sets of a class, and which of them is whose: places (E, N)."""
+
+    prototypes: Any
+    places: Tensor
+
+
+def _prototypes(
+    model: FewShotModel, features: Tensor, table: EpisodeTable, texts: Tensor | None, device: torch.device
+) -> _Known | None:
+    """The prototypes of all support sets, where many episodes share them (one shot); None where few do."""
+    if type(model).relate is not FewShotModel.relate:
+        return None
+    rows = np.concatenate([table.classes[..., None], table.support], axis=-1)
+    unique, inverse = np.unique(rows.reshape(-1, rows.shape[-1]), axis=0, return_inverse=True)
+    if 2 * len(unique) > inverse.size:
+        return None
+    parts = []
+    for chunk in torch.from_numpy(unique).split(model.episodes_at_once):
+        of_class = None if texts is None else texts[chunk[:, 0]][None]
+        parts.append(model.prototypes(features[chunk[:, 1:]].to(device)[None], of_class))
+    prototypes = tree_map(lambda *tensors: torch.cat(tensors, 1)[0], parts[0], *parts[1:])
+    return _Known(prototypes, torch.from_numpy(inverse.reshape(table.classes.shape)))
+
+
+def _take(tree: Any, places: Tensor) -> Any:
+    """The rows of every tensor of `tree` that `places` names."""
+    return tree_map(lambda tensor: tensor[places], tree)
 
 
 def in_class_order(table: EpisodeTable) -> EpisodeTable:

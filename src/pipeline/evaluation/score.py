@@ -10,7 +10,7 @@ import torch
 
 from pipeline.datasets.episodes import episode_table
 from pipeline.datasets.frames import FrameStore
-from pipeline.evaluation.evaluate import needed_scores, needed_times, scoring_of
+from pipeline.evaluation.evaluate import needed_scores, needed_values, scoring_of
 from pipeline.evaluation.few_shot import class_texts, encode_clips, score_split, split_clips
 from pipeline.experiment import Cell, Measure, Run
 from pipeline.models.build import load_trained
@@ -20,10 +20,10 @@ TIMED_TASKS = 20
 
 
 def score_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> int:
-    """Compute the missing scores (and timings) of `cells`, each video encoded once; returns how many."""
+    """Compute the missing scores, times and counts of `cells`, each video encoded once; returns how many."""
     wanted = needed_scores(cells, ws)
-    timed = needed_times(cells, ws)
-    if not wanted and not timed:
+    values = needed_values(cells, ws)
+    if not wanted and not values:
         return 0
     store = FrameStore(ws.store(run))
     model = load_trained(run, ws, store).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,9 +37,17 @@ def score_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> int:
             episodes=scoring["episodes"], seed=scoring["episode_seed"], matcher=scoring["matcher"],
             features=features[split],
         ).save(path)  # fmt: skip
-    for path, measure in timed.items():
-        write_json(path, {"milliseconds": time_tasks(run, measure, model, store, ws)})
-    return len(wanted) + len(timed)
+    for path, measure in values.items():
+        if measure.metric == "time_ms":
+            write_json(path, {"milliseconds": time_tasks(run, measure, model, store, ws)})
+        else:
+            write_json(path, {"parameters": tuned_parameters(model, measure.part)})
+    return len(wanted) + len(values)
+
+
+def tuned_parameters(model: torch.nn.Module, part: str = "") -> int:
+    """Number of trainable parameters whose names begin with `part`."""
+    return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and name.startswith(part))
 
 
 @torch.inference_mode()

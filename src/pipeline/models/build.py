@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,6 +79,8 @@ def build_model(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
     if kind.wants_text:
         corpus = load_corpus(ws.dataset(run.dataset) / "texts.json")
         settings["base_texts"] = class_sentences(corpus, store.classes("train"), run.model)
+    if "frames" in inspect.signature(kind).parameters:
+        settings["frames"] = run.frames["number"]
     if kind.wants_classes:
         settings["base_classes"] = len(store.classes("train"))
     if "video_text_weight" in run.train:

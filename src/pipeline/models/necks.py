@@ -38,16 +38,23 @@ class AttentionBlock(nn.Module):
             nn.Dropout(ffn_dropout),
         )
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None = None, residual: bool = True) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None = None, residual: bool = True,
+        wanted: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """q (B, n, D), k and v (B, m, D), optional weight (B, m) -> (B, n, D).
 
-        `weight` says how often each key counts: 2 is the same as having it twice, 0 leaves it out.
+        `weight` says how often each key counts: 2 is the same as having it twice, 0 leaves it out. `wanted`, bool
+        (B, n): the queries whose result is of use; the others stay zero and cost no feed-forward.
         """
         bias = None if weight is None else weight.to(q.dtype).log()[:, None, None, :]
         attended = self.out(self._attend(self.norm(q), self.norm(k), self.norm(v), bias))
         if residual:
             attended = attended + q
-        return attended + self.ffn(attended)
+        if wanted is None:
+            return attended + self.ffn(attended)
+        some = attended[wanted]
+        return torch.zeros_like(attended).index_put((wanted,), some + self.ffn(some))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         def split(x: Tensor) -> Tensor:
@@ -152,9 +159,12 @@ class PhaseFusion(nn.Module):
         # Keys carry no text, so a frame of two phases is one key that counts twice: T keys instead of L * T.
         # Without text the phases ask the same questions, which are then asked once.
         times = masks.sum(-2)
-        asked = frames[:, None] if texts is None else frames[:, None] + texts[:, :, None]
-        fused = self.block(asked.flatten(1, 2), frames, frames, times, self.residual_attention)
-        return fused.unflatten(1, asked.shape[1:3])
+        if texts is None:
+            return self.block(frames, frames, frames, times, self.residual_attention)[:, None]
+        asked = (frames[:, None] + texts[:, :, None]).flatten(1, 2)
+        wanted = masks.flatten(1) if masks.shape[1] == texts.shape[1] else None
+        fused = self.block(asked, frames, frames, times, self.residual_attention, wanted)
+        return fused.unflatten(1, (-1, frames.shape[1]))
 
     def _local_self(self, frames: Tensor, masks: Tensor, texts: Tensor | None) -> Tensor:
         (batch, phases, count), width = masks.shape, frames.shape[-1]

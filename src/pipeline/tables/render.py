@@ -9,6 +9,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.tables.spec import table_number
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
     from pipeline.tables.results import Record
     from pipeline.tables.spec import Table
 
-DECIMALS = {"time_ms": 2}  # of printed numbers; everything else has one
-LOWER_IS_BETTER = {"time_ms"}
+DECIMALS = {"time_ms": 2, "params_m": 3}  # of printed numbers; everything else has one
+LOWER_IS_BETTER = {"time_ms", "params_m"}
 MISSING = "–"
 LEGEND = "Entries: ours ± 95 % interval (published, difference); only in brackets: not measured here."
 
@@ -200,7 +202,7 @@ def print_table(
     from rich.console import Console
     from rich.text import Text
 
-    from pipeline.tables.results import heading, papers_with, records, table_number  # they import this module
+    from pipeline.tables.results import heading, papers_with, records  # they import this module
 
     console, key = console or Console(), table_number(number)
     for name in papers_with(plan, key, paper):

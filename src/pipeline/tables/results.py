@@ -22,13 +22,14 @@ from pipeline.errors import UserError, unknown
 from pipeline.experiment import Cell, slug
 from pipeline.plan import Entry, Plan
 from pipeline.tables import render
+from pipeline.tables.spec import table_stem
 from pipeline.workspace import Workspace
 
 DIGITS = 4  # decimals kept in CSV files
 
 
 class CellFile(BaseModel):
-    """What a table reads of a cell file; `value` and `ci95` are in per cent or milliseconds (`metric`)."""
+    """What a table reads of a cell file; `value` and `ci95` are in the unit of `metric`."""
 
     model_config = ConfigDict(extra="ignore")
     cell: str
@@ -77,16 +78,6 @@ COLUMNS = tuple(field.name for field in fields(Record))
 
 
 # Names
-
-
-def table_stem(number: str) -> str:
-    """File name, without its ending, of a table: "4" -> "table4", "1a" -> "table1a", "fig3" -> "fig3"."""
-    return number if number.startswith("fig") else f"table{number}"
-
-
-def table_number(stem: str) -> str:
-    """Key in the sheet of a file name or of what a user types: "table4" -> "4" (undoes `table_stem`)."""
-    return stem.removeprefix("table")
 
 
 def papers_with(plan: Plan, number: str, paper: str | None = None) -> list[str]:
@@ -199,9 +190,9 @@ def _origin(plan: Plan, entry: Entry) -> list[str]:
     if slug(dataset) != entry.dataset:
         notes.append(f"measured on {entry.dataset} in place of {dataset}")
     method = plan.config.entry("methods", row.method or column.method, f"paper {entry.paper}")
-    used = plan.config.settings.backbone
-    if used and not (row.backbone or column.backbone) and used != method["backbone"]:
-        notes.append(f"backbone {used} in place of {method['backbone']}")
+    asked = row.backbone or column.backbone or method["backbone"]
+    if used := plan.config.settings.substitute_backbone.get(asked):
+        notes.append(f"backbone {used} in place of {asked}")
     return notes
 
 
@@ -210,7 +201,7 @@ def _remarks(entry: Entry, found: list[CellFile]) -> list[str]:
     notes = []
     measure = entry.cells[0].measure
     alphas = list(dict.fromkeys(cell.alpha for cell in found if cell.alpha is not None))
-    if alphas and measure.score == "both" and measure.metric != "time_ms":
+    if alphas and measure.score == "both" and measure.metric == "accuracy_pct":
         chosen = " (chosen on validation)" if measure.alpha == "val" else ""
         notes.append(f"alpha {'/'.join(f'{alpha:g}' for alpha in alphas)}{chosen}")
     coverage = min((cell.coverage for cell in found if cell.coverage is not None), default=1.0)

@@ -106,3 +106,13 @@ def read_papers(config: Config) -> dict[str, Paper]:
         where = f"{config.folder}/tables/{name}.yaml"
         papers[name] = parse(Paper, config.entry("tables", name, where), where)
     return papers
+
+
+def table_stem(number: str) -> str:
+    """File name, without its ending, of a table: "4" -> "table4", "1a" -> "table1a", "fig3" -> "fig3"."""
+    return number if number.startswith("fig") else f"table{number}"
+
+
+def table_number(stem: str) -> str:
+    """Key in the sheet of a file name or of what a user types: "table4" -> "4" (undoes `table_stem`)."""
+    return stem.removeprefix("table")

@@ -1,7 +1,7 @@
-"""Contrastive pretraining of nano CLIP on the base classes of few-shot data sets.
+"""Pretraining of the nano backbones on the base classes of few-shot data sets.
 
-It stands in for the web-scale pretraining of CLIP where no weights of CLIP are at hand: the towers see frames
-and sentences of base classes only, so novel classes stay unseen, in pictures and in words.
+It stands in for the web-scale pretraining of CLIP and for ImageNet where no such weights are at hand. The backbones
+see frames, and sentences, of base classes only, so novel classes stay unseen, in pictures and in words.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD, CLIPBackbone
 from pipeline.models.backbones.nano_clip import SPECIAL_TOKENS, UNK, build_tokenizer, init_nano, nano_config
+from pipeline.models.backbones.resnet import NANO_RESNET, ResNetBackbone
 
 if TYPE_CHECKING:
     from pipeline.datasets.frames import FrameStore
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 PHASES = 3  # thirds of a clip, described by the three atomic actions of its class
 PROMPT = "a photo of {}"
+Progress = Callable[[int, int, float], None]
+"""Called after every step as progress(step, steps, loss)."""
 _MARGIN = 8 / 7  # frames are held this much larger than the crop, as CLIP-FSAR's 256 for 224
 
 
@@ -79,7 +82,7 @@ def pretrain(
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
     model: dict[str, Any] | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train nano CLIP on pairs (frame, sentence) and write it to `out_folder` in Hugging Face format.
 
@@ -97,20 +100,17 @@ def pretrain(
         max_frames: frames held in memory, over all sources; evenly spaced frames of each clip.
         mean, std: normalisation of RGB in [0, 1].
         model: arguments of `nano_config` other than the vocabulary.
-        progress: called as progress(step, steps, loss).
+        progress: told the contrastive loss of every step.
 
     Returns: what pretrain.json holds (settings, loss, retrieval, seconds).
     Raises UserError: split other than "train", no clips, a base class that is also in another split, missing
     text, a loss that is not finite.
     """
     start = time.perf_counter()
-    if split != "train":
-        raise UserError(f"pretraining on split {split!r}: only base classes (split 'train') may be used")
-    rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     config_args = dict(model or {})
     size = nano_config(8, **config_args).vision_config.image_size
-    pool = _read_pool(sources, split, round(size * _MARGIN), held_out, max_frames, rng)
+    pool = _read_pool(sources, split, round(size * _MARGIN), held_out, max_frames, np.random.default_rng(seed))
     tokenizer = build_tokenizer(pool.sentences, config_args.get("max_length", 77))
     with torch.random.fork_rng(devices=[]):  # transformers draws weights globally; init_nano draws all anew
         clip = CLIPBackbone(nano_config(len(tokenizer), **config_args), freeze_text=False)
@@ -122,16 +122,83 @@ def pretrain(
     report = {
         "settings": {
             **asdict(recipe), "seed": seed, "held_out": held_out, "max_frames": max_frames,
-            "mean": list(mean), "std": list(std), "model": config_args,
-            "classes": [store.classes(split) for store, _ in sources],
+            "mean": list(mean), "std": list(std), "model": config_args, "classes": _classes(sources),
         },
         "frames": len(pool.frames),
         "loss": loss,
-        "retrieval": _retrieval(clip, pool, normalise, size),
-        "seconds": round(time.perf_counter() - start, 1),
+        "retrieval": _held_out_top1(_prompt_scores(clip, pool), pool, normalise, size),
     }  # fmt: skip
-    _write(clip, report, Path(out_folder))
-    return report
+    return _write(clip, report, start, Path(out_folder))
+
+
+def pretrain_resnet(
+    sources: Sequence[tuple[FrameStore, Corpus]],
+    out_folder: str | os.PathLike,
+    *,
+    steps: int = 300,
+    batch: int = 64,
+    lr: float = 2e-3,
+    seed: int = 0,
+    split: str = "train",
+    weight_decay: float = 0.05,
+    warmup: float = 0.1,
+    held_out: float = 0.1,
+    max_frames: int = 6_000,
+    image_size: int = 64,
+    model: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a nano ResNet to tell the thirds of the base classes' clips apart and write it to `out_folder`.
+
+    Each frame has one label: its class and the third of the clip that it lies in, as the frames of nano CLIP have
+    sentences of both. The loss is the cross-entropy of a linear classifier, which is thrown away afterwards. Same
+    arguments and number of threads, same weights.
+
+    Args:
+        sources, steps, batch, lr, weight_decay, warmup, max_frames: as in `pretrain`.
+        out_folder: gets config.json, model.safetensors and pretrain.json; all or nothing.
+        held_out: part of the base clips of each class that is kept to measure the classifier.
+        image_size: side of the crops in pixels.
+        model: arguments of `SmallResNet` that differ from `NANO_RESNET`.
+        progress: told the loss of every step.
+
+    Returns: what pretrain.json holds (settings, loss, recognition, seconds).
+    Raises UserError: as `pretrain`.
+    """
+    start = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    pool = _read_pool(sources, split, round(image_size * _MARGIN), held_out, max_frames, np.random.default_rng(seed))
+    architecture = {**NANO_RESNET, **(model or {})}
+    with torch.random.fork_rng(devices=[]):  # layers draw their weights globally
+        torch.manual_seed(seed)
+        resnet = ResNetBackbone(architecture)
+        classifier = torch.nn.Linear(resnet.dim, len(pool.kinds))
+    normalise = _Normalise(resnet.mean, resnet.std)
+    recipe = _Recipe(steps, batch, lr, weight_decay, warmup)
+
+    def classification(index: Tensor) -> tuple[Tensor, Tensor]:
+        frames = normalise(_augment(pool.frames[index], image_size, generator))
+        loss = F.cross_entropy(classifier(resnet.encode_frames(frames[None])[0]), pool.group[index])
+        return loss, loss
+
+    resnet.train()
+    loss = _descend([*resnet.parameters(), *classifier.parameters()], classification, pool, recipe, generator, progress)
+    resnet.eval()
+    report = {
+        "settings": {
+            **asdict(recipe), "seed": seed, "held_out": held_out, "max_frames": max_frames,
+            "image_size": image_size, "model": architecture, "classes": _classes(sources),
+        },
+        "frames": len(pool.frames),
+        "loss": loss,
+        "recognition": _held_out_top1(_class_scores(resnet, classifier), pool, normalise, image_size),
+    }  # fmt: skip
+    return _write(resnet, report, start, Path(out_folder))
+
+
+def _classes(sources: Sequence[tuple[FrameStore, Corpus]]) -> list[list[str]]:
+    """The base classes of each data set."""
+    return [store.classes("train") for store, _ in sources]
 
 
 def _read_pool(
@@ -142,6 +209,8 @@ def _read_pool(
     max_frames: int,
     rng: np.random.Generator,
 ) -> _Pool:
+    if split != "train":
+        raise UserError(f"pretraining on split {split!r}: only base classes (split 'train') may be used")
     clips = [[i for i, s in enumerate(store.splits) if s == split] for store, _ in sources]
     total = sum(map(len, clips))
     if not total:
@@ -233,20 +302,16 @@ def _train(
     normalise: _Normalise,
     recipe: _Recipe,
     generator: torch.Generator,
-    progress: Callable[[int, int, float], None] | None,
+    progress: Progress | None,
 ) -> float:
     """Returns the mean contrastive loss of the last tenth of the steps."""
     tokens = clip.tokenize(pool.sentences)
     holds = torch.zeros(len(pool.kinds), len(tokens), dtype=torch.bool).scatter_(1, pool.kinds, True)
     words = _word_table(tokens, holds)
     reader = _word_reader(clip.dim, words, generator)
-    usable = torch.nonzero(~pool.held_out[pool.clip]).flatten()
-    parameters = [*clip.parameters(), *reader.parameters()]
-    optimiser, schedule = _optimiser(parameters, recipe)
-    clip.train()
-    losses = []
-    for step in range(recipe.steps):
-        index = usable[torch.randint(len(usable), (recipe.batch,), generator=generator)]
+
+    def contrast_and_words(index: Tensor) -> tuple[Tensor, Tensor]:
+        _bound_scale(clip)
         group = pool.group[index]
         # One kind of sentence for each class and step, so that few sentences go through the text tower.
         kind = torch.randint(pool.kinds.shape[1], (len(pool.class_source),), generator=generator)
@@ -258,21 +323,50 @@ def _train(
         logits = clip.clip.logit_scale.exp() * F.normalize(feature, dim=-1) @ F.normalize(text, dim=-1).T
         contrast = contrastive_loss(logits, holds[group][:, used])
         said = F.binary_cross_entropy_with_logits(reader(feature), words[group], reduction="sum") / len(frames)
+        return contrast + said, contrast
+
+    clip.train()
+    parameters = [*clip.parameters(), *reader.parameters()]
+    loss = _descend(parameters, contrast_and_words, pool, recipe, generator, progress)
+    _bound_scale(clip)
+    _neutralise_unseen_words(clip, tokens)
+    clip.eval()
+    return loss
+
+
+@torch.no_grad()
+def _bound_scale(clip: CLIPBackbone) -> None:
+    clip.clip.logit_scale.clamp_(max=math.log(100))  # as CLIP does
+
+
+def _descend(
+    parameters: list[torch.nn.Parameter],
+    losses_of: Callable[[Tensor], tuple[Tensor, Tensor]],
+    pool: _Pool,
+    recipe: _Recipe,
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> float:
+    """Minimise the first of the two losses that `losses_of` gives for the numbers of a batch of frames.
+
+    Returns the mean of the second, the one to report, over the last tenth of the steps.
+    """
+    usable = torch.nonzero(~pool.held_out[pool.clip]).flatten()
+    optimiser, schedule = _optimiser(parameters, recipe)
+    reported = []
+    for step in range(recipe.steps):
+        total, loss = losses_of(usable[torch.randint(len(usable), (recipe.batch,), generator=generator)])
         optimiser.zero_grad(set_to_none=True)
-        (contrast + said).backward()
+        total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
-        with torch.no_grad():
-            clip.clip.logit_scale.clamp_(max=math.log(100))  # as CLIP does
-        losses.append(contrast.item())
-        if not math.isfinite(losses[-1]):
-            raise UserError(f"pretraining diverged at step {step + 1} (loss {losses[-1]}); lower lr, now {recipe.lr}")
+        reported.append(loss.item())
+        if not math.isfinite(reported[-1]):
+            raise UserError(f"pretraining diverged at step {step + 1} (loss {reported[-1]}); lower lr, now {recipe.lr}")
         if progress:
-            progress(step + 1, recipe.steps, losses[-1])
-    _neutralise_unseen_words(clip, tokens)
-    clip.eval()
-    return float(np.mean(losses[-max(1, recipe.steps // 10) :]))
+            progress(step + 1, recipe.steps, reported[-1])
+    return float(np.mean(reported[-max(1, recipe.steps // 10) :]))
 
 
 def _optimiser(
@@ -353,21 +447,39 @@ def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _retrieval(clip: CLIPBackbone, pool: _Pool, normalise: _Normalise, size: int) -> dict[str, Any]:
-    """Top-1 of held-out base clips (mean frame feature, centre crop) among the prompts of their data set."""
+def _prompt_scores(clip: CLIPBackbone, pool: _Pool) -> Callable[[Tensor], Tensor]:
+    """Frames of a clip (T, 3, S, S) -> (classes,): cosine of their mean feature and each class' prompt."""
+    prompts = [pool.sentences[i] for i in pool.kinds[::PHASES, 1]]
+    text = F.normalize(clip.encode_text(prompts), dim=-1)
+    return lambda frames: text @ F.normalize(clip.encode_frames(frames[None])[0], dim=-1).mean(0)
+
+
+def _class_scores(resnet: ResNetBackbone, classifier: torch.nn.Linear) -> Callable[[Tensor], Tensor]:
+    """Frames of a clip (T, 3, S, S) -> (classes,): mean log-probability of each class, whatever the third."""
+
+    def scores(frames: Tensor) -> Tensor:
+        log = classifier(resnet.encode_frames(frames[None])[0]).log_softmax(-1)
+        return log.unflatten(-1, (-1, PHASES)).logsumexp(-1).mean(0)
+
+    return scores
+
+
+@torch.no_grad()
+def _held_out_top1(
+    scores_of: Callable[[Tensor], Tensor], pool: _Pool, normalise: _Normalise, size: int
+) -> dict[str, Any]:
+    """Top-1 of held-out base clips (centre crop) among the classes of their data set; equal prompts are one class."""
     clips = torch.nonzero(pool.held_out).flatten()
     if not len(clips):
         return {"clips": 0, "top1": None, "chance": None}
     prompts = pool.kinds[::PHASES, 1]  # one for each class
-    text = F.normalize(clip.encode_text([pool.sentences[i] for i in prompts]), dim=-1)
     edge = (pool.frames.shape[1] - size) // 2
     hits, chance = [], []
     for c in clips:
         x = pool.frames[pool.clip == c][:, edge : edge + size, edge : edge + size].float() / 255
-        feature = F.normalize(clip.encode_frames(normalise(x)[None])[0], dim=-1).mean(0)
         truth = pool.clip_class[c]
         rivals = pool.class_source == pool.class_source[truth]
-        score = (text @ feature).masked_fill(~rivals, -math.inf)
+        score = scores_of(normalise(x)).masked_fill(~rivals, -math.inf)
         hits.append(prompts[score.argmax()] == prompts[truth])
         chance.append(1 / rivals.sum().item())
     return {
@@ -377,13 +489,16 @@ def _retrieval(clip: CLIPBackbone, pool: _Pool, normalise: _Normalise, size: int
     }
 
 
-def _write(clip: CLIPBackbone, report: dict[str, Any], folder: Path) -> None:
-    """All files of the model, or none: written beside `folder`, then renamed."""
+def _write(
+    backbone: CLIPBackbone | ResNetBackbone, report: dict[str, Any], start: float, folder: Path
+) -> dict[str, Any]:
+    """All files of the model, or none: written beside `folder`, then renamed. Returns the report, now with its time."""
+    report = {**report, "seconds": round(time.perf_counter() - start, 1)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         new = partial / "new"
-        clip.save(new)
+        backbone.save(new)
         (new / "pretrain.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         if folder.exists():
             os.replace(folder, partial / "old")
@@ -395,3 +510,4 @@ def _write(clip: CLIPBackbone, report: dict[str, Any], folder: Path) -> None:
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return report

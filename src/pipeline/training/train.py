@@ -21,6 +21,9 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook, ParamSchedulerHook
+from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
+from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
@@ -39,6 +42,8 @@ from pipeline.workspace import Workspace, write_json
 Report = Callable[[dict[str, Any], Path | None], None]
 """Called with metrics and, at checkpoints, a folder to keep."""
 
+UNDECAYED = ("neck.block.norm", "neck.layers.0.norm", "frames.norm", "videos.norm", "transformer.layers.0.norm")
+"""LayerNorms of the new blocks: as released they take no weight decay, while those of CLIP do."""
 VALIDATION_SEED = 1  # of the episodes that select a checkpoint; tests use other ones
 STATE = "state.pt"
 
@@ -53,6 +58,29 @@ class EpisodeSeed(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         torch.manual_seed(self.seed * 1_000_003 + int(data_batch["episode"].flatten()[0]))
+
+
+@PARAM_SCHEDULERS.register_module()
+class StepFactors(LRSchedulerMixin, _ParamScheduler):
+    """A learning rate that changes at given steps and stays between them.
+
+    milestones: steps at which it falls to a tenth of what it was, or pairs [step, factor of the first rate].
+    """
+
+    def __init__(self, optimizer: Any, *args: Any, milestones: list, **kwargs: Any) -> None:
+        self.factors: list[tuple[int, float]] = [(0, 1.0)]
+        for entry in milestones:
+            step, factor = entry if isinstance(entry, list) else (entry, 0.1 * self.factors[-1][1])
+            self.factors.append((step, factor))
+        super().__init__(optimizer, *args, **kwargs)
+
+    def _factor(self, step: int) -> float:
+        return [factor for first, factor in self.factors if first <= step][-1]
+
+    def _get_value(self) -> list[float]:
+        # Relative to the last step, for a warm-up may act on the same rate.
+        change = self._factor(self.last_step) / self._factor(max(self.last_step - 1, 0))
+        return [group[self.param_name] * change for group in self.optimizer.param_groups]
 
 
 class StepSchedule(ParamSchedulerHook):
@@ -322,7 +350,7 @@ def _runner(run: Run, model: FewShotModel, episodes: Dataset, hooks: list[Hook],
     if train["amp"] and not torch.cuda.is_available():
         raise UserError(f"{run.id}: train.amp is true, and mixed precision needs a GPU; set train.amp: false")
     momentum = {"momentum": train.get("momentum", 0.0)} if train["optimizer"] == "sgd" else {}
-    schedulers = [dict(type="MultiStepLR", by_epoch=False, milestones=train["milestones"])]
+    schedulers = [dict(type="StepFactors", by_epoch=False, milestones=train["milestones"])]
     if warmup:
         factor = train["warmup_start"] / train["learning_rate"]
         schedulers.insert(0, dict(type="LinearLR", by_epoch=False, start_factor=factor, end=warmup + 1))
@@ -351,13 +379,7 @@ def _runner(run: Run, model: FewShotModel, episodes: Dataset, hooks: list[Hook],
                     **momentum,
                 ),
                 accumulative_counts=every,
-                # As released: the LayerNorm of the new block takes no decay, those of CLIP do.
-                paramwise_cfg=dict(
-                    custom_keys={
-                        "neck.block.norm": dict(decay_mult=0.0),
-                        "neck.layers.0.norm": dict(decay_mult=0.0),
-                    }
-                ),
+                paramwise_cfg=dict(custom_keys={name: dict(decay_mult=0.0) for name in UNDECAYED}),
             ),
             param_scheduler=schedulers,
             default_hooks=dict(

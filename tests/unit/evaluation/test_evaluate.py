@@ -17,7 +17,7 @@ from pipeline.evaluation.evaluate import (
     needed_work,
     scores_path,
     search_in_process,
-    time_path,
+    value_path,
 )
 from pipeline.evaluation.score import score_run
 from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, summary
@@ -230,7 +230,7 @@ def test_scores_are_cached_by_all_that_they_depend_on(trained):
 def test_milliseconds_of_whole_tasks(trained, monkeypatch):
     ws, run, cells = trained
     record = _record(ws, cells[5])
-    times = json.loads(time_path(ws, run, cells[5].measure).read_text())["milliseconds"]
+    times = json.loads(value_path(ws, run, cells[5].measure).read_text())["milliseconds"]
     assert len(times) == score_module.TIMED_TASKS and min(times) > 0
     assert record["metric"] == "time_ms" and record["value"] == pytest.approx(np.mean(times))
     assert record["n"] == 20 and record["alpha"] is None
@@ -246,7 +246,7 @@ def test_tasks_of_another_form_are_timed_anew(trained, monkeypatch):
     longer = Cell(run=run, measure=cells[5].measure.model_copy(update={"shot": 5}))
     assert needed_work([longer], ws) and score_run(run, [longer, cells[5]], ws) == 1
     assert counter.clips == 4 * 30
-    assert len(json.loads(time_path(ws, run, longer.measure).read_text())["milliseconds"]) == 2
+    assert len(json.loads(value_path(ws, run, longer.measure).read_text())["milliseconds"]) == 2
 
 
 def test_missing_scores_are_said(trained, world, tmp_path):

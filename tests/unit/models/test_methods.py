@@ -102,10 +102,13 @@ def test_training_changes_exactly_the_trained_state_and_survives_a_reload(world,
     after = trained.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed <= expected
-    # A bias of the keys drops out of the softmax, so its gradient is zero.
-    assert all("k_proj.bias" in name for name in expected - changed), sorted(expected - changed)[:3]
+    # A bias of the keys drops out of the softmax, so its gradient is zero. What stands before a zero in an adapter
+    # gets its gradient from the second step on, and behind a residual of zeros from the third.
+    silent = ("k_proj.bias", "key.bias", ".down.")
+    assert all(any(part in name for part in silent) for name in expected - changed), sorted(expected - changed)[:3]
     assert not any("text_model" in name or "logit_scale" in name for name in expected)
-    assert any(name.startswith("backbone.clip.vision_model") for name in expected)
+    inside = ("backbone.clip.vision_model", "backbone.resnet", "visual.adapters")
+    assert any(name.startswith(inside) for name in expected)
 
     loaded = load_trained(run, ws, world.store)
     assert not loaded.training
@@ -237,7 +240,9 @@ def test_loss_is_the_cross_entropies_of_the_episode(world, method, model):
             by_class = torch.stack([support[labels == n] for n in range(3)])[None]  # (1, N, K, T, D)
             query = network.encode(batch["query"][e])
             texts = torch.stack([network.base_texts[i] for i in ids])[None] if network.wants_text else None
-            logits = network.match(query[None], network.prototypes(by_class, texts), texts)["vv"][0]
+            logits = network.match(network.relate_queries(query[None]), network.prototypes(by_class, texts), texts)[
+                "vv"
+            ][0]
             matching.append(F.cross_entropy(logits, batch["query_labels"][e]))
             if network.wants_text:
                 for clips, which in ((support, labels), (query, batch["query_labels"][e])):
@@ -263,18 +268,19 @@ def test_order_of_supports_and_other_queries_do_not_matter(world, method):
     shuffled = dict(batch, support=batch["support"][:, order], support_labels=batch["support_labels"][:, order])
     with torch.no_grad():
         one, two = model(mode="loss", **batch), model(mode="loss", **shuffled)
-        for name in one:
+        for name in ("loss_matching", "accuracy"):
             assert one[name].item() == pytest.approx(two[name].item(), abs=1e-5), name
 
         features, texts = encode_clips(run, model, world.store, range(20)), None
         support, query = features[:12].unflatten(0, (1, 4, 3)), features[12:]
         if model.wants_text:
             texts = class_texts(run, model, world.ws, world.store.classes("test")[:4])[None]
-        prototypes = model.prototypes(support, texts)
-        together = model.match(query[None], prototypes, texts)
-        mirrored = model.match(query[None], model.prototypes(support.flip(2), texts), texts)
+        prototypes = model.prototypes(model.relate_supports(support), texts)
+        together = model.match(model.relate_queries(query[None]), prototypes, texts)
+        others = model.prototypes(model.relate_supports(support.flip(2)), texts)
+        mirrored = model.match(model.relate_queries(query[None]), others, texts)
         for i in range(len(query)):
-            alone = model.match(query[None, i : i + 1], prototypes, texts)
+            alone = model.match(model.relate_queries(query[None, i : i + 1]), prototypes, texts)
             for name in together:
                 torch.testing.assert_close(alone[name][:, 0], together[name][:, i], atol=1e-5, rtol=0)
         for name in together:
@@ -393,7 +399,7 @@ def test_lga_is_the_papers_equations(shot, atoms, overlap, residual):
     support = torch.randn(2, 3, shot, 8, 16, generator=generator, dtype=torch.float64)
     query = torch.randn(2, 2, 8, 16, generator=generator, dtype=torch.float64)
     texts = torch.randn(2, 3, atoms, 16, generator=generator, dtype=torch.float64)
-    scores = model.match(query, model.prototypes(support, texts), texts)
+    scores = model.match(model.relate_queries(query), model.prototypes(support, texts), texts)
     for e in range(2):
         vv, vt = _slow_match(model, support[e], query[e], texts[e])
         torch.testing.assert_close(scores["vv"][e].float(), vv, atol=1e-5, rtol=0)
@@ -405,7 +411,9 @@ def test_video_text_loss_scores_are_those_of_the_match():
     """`video_text` (training, all base classes) and `match` (test, the classes of the episode) are one formula."""
     model = _lga(16, 1)
     query, texts = torch.randn(1, 4, 8, 16), torch.randn(5, 3, 16)
-    scores = model.match(query, model.prototypes(torch.randn(1, 5, 2, 8, 16), texts[None]), texts[None])
+    scores = model.match(
+        model.relate_queries(query), model.prototypes(torch.randn(1, 5, 2, 8, 16), texts[None]), texts[None]
+    )
     torch.testing.assert_close(model.video_text(query[0], texts), scores["vt"][0], atol=1e-5, rtol=1e-5)
 
 
@@ -414,12 +422,12 @@ def test_matcher_of_a_measurement_replaces_the_models_own():
     query, support, texts = torch.randn(1, 4, 8, 16), torch.randn(1, 3, 2, 8, 16), torch.randn(1, 3, 3, 16)
     for name in ("otam", "bi_mhm"):
         trained, swapped = _lga(16, 2, matcher=name), _lga(16, 2)
-        want = trained.match(query, trained.prototypes(support, texts), texts)["vv"]
+        want = trained.match(trained.relate_queries(query), trained.prototypes(support, texts), texts)["vv"]
         prototypes = swapped.prototypes(support, texts)
-        torch.testing.assert_close(swapped.match(query, prototypes, texts, name)["vv"], want)
-        assert (swapped.match(query, prototypes, texts)["vv"] - want).abs().max() > 1e-3
+        torch.testing.assert_close(swapped.match(swapped.relate_queries(query), prototypes, texts, name)["vv"], want)
+        assert (swapped.match(swapped.relate_queries(query), prototypes, texts)["vv"] - want).abs().max() > 1e-3
     with pytest.raises(UserError, match="did you mean 'otam'"):
-        swapped.match(query, prototypes, texts, "otan")
+        swapped.match(swapped.relate_queries(query), prototypes, texts, "otan")
 
 
 @torch.no_grad()
@@ -456,7 +464,7 @@ def test_clip_fsar_agrees_with_the_released_head(golden):
     query = data["in.query_frames"][None]
     for texts, logits in (("in.text_test", "visual_merge"), ("in.text_train", "train_merge")):
         of_class = data[texts][torch.stack([real[label == c][0] for c in range(5)])][None, :, None]
-        scores = model.match(query, model.prototypes(support, of_class), of_class)
+        scores = model.match(model.relate_queries(query), model.prototypes(support, of_class), of_class)
         torch.testing.assert_close(scores["vv"][0], data[f"out.{logits}_logits"], atol=2e-5, rtol=1e-5)
         if texts == "in.text_test":  # the release's cosine of the test has no 0.01, which moves it by 8e-5
             text = scores["vt"][0].softmax(-1)
@@ -474,7 +482,7 @@ def test_otam_agrees_with_the_released_head(golden):
     label = data["in.support_labels"].long()
     support = torch.stack([data["in.support_frames"][label == c] for c in range(5)])[None]
     model = _bare(Otam, 64, matcher="otam", lam=0.1)
-    scores = model.match(data["in.query_frames"][None], model.prototypes(support), None)
+    scores = model.match(model.relate_queries(data["in.query_frames"][None]), model.prototypes(support), None)
     torch.testing.assert_close(scores["vv"][0], data["out.logits"], atol=2e-5, rtol=1e-5)
 
 
@@ -482,10 +490,12 @@ def test_otam_agrees_with_the_released_head(golden):
 def test_clip_freeze_is_the_cosine_of_mean_frames():
     model = _bare(ClipFreeze, 16, matcher="mean", lam=0.1)
     support, query = torch.randn(1, 3, 2, 8, 16), torch.randn(1, 4, 8, 16)
-    got = model.match(query, model.prototypes(support), None)["vv"][0]
+    got = model.match(model.relate_queries(query), model.prototypes(support), None)["vv"][0]
     for q in range(4):
         for n in range(3):
             cosines = [cosine_similarity(query[0, q].mean(0)[None], s.mean(0)[None]).item() for s in support[0, n]]
             assert got[q, n].item() == pytest.approx(sum(cosines) / 2 - 1, abs=1e-5)
     shuffled = query[:, :, torch.randperm(8, generator=torch.Generator().manual_seed(0))]
-    torch.testing.assert_close(model.match(shuffled, support, None)["vv"][0], got, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        model.match(model.relate_queries(shuffled), support, None)["vv"][0], got, atol=1e-5, rtol=0
+    )

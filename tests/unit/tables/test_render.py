@@ -19,11 +19,10 @@ from pipeline.tables.render import print_table
 from pipeline.tables.results import (
     COLUMNS,
     records,
-    table_number,
-    table_stem,
     write_combined,
     write_table,
 )
+from pipeline.tables.spec import table_number, table_stem
 
 SHEET = {
     "title": "A paper",
@@ -69,7 +68,7 @@ FILES = {
         "alpha_grid": [0.0, 0.5, 1.0],
         "frames": {"store": {"size": [8, 8]}, "number": 8},
     },
-    "scales/small.yaml": {"substitute": {"real": "fake"}, "backbone": "nano"},
+    "scales/small.yaml": {"substitute": {"real": "fake"}, "substitute_backbone": {"large": "nano"}},
     "scales/paper.yaml": {},
     "backbones.yaml": {"large": {"source": "hub/large"}, "nano": {"source": "hub/nano"}},
     "datasets/real.yaml": {"kind": "list"},

@@ -1,21 +1,32 @@
-"""Contrastive pretraining of nano CLIP on a toy of four colours."""
+"""Pretraining of nano CLIP and of nano ResNet on a toy of four colours."""
 
 from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.datasets.prepare import pretrain_backbone
 from pipeline.errors import UserError
+from pipeline.experiment import Asset
 from pipeline.models.backbones.clip import CLIPBackbone
+from pipeline.models.backbones.resnet import NANO_RESNET, ResNetBackbone
 from pipeline.training import pretrain as module
-from pipeline.training.pretrain import contrastive_loss, pretrain
+from pipeline.training.pretrain import contrastive_loss, pretrain, pretrain_resnet
+from pipeline.workspace import Workspace
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "yellow": (220, 210, 40)}
 SMALL = {"width": 32, "mlp_width": 64, "layers": 3, "image_size": 32, "patch_size": 8, "projection_dim": 32}
+SMALL_RESNET = {"width": 4}
+BOTH = pytest.mark.parametrize(
+    "train",
+    [partial(pretrain, model=SMALL), partial(pretrain_resnet, image_size=32, model=SMALL_RESNET)],
+    ids=["clip", "resnet"],
+)
 
 
 class Store:
@@ -102,15 +113,67 @@ def test_words_never_seen_say_nothing(trained):
     torch.testing.assert_close(known, unknown)
 
 
+def test_resnet_learns(tmp_path):
+    losses = []
+    report = pretrain_resnet(
+        [(Store(), Corpus())], tmp_path / "nano", steps=60, batch=32, held_out=0.2, image_size=32, model=SMALL_RESNET,
+        progress=lambda step, steps, loss: losses.append(loss),
+    )  # fmt: skip
+    assert len(losses) == 60 and report["loss"] == pytest.approx(np.mean(losses[-6:]))
+    assert report["loss"] < np.mean(losses[:6]) - 0.5  # log 12 at the start; thirds of a clip look the same: log 3
+    assert report["recognition"]["clips"] == 8 and report["recognition"]["chance"] == 0.25
+    assert report["recognition"]["top1"] >= 0.75
+    names = {path.name for path in (tmp_path / "nano").iterdir()}
+    assert names == {"config.json", "model.safetensors", "pretrain.json"}
+    assert json.loads((tmp_path / "nano" / "pretrain.json").read_text()) == report
+    backbone = ResNetBackbone(tmp_path / "nano").eval()
+    assert backbone.architecture == NANO_RESNET | SMALL_RESNET
+    assert backbone.encode_frames(torch.zeros(1, 2, 3, 32, 32)).shape == (1, 2, 32)
+    assert backbone.resnet.conv1.bn.num_batches_tracked == 60
+
+
+def test_resnet_of_several_sets(tmp_path):
+    stores = [Store(("red", "green"), clips=4), Store(("blue", "yellow", "red"), clips=4)]
+    report = pretrain_resnet(
+        [(store, Corpus()) for store in stores], tmp_path / "x", steps=2, batch=8, held_out=0.25, image_size=32,
+        model=SMALL_RESNET,
+    )  # fmt: skip
+    assert report["settings"]["classes"] == [["green", "red"], ["blue", "red", "yellow"]]
+    assert report["recognition"]["clips"] == 5
+    assert report["recognition"]["chance"] == pytest.approx((2 / 2 + 3 / 3) / 5)
+
+
+@pytest.mark.parametrize(("kind", "loads"), [("resnet", ResNetBackbone), (None, CLIPBackbone)])
+def test_stage_trains_the_kind_that_the_backbone_has(tmp_path, monkeypatch, kind, loads):
+    monkeypatch.setattr("pipeline.datasets.frames.FrameStore", lambda folder: Store(clips=2))
+    monkeypatch.setattr("pipeline.text.corpus.load_corpus", lambda path: Corpus())
+    spec = {"sources": ["set"], "stores": ["frames"], "texts": [""], "steps": 1, "batch": 4}
+    spec |= {"kind": "resnet", "model": SMALL_RESNET, "image_size": 32} if kind else {"model": SMALL}
+    asset = Asset(name="nano", spec=spec)
+    config = pretrain_backbone(asset, Workspace(tmp_path), 1)
+    assert config == tmp_path / "backbones" / asset.key / "config.json"
+    assert loads(config.parent).dim == 32
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"), [({"kind": "resent"}, "did you mean 'resnet'"), ({"stepz": 3}, "did you mean 'steps'")]
+)
+def test_stage_names_what_it_does_not_know(tmp_path, spec, message):
+    asset = Asset(name="nano", spec={"sources": [], "stores": [], "texts": [], **spec})
+    with pytest.raises(UserError, match=message):
+        pretrain_backbone(asset, Workspace(tmp_path), 1)
+
+
 def _weights(folder):
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_same_seed_same_weights(tmp_path):
+@BOTH
+def test_same_seed_same_weights(tmp_path, train):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         torch.manual_seed(len(name) + seed * 7)  # the global generator has no say
         before = torch.get_rng_state()
-        pretrain([(Store(clips=4), Corpus())], tmp_path / name, steps=3, batch=8, seed=seed, model=SMALL)
+        train([(Store(clips=4), Corpus())], tmp_path / name, steps=3, batch=8, seed=seed)
         assert torch.equal(before, torch.get_rng_state())
     assert _weights(tmp_path / "a") == _weights(tmp_path / "b") != _weights(tmp_path / "c")
 
@@ -127,12 +190,15 @@ def test_several_sets_give_one_model(tmp_path):
     assert {"green", "yellow"} <= tokenizer.get_vocab().keys()
 
 
-def test_novel_classes_are_never_read(tmp_path):
+@BOTH
+def test_novel_classes_are_never_read(tmp_path, train):
     store = Store()
     store.splits = ["train" if name in ("red", "blue") else "test" for name in store.labels]
-    pretrain([(store, Corpus())], tmp_path / "x", steps=1, batch=4, model=SMALL)
+    report = train([(store, Corpus())], tmp_path / "x", steps=1, batch=4)
     assert {store.labels[i] for i in store.read_clips} == {"red", "blue"}
-    assert "yellow" not in CLIPBackbone(tmp_path / "x").tokenizer.get_vocab()
+    assert report["settings"]["classes"] == [["blue", "red"]]
+    if train.func is pretrain:
+        assert "yellow" not in CLIPBackbone(tmp_path / "x").tokenizer.get_vocab()
 
 
 def test_frames_in_memory_are_bounded(tmp_path):
@@ -140,6 +206,7 @@ def test_frames_in_memory_are_bounded(tmp_path):
     assert report["frames"] == 80  # 40 clips, two frames each
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("arguments", "splits", "message"),
     [
@@ -148,9 +215,16 @@ def test_frames_in_memory_are_bounded(tmp_path):
         ({}, ("train", "test"), "'blue' is in split 'train' and in another"),
     ],
 )
-def test_refuses_anything_but_base_classes(tmp_path, arguments, splits, message):
+def test_refuses_anything_but_base_classes(tmp_path, train, arguments, splits, message):
     with pytest.raises(UserError, match=message):
-        pretrain([(Store(clips=2, splits=splits), Corpus())], tmp_path / "x", **arguments)
+        train([(Store(clips=2, splits=splits), Corpus())], tmp_path / "x", **arguments)
+    assert not any(tmp_path.iterdir())
+
+
+@BOTH
+def test_divergence_is_reported(tmp_path, train):
+    with pytest.raises(UserError, match="diverged at step"):
+        train([(Store(clips=2), Corpus())], tmp_path / "x", steps=3, batch=4, lr=math.inf)
     assert not any(tmp_path.iterdir())
 
 

@@ -144,7 +144,7 @@ class CLIPBackbone(nn.Module):
     def save(self, folder: str | os.PathLike) -> None:
         """Write config.json, model.safetensors and the tokenizer into `folder`, as Hugging Face lays them
         out."""
-        with _quiet():
+        with quiet():
             self.clip.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
@@ -162,7 +162,7 @@ def _folder(source: str | os.PathLike) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        with _quiet():
+        with quiet():
             found = snapshot_download(name, allow_patterns=["*.json", "merges.txt", "model*.safetensors"])
             if not any((Path(found) / weights).exists() for weights in _WEIGHTS[:2]):
                 found = snapshot_download(name, allow_patterns=["pytorch_model*.bin"])
@@ -184,7 +184,7 @@ def _load(folder: Path, attention: str, dtype: torch.dtype) -> CLIPModel:
     if not any((folder / name).is_file() for name in _WEIGHTS):
         raise UserError(f"no weights in {folder}: model.safetensors is missing; download the whole CLIP folder")
     try:
-        with _quiet():
+        with quiet():
             model, report = CLIPModel.from_pretrained(
                 folder,
                 attn_implementation=attention,
@@ -228,7 +228,7 @@ def _load_tokenizer(folder: Path, config: CLIPConfig):
                     f"no tokenizer in {folder}: neither tokenizer.json nor {name}; download the whole CLIP folder"
                 )
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         ids = tokenizer("a")["input_ids"]
     except Exception as error:
@@ -247,7 +247,7 @@ def _load_tokenizer(folder: Path, config: CLIPConfig):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and load reports of transformers and the hub; what matters in them is raised here."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as hf

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from pipeline.compat import MODELS
 from pipeline.errors import unknown
-from pipeline.models.backbones import clip  # noqa: F401  (registers CLIPBackbone)
+from pipeline.models.backbones import clip, resnet  # noqa: F401  (registers them)
 
 Scores = dict[str, Tensor]
 """Logits of each kind of matching, (E, Q, N): "vv" video-video; where the method has texts "vt" video-text; "both"
 where it fuses the two itself; "log_vv", log-probabilities, where they are not the softmax of "vv"."""
 
-STATISTICS = {"none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
+STATISTICS = {"none": ((0.0,) * 3, (1.0,) * 3), "half": ((0.45,) * 3, (0.225,) * 3)}
+"""Mean and deviation of RGB in [0, 1] that a recipe may ask for in place of its backbone's."""
 
 
 class EpisodeBatch(NamedTuple):
@@ -53,7 +54,7 @@ class FewShotModel(BaseModel):
         base_texts: sentences of each base class in the order of the data set's class ids, C lists of L; empty for
             a method that reads no text.
         video_text_weight: weight v of the video-text loss.
-        normalise: "none" feeds frames in [0, 1]; without it the backbone's own mean and deviation hold.
+        normalise: a key of STATISTICS; without it the backbone's own mean and deviation hold.
     """
 
     wants_text: bool = True
@@ -102,16 +103,19 @@ class FewShotModel(BaseModel):
         """Features of videos that see each other, the supports of a task: (E, M, ...) -> (E, M, ...)."""
         return videos
 
-    def relate_queries(self, queries: Tensor) -> Tensor:
-        """Features of the queries of a task, (E, Q, ...) -> (E, Q, ...): each seen alone."""
+    def relate_queries(self, queries: Tensor) -> Any:
+        """What `match` takes of the queries of a task, (E, Q, ...) or a tuple of such: each seen alone."""
         return self.relate(queries.flatten(0, 1)[:, None]).squeeze(1).unflatten(0, queries.shape[:2])
 
     def prototypes(self, support: Tensor, texts: Tensor | None) -> Any:
-        """Prototypes of the classes of E episodes from support (E, N, K, T, D) and texts (E, N, L, D)."""
+        """Prototypes of the classes of E episodes from support (E, N, K, T, D) and texts (E, N, L, D).
+
+        (E, N, ...) or a tuple of such; that of a class depends on its own supports and texts alone.
+        """
         raise NotImplementedError
 
-    def match(self, query: Tensor, prototypes: Any, texts: Tensor | None, matcher: str | None = None) -> Scores:
-        """Scores of queries (E, Q, T, D); `matcher` replaces the method's own."""
+    def match(self, query: Any, prototypes: Any, texts: Tensor | None, matcher: str | None = None) -> Scores:
+        """Scores of the queries that `relate_queries` gave; `matcher` replaces the method's own."""
         raise NotImplementedError
 
     def training_logits(self, scores: Scores) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,13 @@ from pipeline.models.matching import clipfsar_visual_log_probability, cosine_sim
 from pipeline.models.methods.base import FewShotModel, Scores
 from pipeline.models.methods.matchers import frame_distance
 from pipeline.models.necks import ContextTransformer
+
+
+class Query(NamedTuple):
+    """Backbone frames and frames after the transformer, each (E, Q, T, D)."""
+
+    frames: Tensor
+    context: Tensor
 
 
 @MODELS.register_module()
@@ -42,14 +49,18 @@ class ClipFsar(FewShotModel):
         tokens = torch.cat((frames, texts.mean(-2, keepdim=True)), dim=-2)
         return self.neck(tokens)[..., : frames.shape[-2], :]
 
-    def match(self, query: Tensor, prototypes: Tensor, texts: Tensor | None, matcher: str | None = None) -> Scores:
+    def relate_queries(self, queries: Tensor) -> Query:
+        """(E, Q, T, D) and the same through the transformer, without a text."""
+        return Query(queries, self.neck(queries))
+
+    def match(self, query: Query, prototypes: Tensor, texts: Tensor | None, matcher: str | None = None) -> Scores:
         """{"vv": -D, "vt": scaled cosine, "log_vv": CLIP-FSAR's own softmax((8 - D) / 8)}, each (E, Q, N)."""
-        distance = frame_distance(matcher or self.matcher, self.neck(query), prototypes, self.lam)
-        flat = query.flatten(0, 1)
-        per_query = texts[:, None].expand(-1, query.shape[1], -1, -1, -1).flatten(0, 1)
+        distance = frame_distance(matcher or self.matcher, query.context, prototypes, self.lam)
+        shape = query.frames.shape[:2]
+        per_query = texts[:, None].expand(-1, shape[1], -1, -1, -1).flatten(0, 1)
         return {
             "vv": -distance,
-            "vt": self.video_text(flat, per_query).unflatten(0, query.shape[:2]),
+            "vt": self.video_text(query.frames.flatten(0, 1), per_query).unflatten(0, shape),
             "log_vv": clipfsar_visual_log_probability(distance),
         }
 

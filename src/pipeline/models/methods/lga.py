@@ -31,6 +31,14 @@ class Phases(NamedTuple):
         return (self.features * weight).sum(-3) / weight.sum(-3).clamp_min(1)
 
 
+class Query(NamedTuple):
+    """Backbone frames (..., T, D) of queries, and their fused phases: features (..., L, T, D), mask (..., L, T)."""
+
+    frames: Tensor
+    features: Tensor
+    mask: Tensor
+
+
 @MODELS.register_module()
 class LGA(FewShotModel):
     """Phases of a video found by clustering its frames, fused with the atomic descriptions of a class, and matched
@@ -84,16 +92,20 @@ class LGA(FewShotModel):
         mask = self.phases(frames)
         return Phases(self.neck(frames, mask, texts), mask)
 
-    def match(self, query: Tensor, prototypes: Phases, texts: Tensor | None, matcher: str | None = None) -> Scores:
-        """{"vv": -D (Eq. 2, 3), "vt": Eq. 4}, each (E, Q, N). Queries have no text, so they are fused without."""
-        mask = self.phases(query)
-        fused = Phases(self.neck(query, mask, None), mask)
+    def relate_queries(self, queries: Tensor) -> Query:
+        """(E, Q, T, D) with its phases, fused without a text, for a query has none."""
+        mask = self.phases(queries)
+        return Query(queries, self.neck(queries, mask, None), mask)
+
+    def match(self, query: Query, prototypes: Phases, texts: Tensor | None, matcher: str | None = None) -> Scores:
+        """{"vv": -D (Eq. 2, 3), "vt": Eq. 4}, each (E, Q, N)."""
         name = matcher or self.matcher
         if name == "ab_mhm":
-            distance = abmhm_phases(fused.features, mask, prototypes.features, prototypes.mask)
+            distance = abmhm_phases(query.features, query.mask, prototypes.features, prototypes.mask)
         else:
-            distance = frame_distance(name, fused.frames(), prototypes.frames(), self.lam)
-        pooled = self._pool(query, mask, texts)
+            frames = Phases(query.features, query.mask).frames()
+            distance = frame_distance(name, frames, prototypes.frames(), self.lam)
+        pooled = self._pool(query.frames, query.mask, texts)
         return {"vv": -distance, "vt": self.scale * phase_text_similarity(pooled, texts)}
 
     def video_text(self, features: Tensor, texts: Tensor) -> Tensor:
