@@ -1,0 +1,146 @@
+"""The stages of a skeleton data set (`kind: skeletons`): its definition, its splits, its store.
+
+`prepare_skeletons` writes `index.csv`, `unreadable.csv` and `protocol.json`; `make_skeleton_store` the store;
+`load_split` gives a training what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.config import parse
+from pipeline.datasets.index import write_csv, write_index, write_text
+from pipeline.datasets.skeletons.feeder import Feed
+from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
+from pipeline.datasets.skeletons.protocols import (
+    ClassSets,
+    Labelled,
+    OneShotProtocol,
+    OneShotSplit,
+    class_sets,
+    one_shot_split,
+    split_clips,
+)
+from pipeline.datasets.skeletons.readers import JOINTS, SourceSpec, open_source
+from pipeline.datasets.skeletons.store import ReportProgress, SkeletonStore, build_skeleton_store
+from pipeline.errors import UserError
+from pipeline.experiment import Frozen
+
+# Keys of a definition that other parts of the pipeline read.
+OTHER_KEYS = ("kind", "name", "texts", "workers", "licence", "homepage", "note", "contents")
+
+
+class SkeletonDefinition(Frozen):
+    """A skeleton data set: config/datasets/NAME.yaml without the keys in `OTHER_KEYS`."""
+
+    source: SourceSpec
+    graph: str | dict[str, Any] = Field("ntu25", description="the skeleton: a built-in one, or names, parents, center")
+    protocol: OneShotProtocol
+    policy: SkeletonPolicy = SkeletonPolicy()
+    feed: Feed = Feed()
+    expected: dict[str, int] = Field({}, description="published counts: base, queries, base sets by name")
+
+    @classmethod
+    def read(cls, spec: Mapping[str, Any], where: str) -> SkeletonDefinition:
+        """The definition in `spec`, checked; joint names of its policy become numbers.
+
+        The source's keys stand beside the others. Raises UserError naming the key that is wrong.
+        """
+        from pipeline.models.skeleton.graph import get_graph
+
+        content = {key: value for key, value in spec.items() if key not in OTHER_KEYS}
+        rest = {key: content.pop(key) for key in cls.model_fields if key in content}
+        source = parse(SourceSpec, content, where)
+        made = parse(cls, {**rest, "source": source}, where)
+        graph = get_graph(made.graph)
+        if source.joints or source.format not in JOINTS:
+            if source.joints not in (0, len(graph)):
+                raise UserError(f"{where}: joints is {source.joints}, and its graph has {len(graph)}; remove joints")
+            source = source.model_copy(update={"joints": len(graph)})
+        elif JOINTS[source.format] != len(graph):
+            raise UserError(
+                f"{where}: format {source.format} has {JOINTS[source.format]} joints, its graph {len(graph)}"
+            )
+        policy = made.policy.numbered(graph.names, f"{where}, policy")
+        return made.model_copy(update={"source": source, "policy": policy})
+
+
+def prepare_skeletons(definition: SkeletonDefinition, folder: str | Path) -> Path:
+    """List the clips of a data set and their splits (base train, novel test, validation val).
+
+    Writes into `folder`: `index.csv`; `unreadable.csv`, clips known to be unusable, with the reason; `protocol.json`,
+    the protocol and its classes. Returns the index. Raises UserError when the definition does not fit the data.
+    """
+    folder, source = Path(folder), open_source(definition.source)
+    sets = class_sets(definition.protocol, source)
+    clips = split_clips(definition.protocol, sets, source)
+    write_csv(folder / "unreadable.csv", ("path", "reason"), source.missing)
+    content = {
+        "protocol": definition.protocol.model_dump(mode="json"),
+        "classes": list(source.classes),
+        "base": sets.base,
+        "novel": sets.novel,
+        "validation": sets.validation,
+        "named": dict(sets.named),
+    }
+    write_text(folder / "protocol.json", json.dumps(content, indent=1) + "\n")
+    return write_index(folder / "index.csv", clips)
+
+
+def make_skeleton_store(
+    definition: SkeletonDefinition,
+    folder: str | Path,
+    store: str | Path,
+    workers: int = 1,
+    progress: ReportProgress | None = None,
+) -> Path:
+    """Build the store of the data set that was prepared in `folder`; returns its manifest.
+
+    Beside it `split.csv` (clips of each class, exemplars) and `counts.csv` (clips of each base set and of the
+    queries, with the published counts where the definition has them) are written. Raises UserError like
+    `build_skeleton_store`, and when an exemplar cannot be used.
+    """
+    source = open_source(definition.source)
+    index = Path(folder) / "index.csv"
+    manifest = build_skeleton_store(index, source, store, definition.policy, workers, progress)
+    built = SkeletonStore(store)
+    load_split(folder, built).write(Path(store) / "split.csv")
+    rows = [(name, n, definition.expected.get(name, "")) for name, n in count_clips(folder, built).items()]
+    write_csv(Path(store) / "counts.csv", ("set", "clips", "published"), rows)
+    return manifest
+
+
+def read_protocol(folder: str | Path) -> tuple[OneShotProtocol, ClassSets]:
+    """What `prepare_skeletons` wrote; raises UserError when it is not there."""
+    path = Path(folder) / "protocol.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"there is no {path}; prepare the data set first") from None
+    named = {name: tuple(classes) for name, classes in content["named"].items()}
+    sets = ClassSets(*(tuple(content[key]) for key in ("base", "novel", "validation")), named)
+    return OneShotProtocol.model_validate(content["protocol"]), sets
+
+
+def load_split(folder: str | Path, store: Labelled, base_set: str = "", split: str = "test") -> OneShotSplit:
+    """The one-shot split of a prepared data set.
+
+    store: a `SkeletonStore`, or the `Listing` of an index, of which nothing has been skipped yet. base_set: a named
+    base set of the protocol, empty for all base classes. split: test, or val for the validation classes. Raises
+    UserError like `one_shot_split`.
+    """
+    protocol, sets = read_protocol(folder)
+    novel = sets.novel if split == "test" else sets.validation
+    return one_shot_split(store, protocol, sets.base_set(base_set), novel, split)
+
+
+def count_clips(folder: str | Path, store: Labelled) -> dict[str, int]:
+    """Clips of a prepared data set: base, queries, and each named base set."""
+    split = load_split(folder, store)
+    sizes = {"base": len(split.base), "queries": len(split.queries)}
+    return sizes | {name: len(load_split(folder, store, name).base) for name in read_protocol(folder)[1].named}

@@ -1,0 +1,557 @@
+"""Where skeleton clips come from: files of NTU RGB+D, npz arrays, JSON files, pose pickles, generated sets.
+
+A `Source` lists its clips (`items`) and reads one at a time. Formats of `open_source`:
+
+- ntu: a folder (with subfolders) of `.skeleton` files named as in NTU RGB+D.
+- files: a folder of `.skeleton` files, classes by folder, name pattern or table.
+- generated: the folder of a generated set (its `index.csv` and `skeletons/`).
+- npz: one file of arrays, see `NpzSource`.
+- json: a folder or tar archive of NW-UCLA style JSON files, see `JsonSource`.
+- pyskl: a pickle of MMAction2/pyskl, see `PysklSource`.
+- openpose: the Kinetics-skeleton folder of ST-GCN, see `OpenPoseSource`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.datasets.index import read_index
+from pipeline.datasets.skeletons import ntu
+from pipeline.datasets.skeletons.ntu import Recording, Unreadable
+from pipeline.datasets.skeletons.preprocess import Pose
+from pipeline.errors import UserError, unknown
+from pipeline.experiment import Frozen
+
+MAX_JSON = 256 * 2**20  # bytes; a clip's file is some kilobytes, more is damaged or hostile
+
+Format = Literal["ntu", "files", "generated", "npz", "json", "pyskl", "openpose"]
+JOINTS = {"ntu": ntu.JOINTS, "files": ntu.JOINTS, "generated": ntu.JOINTS, "openpose": 18}
+
+
+class SourceSpec(Frozen):
+    """Which clips, of which classes: the part of a data set's definition that readers need."""
+
+    format: Format
+    root: str = Field(description="folder or file on this machine")
+    joints: int = Field(0, ge=0, description="joints of the skeleton; 0: as the format has it")
+    classes: list[str] | dict[str, str] = Field(
+        [],
+        description="class names: in the order of their numbers, or by the name used in the data; "
+        "empty: names as in the data",
+    )
+    first_class: int = Field(0, ge=0, le=1, description="number of the first class of the list (NTU: 1)")
+    missing: str = Field("", description="list of samples with missing skeletons (NTU), left out")
+    labels: str = Field("", description="CSV file path,label[,split] (formats files and json)")
+    pattern: str = Field("", description="regular expression with a group `label`, for the clips' names (files, json)")
+    subsets: list[str] = Field([], description="pyskl: names of split lists; the first that has a clip is its subset")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A clip as its source lists it. subset: the part of the source that it belongs to (train, val), if any."""
+
+    clip: str
+    path: str
+    label: str
+    subset: str = ""
+
+
+class Source:
+    """Clips of one format.
+
+    items: in a fixed order. classes: names in the order of their numbers, which start at `first_class`. missing:
+    (path, reason) of clips that are known to be unusable. joints: V; channels: C, of which the first `spatial`
+    are coordinates. parallel: whether other processes may read; they get a copy without the items.
+    """
+
+    joints = ntu.JOINTS
+    channels = 3
+    spatial = 3
+    parallel = True
+
+    def __init__(self, spec: SourceSpec) -> None:
+        self.spec, self.root = spec, Path(spec.root).expanduser()
+        self.joints = spec.joints or JOINTS.get(spec.format, 0)
+        if not self.joints:
+            raise UserError(
+                f"skeletons of format {spec.format} ({spec.root}): key joints is missing (how many a body has)"
+            )
+        self.first_class = spec.first_class
+        self.missing: list[tuple[str, str]] = []
+        self.classes: tuple[str, ...] = tuple(spec.classes.values() if isinstance(spec.classes, dict) else spec.classes)
+        self.items: list[Item] = []
+
+    def read(self, path: str) -> Recording | Pose:
+        """The clip at `path` of an item. Raises Unreadable with the reason when it cannot be used."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"items": [], "missing": []}
+
+    def _done(self, items: Iterable[Item]) -> None:
+        """Keep `items`, one for each name."""
+        named: dict[str, Item] = {}
+        for item in items:
+            named.setdefault(item.clip, item)
+        self.items = list(named.values())
+        if not self.items:
+            raise UserError(f"no skeleton clip of format {self.spec.format} is found in {self.root}; correct the root")
+        if not self.classes:
+            self.classes = tuple(sorted({item.label for item in self.items}))
+
+    def _label(self, raw: str | int, where: str) -> str:
+        """Class name for a label as the data give it."""
+        classes = self.spec.classes
+        if isinstance(classes, dict):
+            if str(raw) not in classes:
+                raise unknown("class", str(raw), classes, where)
+            return classes[str(raw)]
+        if not classes:
+            return str(raw)
+        text = str(raw)
+        place = int(text) - self.first_class if text.lstrip("-").isdecimal() else -1
+        if place < 0 and text in classes:
+            return text
+        if not 0 <= place < len(classes):
+            raise UserError(f"{where}: class {raw} is not among the {len(classes)} `classes`; correct the list")
+        return classes[place]
+
+    def _check(self, joints: np.ndarray) -> np.ndarray:
+        """(..., V, C) float32, or Unreadable when V or C are others."""
+        if joints.ndim < 3 or not joints.size:
+            raise Unreadable("no frame")
+        if joints.shape[-2] != self.joints:
+            raise Unreadable(f"{joints.shape[-2]} joints, the skeleton has {self.joints}")
+        if joints.shape[-1] != self.channels:
+            raise Unreadable(f"{joints.shape[-1]} numbers a joint, expected {self.channels}")
+        return joints.astype(np.float32)
+
+
+def open_source(spec: SourceSpec | Mapping[str, Any]) -> Source:
+    """The source of a definition; raises UserError when it is wrong or holds no clip."""
+    if not isinstance(spec, SourceSpec):
+        from pipeline.config import parse
+
+        spec = parse(SourceSpec, spec, "the skeleton source")
+    root = Path(spec.root).expanduser()
+    if not root.exists():
+        raise UserError(f"there is no {root}; put the skeletons there or set root: to where they are")
+    return _SOURCES[spec.format](spec)
+
+
+# --------------------------------------------------------------------------------------- .skeleton files
+class SkeletonFiles(Source):
+    """`.skeleton` files below a folder; their classes as in `_labelled`."""
+
+    def __init__(self, spec: SourceSpec) -> None:
+        super().__init__(spec)
+        self._done(self._find())
+
+    def _find(self) -> Iterator[Item]:
+        return _labelled(self, _walk(self.root, ntu.SUFFIX))
+
+    def read(self, path: str) -> Recording:
+        return ntu.read_recording(self.root / path, self.joints)
+
+
+class NtuFolder(SkeletonFiles):
+    """NTU RGB+D 60 or 120: the class is in the name (A001 is class 1); without `classes` it is called A001.
+
+    Actions beyond the list of classes are left out, so that NTU-60 can be read from the folder of NTU-120.
+    """
+
+    def __init__(self, spec: SourceSpec) -> None:
+        super().__init__(spec.model_copy(update={"first_class": 1}))
+
+    def _find(self) -> Iterator[Item]:
+        missing = ntu.read_missing(self.spec.missing) if self.spec.missing else set()
+        limit = len(self.spec.classes) or 999
+        for path in sorted(_walk(self.root, ntu.SUFFIX), key=lambda path: PurePosixPath(path).name):
+            name = PurePosixPath(path).name.removesuffix(ntu.SUFFIX)
+            found = ntu.parse_name(name)
+            if found is None:
+                self.missing.append((path, "not named like S001C002P003R002A013"))
+            elif found.action <= limit:
+                if name in missing:
+                    self.missing.append((path, "in the list of samples with missing skeletons"))
+                else:
+                    raw = found.action if self.spec.classes else f"A{found.action:03d}"
+                    yield Item(name, path, self._label(raw, path))
+
+
+class GeneratedSet(SkeletonFiles):
+    """A generated set: clips, classes and subsets (its splits) of its index, skeletons beside the videos."""
+
+    def _find(self) -> Iterator[Item]:
+        for clip in read_index(self.root / "index.csv"):
+            yield Item(clip.clip, f"skeletons/{clip.clip}{ntu.SUFFIX}", clip.label, clip.split)
+
+
+def _walk(root: Path, suffix: str) -> list[str]:
+    """Paths, relative to `root`, of the files with a suffix, sorted."""
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder; set root: to the folder with the {suffix} files")
+    found = []
+    for folder, _, names in os.walk(root):
+        inside = os.path.relpath(folder, root)
+        prefix = "" if inside == "." else PurePosixPath(Path(inside)).as_posix() + "/"
+        found += [prefix + name for name in names if name.endswith(suffix) and name[0] != "."]
+    return sorted(found)
+
+
+def _labelled(source: Source, paths: Iterable[str]) -> Iterator[Item]:
+    """Items of files: their classes from the table `labels`, from `pattern`, or from the folder they lie in."""
+    spec = source.spec
+    table = _read_labels(Path(spec.labels)) if spec.labels else None
+    try:
+        pattern = re.compile(spec.pattern) if spec.pattern else None
+    except re.error as error:
+        raise UserError(f"pattern {spec.pattern!r} is not a regular expression ({error}); correct it") from None
+    if pattern and "label" not in pattern.groupindex:
+        raise UserError(f"pattern {spec.pattern!r} has no group (?P<label>...); add it")
+    stems: set[str] = set()
+    for path in paths:
+        place = PurePosixPath(path)
+        clip, subset = str(place.with_suffix("")), ""
+        if table is not None:
+            if path not in table:
+                continue
+            raw, subset = table[path]
+        elif pattern:
+            found = pattern.search(place.name)
+            if not found:
+                source.missing.append((path, f"its name does not fit the pattern {spec.pattern!r}"))
+                continue
+            raw, clip = found["label"], clip if place.stem in stems else place.stem
+            stems.add(place.stem)
+        elif len(place.parts) > 1:
+            raw = place.parts[0]
+        else:
+            raise UserError(f"{source.root / path} lies in no class folder; make folders, or give pattern or labels")
+        yield Item(clip, path, source._label(raw, path), subset)
+
+
+def _read_labels(path: Path) -> dict[str, tuple[str, str]]:
+    """{path: (label, split or "")} of a CSV file."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"the table of labels {path} cannot be read ({error}); correct it") from None
+    if not rows or not {"path", "label"} <= set(rows[0]):
+        raise UserError(f"the table of labels {path} needs the columns path and label, and rows")
+    return {row["path"].strip(): (row["label"].strip(), (row.get("split") or "").strip()) for row in rows}
+
+
+# ------------------------------------------------------------------------------------------- array files
+class NpzSource(Source):
+    """One npz file with all clips, the frames of one after those of the other (the layout of Kinder-Gator).
+
+    positions (F, V, C), or (F, M, V, C) with zeros for absent persons; or positions_mm, in millimetres, which are
+    made metres. lengths (N,): frames of each clip, together F. label (N,): class names, or numbers into
+    class_names (K,). Optional: clip (N,) names, split (N,) subsets. Numbers only, no pickled objects.
+    """
+
+    parallel = False
+
+    def __init__(self, spec: SourceSpec) -> None:
+        super().__init__(spec)
+        arrays = _load_npz(self.root)
+        scale = 0.001 if "positions_mm" in arrays else 1.0
+        positions = arrays.get("positions_mm", arrays.get("positions"))
+        for key, value in {
+            "positions": positions,
+            "lengths": arrays.get("lengths"),
+            "label": arrays.get("label"),
+        }.items():
+            if value is None:
+                raise UserError(f"{self.root} lacks the array {key}; it has {', '.join(arrays) or 'none'}")
+        lengths = arrays["lengths"].astype(np.int64)
+        n = len(lengths)
+        if positions.ndim not in (3, 4) or lengths.sum() != len(positions) or len(arrays["label"]) != n:
+            raise UserError(
+                f"{self.root}: positions {positions.shape}, lengths (sum {lengths.sum()}) and {len(arrays['label'])} "
+                "labels do not fit together; write the file again"
+            )
+        if positions.shape[-2] != self.joints:
+            raise UserError(f"{self.root} has {positions.shape[-2]} joints, the declared skeleton {self.joints}")
+        self.channels = self.spatial = positions.shape[-1]
+        self._positions = positions[:, None] if positions.ndim == 3 else positions
+        self._scale, self._first = scale, np.concatenate([[0], np.cumsum(lengths)])
+        names = arrays["class_names"].tolist() if "class_names" in arrays else None
+        if names and not self.classes:
+            self.classes = tuple(map(str, names))
+        clips = arrays["clip"].tolist() if "clip" in arrays else [f"{i:05d}" for i in range(n)]
+        subsets = arrays["split"].tolist() if "split" in arrays else [""] * n
+        self._done(
+            Item(str(clips[i]), str(i), self._name(raw, names), str(subsets[i]))
+            for i, raw in enumerate(arrays["label"].tolist())
+        )
+
+    def _name(self, raw: Any, names: list[str] | None) -> str:
+        if names is not None and isinstance(raw, int):
+            if not 0 <= raw < len(names):
+                raise UserError(f"{self.root}: label {raw}, and class_names has {len(names)}; write the file again")
+            raw = str(names[raw])
+        return self._label(raw, str(self.root))
+
+    def read(self, path: str) -> Pose:
+        i = int(path)
+        frames = self._positions[self._first[i] : self._first[i + 1]]
+        return Pose(self._check(np.moveaxis(frames, 1, 0)) * np.float32(self._scale))
+
+
+def _load_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise UserError(f"{path} is not an npz file of plain arrays ({error}); write it with numpy.savez") from None
+    except Exception as error:  # zipfile.BadZipFile, zlib.error: damaged archives
+        raise UserError(f"{path} is damaged ({error}); fetch it again") from None
+
+
+# ------------------------------------------------------------------------------------------------- JSON
+class JsonSource(Source):
+    """A JSON file for each clip, in a folder or a tar archive (.tar, .tar.gz), as CTR-GCN's of NW-UCLA.
+
+    {"skeletons": [frames][joints][x, y, z]}, or [frames][persons][joints][...] with zeros for absent persons. Classes
+    as in `_labelled`. An archive is read as a stream, nothing of it is written to disk; links and devices in it
+    are passed over.
+    """
+
+    def __init__(self, spec: SourceSpec) -> None:
+        super().__init__(spec)
+        self.parallel = self.root.is_dir()
+        self._archive: tarfile.TarFile | None = None
+        self._members: dict[str, tarfile.TarInfo] = {}
+        if self.parallel:
+            self._done(_labelled(self, _walk(self.root, ".json")))
+            return
+        try:
+            self._archive = tarfile.open(self.root)
+            self._members = {
+                member.name: member
+                for member in self._archive
+                if member.isreg() and member.name.endswith(".json") and member.size <= MAX_JSON
+            }
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise UserError(f"{self.root} is no tar archive, or is damaged ({error}); fetch it again") from None
+        self._done(_labelled(self, self._members))  # in the archive's order: no seeking back
+
+    def read(self, path: str) -> Pose:
+        try:
+            if self._archive is None:
+                data = (self.root / path).read_bytes()
+            else:
+                data = self._archive.extractfile(self._members[path]).read()  # type: ignore[union-attr]
+            joints = np.array(json.loads(data)["skeletons"], dtype=np.float32)
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise Unreadable(f"cannot be read ({error})") from None
+        except (ValueError, KeyError, TypeError):
+            raise Unreadable("no JSON file with `skeletons` of frames of joints") from None
+        joints = joints[None] if joints.ndim == 3 else np.moveaxis(joints, 1, 0) if joints.ndim == 4 else joints
+        return Pose(self._check(joints))
+
+
+class OpenPoseSource(Source):
+    """Kinetics-skeleton as ST-GCN publishes it: `kinetics_{train,val}/*.json` and `kinetics_{train,val}_label.json`.
+
+    A joint is (x, y, confidence): x, y are shares of the image, moved so that its middle is 0, y upwards; joints
+    without confidence are 0. The persons of a frame are sorted by their mean confidence (ST-GCN's feeder). Class
+    numbers are `label_index`, from 0. Videos that the label file says have no skeleton are listed as missing.
+    """
+
+    spatial = 2
+
+    def __init__(self, spec: SourceSpec) -> None:
+        super().__init__(spec)
+        numbers: dict[int, str] = {}
+        items = []
+        for subset in ("train", "val"):
+            table = self.root / f"kinetics_{subset}_label.json"
+            if not table.is_file():
+                continue
+            for video, about in _read_json(table).items():
+                path = f"kinetics_{subset}/{video}.json"
+                if not about.get("has_skeleton", True):
+                    self.missing.append((path, "no skeleton was found in the video"))
+                    continue
+                numbers.setdefault(int(about["label_index"]), str(about["label"]))
+                items.append(Item(video, path, str(about["label"]), subset))
+        if numbers and not self.classes:
+            self.classes = tuple(numbers.get(i, f"class {i}") for i in range(max(numbers) + 1))
+        self._done(items)
+
+    def read(self, path: str) -> Pose:
+        try:
+            frames = _read_json(self.root / path)["data"]
+            persons = max((len(frame["skeleton"]) for frame in frames), default=0)
+            joints = np.zeros((len(frames), persons, self.joints, 3), dtype=np.float32)
+            for t, frame in enumerate(frames):
+                for m, person in enumerate(frame["skeleton"]):
+                    joints[t, m, :, 0] = person["pose"][0::2]
+                    joints[t, m, :, 1] = person["pose"][1::2]
+                    joints[t, m, :, 2] = person["score"]
+        except OSError as error:
+            raise Unreadable(f"cannot be read ({error.strerror})") from None
+        except (UserError, ValueError, KeyError, TypeError):
+            raise Unreadable(f"no file of OpenPose poses with {self.joints} joints") from None
+        if not joints.size:
+            raise Unreadable("no body in any frame")
+        joints[..., :2] = (joints[..., :2] - 0.5) * np.float32([1, -1]) * (joints[..., 2:] != 0)
+        order = np.argsort(-joints[..., 2].mean(axis=2), axis=1, kind="stable")
+        joints = np.take_along_axis(joints, order[:, :, None, None], axis=1)
+        return Pose(np.moveaxis(joints, 1, 0))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        try:
+            content = json.load(file)
+        except ValueError as error:
+            raise UserError(f"{path} is no JSON file ({error}); fetch it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; fetch it again")
+    return content
+
+
+# ------------------------------------------------------------------------------------------------ pickles
+class PysklSource(Source):
+    """A pickle of MMAction2/pyskl: {"split": {name: [frame_dir]}, "annotations": [{frame_dir, label, keypoint, ...}]}.
+
+    keypoint (M, T, V, 2 or 3); 2D ones come with keypoint_score (M, T, V) and give (x, y, confidence), pixels.
+    It is read by an unpickler that makes plain values and numpy arrays only.
+    """
+
+    parallel = False
+
+    def __init__(self, spec: SourceSpec) -> None:
+        super().__init__(spec)
+        content = load_pickle(self.root)
+        notes = content.get("annotations") if isinstance(content, dict) else content
+        if not isinstance(notes, list) or not all(isinstance(note, dict) for note in notes) or not notes:
+            raise UserError(f"{self.root} holds no list of annotations; it is no pickle of pyskl")
+        self._notes = {str(note.get("frame_dir")): note for note in notes}
+        splits = content.get("split", {}) if isinstance(content, dict) else {}
+        for name in spec.subsets:
+            if name not in splits:
+                raise unknown("split", name, splits, f"{self.root}, key subsets")
+        subset_of: dict[str, str] = {}
+        for name in spec.subsets or [name for name in ("train", "val", "test") if name in splits]:
+            for clip in splits[name]:
+                subset_of.setdefault(str(clip), name)
+        width = next((np.shape(note["keypoint"])[-1] for note in notes if "keypoint" in note), 0)
+        if width not in (2, 3):
+            raise UserError(f"{self.root} holds no keypoints of two or three coordinates; it cannot be used")
+        self.spatial = width
+        self._done(self._items(subset_of))
+
+    def _items(self, subset_of: Mapping[str, str]) -> Iterator[Item]:
+        for clip, note in self._notes.items():
+            if "label" not in note:
+                self.missing.append((clip, "no label"))
+                continue
+            raw = int(note["label"]) + self.first_class  # labels of pickles start at 0
+            label = self._label(raw, str(self.root)) if self.spec.classes else f"class {raw}"
+            yield Item(clip, clip, label, subset_of.get(clip, ""))
+
+    def read(self, path: str) -> Pose:
+        note = self._notes[path]
+        if "keypoint" not in note:
+            raise Unreadable("no keypoint array")
+        joints = np.asarray(note["keypoint"])
+        if joints.ndim != 4 or joints.dtype.kind not in "fiu":
+            raise Unreadable(f"keypoint is no array (M, T, V, C) of numbers but {joints.dtype} {joints.shape}")
+        if self.spatial == 2:
+            score = np.asarray(note.get("keypoint_score", ()))
+            if score.shape != joints.shape[:3]:
+                raise Unreadable("keypoint_score does not fit keypoint")
+            joints = np.concatenate([joints, score[..., None]], axis=-1, dtype=np.float32)
+        size = note.get("img_shape") or note.get("original_shape") or (0, 0)
+        return Pose(self._check(joints), (int(size[0]), int(size[1])))
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    """How Python 3 stores bytes in the old pickle protocols."""
+    if encoding not in ("latin1", "latin-1", "iso-8859-1"):
+        raise pickle.UnpicklingError(f"text in the encoding {encoding}")
+    return text.encode("latin1")
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    """What a pickle may name: the makers of numpy arrays and scalars, and plain containers."""
+    rebuild, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    buffer = np.empty(0).__reduce_ex__(5)[0]
+    allowed: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): _latin1,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        allowed |= {
+            (f"{core}.multiarray", "_reconstruct"): rebuild,
+            (f"{core}.multiarray", "scalar"): scalar,
+            (f"{core}.numeric", "_frombuffer"): buffer,
+        }
+    for module in ("builtins", "__builtin__"):
+        allowed |= {(module, kind.__name__): kind for kind in (set, frozenset, complex)}
+    return allowed
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Unpickler for files that others made: a pickle can name any function of Python, this one refuses."""
+
+    known = _allowed()
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self.known[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it names {module}.{name}") from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to things outside of it")
+
+
+def load_pickle(path: str | Path) -> Any:
+    """Content of a pickle of plain values and numpy arrays.
+
+    Raises UserError when it is missing, damaged, or names anything else (such a file could run code).
+    """
+    try:
+        with open(path, "rb") as file:
+            return _PlainUnpickler(file, encoding="latin1").load()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); correct the root") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused or damaged: {error}; a pickle may hold plain values and arrays only"
+        ) from None
+    except (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError, ImportError) as error:
+        raise UserError(f"{path} is damaged or no pickle ({type(error).__name__}: {error}); fetch it again") from None
+
+
+_SOURCES: dict[str, type[Source]] = {
+    "ntu": NtuFolder,
+    "files": SkeletonFiles,
+    "generated": GeneratedSet,
+    "npz": NpzSource,
+    "json": JsonSource,
+    "pyskl": PysklSource,
+    "openpose": OpenPoseSource,
+}
+
+__all__ = ["Item", "Source", "SourceSpec", "load_pickle", "open_source"]
