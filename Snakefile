@@ -15,6 +15,7 @@ include: "workflow/rules/tables.smk"
 localrules:
     all_tables,
     lga_tables,
+    task_adapter_tables,
 
 
 rule all_tables:
@@ -28,6 +29,12 @@ rule lga_tables:
     input:
         [paper_table(paper, number) for paper, number in PLAN.tables("lga")],
         cell_files("lga"),
+
+
+rule task_adapter_tables:
+    input:
+        [paper_table(paper, number) for paper, number in PLAN.tables("task_adapter")],
+        cell_files("task_adapter"),
 
 
 onstart:

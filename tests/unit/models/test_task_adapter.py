@@ -370,8 +370,8 @@ def test_the_two_cosines_of_query_and_prototype(build):
         scores = model.match(query, model.prototypes(support, texts), texts)
         for q, n in itertools.product(range(2), range(WAY)):
             one, two = query[0, q], support[0, n].mean(0)
-            by_frame = [F.cosine_similarity(one[t], two[t], 0) for t in range(FRAMES)]
-            want = sum(by_frame) / FRAMES if cosine == "frames" else F.cosine_similarity(one.mean(0), two.mean(0), 0)
+            by_frame = [F.cosine_similarity(one[t], two[u], 0) for t in range(FRAMES) for u in range(FRAMES)]
+            want = sum(by_frame) / FRAMES**2 if cosine == "frames" else F.cosine_similarity(one.mean(0), two.mean(0), 0)
             _close(scores["vv"][0, q, n], want)
         _close(scores["both"], scores["vv"] * scores["vt"], 0)
         _close(model.training_logits(scores), 64 * scores["both"], 0)

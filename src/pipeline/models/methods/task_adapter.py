@@ -50,8 +50,10 @@ class TaskAdapter(FewShotModel):
         average_first: a stage is the mean of its frames (Eq. 16-17); False, as released, the mean of their cosines.
         transductive: False: a query is seen alone. True, as released: the queries of an episode see each other in
             Task-MSA, and in an alignment over queries.
-        cosine: of a query and a prototype: `frames`, the mean over time of the cosine of their frames (Sec. 3.4);
-            `means`, as released, the cosine of their mean frames.
+        cosine: of a query and a prototype: `frames`, the mean of the cosines of all pairs of their frames (Sec. 3.4);
+            `means`, as released, the cosine of their mean frames. Neither knows the order of the frames.
+        offset: added to both cosines before their product. CLIP's cosines are positive. Where a small CLIP's are not,
+            the product of two would put the worst class first.
         matcher: `cosine`, or `otam`, `bi_mhm`, `trx` (Fig. 10; mean of pairs and triples), whose score is the softmax
             of minus the distance to the prototype.
         lam: softness of OTAM.
@@ -91,6 +93,7 @@ class TaskAdapter(FewShotModel):
         average_first: bool = True,
         transductive: bool = False,
         cosine: str = "frames",
+        offset: float = 0.0,
         matcher: str = "cosine",
         lam: float = 0.1,
         transposed: bool = False,
@@ -128,7 +131,8 @@ class TaskAdapter(FewShotModel):
             for size in (TRX_TUPLES if matcher == "trx" else ())
         )
         self.finetune, self.subactions = finetune, subactions
-        self.average_first, self.cosine, self.matcher, self.lam = average_first, cosine, matcher, lam
+        self.average_first, self.cosine, self.offset = average_first, cosine, offset
+        self.matcher, self.lam = matcher, lam
         self.transductive, self.queries_alone = transductive, not transductive
         self.transposed = self.class_order = transposed
         self.related = task and len(self.visual.places) > 0
@@ -232,7 +236,9 @@ class TaskAdapter(FewShotModel):
                 f"transposed: true with {query.shape[1]} queries for {prototypes.shape[1]} classes; "
                 "it needs one query a class (query: 1)"
             )
-        scores["both"] = scores["vv"] * (scores["vt"].transpose(-1, -2) if self.transposed else scores["vt"])
+        text = scores["vt"].transpose(-1, -2) if self.transposed else scores["vt"]
+        video = scores["vv"] + (self.offset if matcher == "cosine" else 0.0)
+        scores["both"] = video * (text + self.offset)
         return scores
 
     def training_logits(self, scores: Scores) -> Tensor:
@@ -242,8 +248,8 @@ class TaskAdapter(FewShotModel):
     def _cosine(self, query: Tensor, prototypes: Tensor) -> Tensor:
         if self.cosine == "means":
             return unit_similarity(query.mean(-2), prototypes.mean(-2))
-        unit_query, unit_prototypes = F.normalize(query, dim=-1), F.normalize(prototypes, dim=-1)
-        return unit_query.flatten(-2) @ unit_prototypes.flatten(-2).transpose(-1, -2) / query.shape[-2]
+        mean_query, mean_prototypes = (F.normalize(x, dim=-1).mean(-2) for x in (query, prototypes))
+        return mean_query @ mean_prototypes.transpose(-1, -2)
 
     def _distance(self, matcher: str, query: Tensor, prototypes: Tensor) -> Tensor:
         if matcher != "trx":
