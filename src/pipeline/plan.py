@@ -19,10 +19,11 @@ from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest
 from pipeline.tables.spec import Column, Paper, Row, Table, read_papers, table_stem
 
 # Keys of a data set's definition that say where and how on this machine, not what.
-DATASET_OPTIONS = ("root", "lists", "labels", "texts", "expected", "workers", "licence", "homepage", "note")
+DATASET_OPTIONS = ("root", "lists", "labels", "missing", "texts", "corpora", "expected", "workers", "licence", "homepage", "note")
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "backbone", "recipe")
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
+READ_POLICY = ("single", "alignment", "axes")  # of a skeleton policy: what is done when a stored clip is read
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,16 @@ class Plan:
             for key in delta.get(part, {}):
                 if key not in known:
                     raise unknown(f"{part} key", key, known, f"{where} (method {delta['method']})")
-        wanted = delta.get("backbone") or method["backbone"]
-        backbone = self.backbone(settings.substitute_backbone.get(wanted, wanted), dataset, where)
+        wanted = delta.get("backbone") or method.get("backbone", "")
+        wanted = settings.substitute_backbone.get(wanted, wanted)
+        backbone = self.backbone(wanted, dataset, where).key if wanted else ""
         measure = merge(merge(method.get("measure", {}), settings.measure), budget.get("measure", {}))
         measure = merge(measure, delta.get("measure", {}))
         measure.setdefault("alpha_grid", settings.alpha_grid)
         measure = parse(Measure, measure, f"{where}, measure").settled()
         train = merge(train, delta.get("train", {}))
+        if train.get("base_set"):
+            train["base_set"] = self._base_set(dataset, str(train["base_set"]), where)
         if train.get("shot") == "test":
             train["shot"] = measure.shot
         if train.get("steps") == 0:
@@ -181,22 +185,37 @@ class Plan:
             model=merge(model, delta.get("model", {})),
             train=train,
             dataset=dataset.key,
-            frames=merge(self.frames(dataset), self._method_frames(method, delta["method"])),
-            backbone=backbone.key,
-            text=_content(dataset.options.get("texts")),
+            frames=merge(self.frames(dataset), self._method_frames(method, delta["method"], dataset)),
+            backbone=backbone,
+            text=_content(_texts_of(dataset, model | delta.get("model", {}))),
             scale=settings.scale,
             seed=seed if train else 0,
-            selection=(delta.get("selection") or settings.selection) if train else "last",
+            selection=self._selection(delta, dataset) if train else "last",
             recipe=method.get("recipe", 1),
         )
         return Cell(run=run, measure=measure)
 
-    def _method_frames(self, method: Mapping[str, Any], name: str) -> dict[str, Any]:
-        """What a recipe says of the choice of frames."""
-        own = method.get("frames", {})
-        if odd := set(own) - set(METHOD_FRAME_KEYS):
-            raise unknown("key", min(odd), METHOD_FRAME_KEYS, f"{self.config.folder}/methods/{name}.yaml, frames")
+    def _method_frames(self, method: Mapping[str, Any], name: str, dataset: Asset) -> dict[str, Any]:
+        """What a recipe says of the choice of frames, or of how skeletons are shown."""
+        own, known = method.get("frames", {}), METHOD_FRAME_KEYS
+        if dataset.spec["kind"] == "skeletons":
+            known = ("policy", "feed")
+        if odd := set(own) - set(known):
+            raise unknown("key", min(odd), known, f"{self.config.folder}/methods/{name}.yaml, frames")
         return own
+
+    def _selection(self, delta: Mapping[str, Any], dataset: Asset) -> str:
+        """The rule that selects a checkpoint; a one-shot protocol without validation classes has the last one."""
+        wanted = delta.get("selection") or self.config.settings.selection
+        protocol = dataset.spec.get("protocol", {})
+        return "last" if wanted == "val" and protocol and not protocol.get("validation") else wanted
+
+    def _base_set(self, dataset: Asset, name: str, where: str) -> str:
+        """The first name of a set of base classes, so that equal sets of two tables are one."""
+        bases = dataset.spec.get("protocol", {}).get("bases", {})
+        if name not in bases:
+            raise unknown("base set", name, bases, f"{where} (data set {dataset.name}, protocol.bases)")
+        return next(other for other, classes in bases.items() if classes == bases[name])
 
     def dataset(self, name: str, where: str) -> Asset:
         """The data set `name`, registered in the plan."""
@@ -207,8 +226,11 @@ class Plan:
             )
         options = {key: definition[key] for key in DATASET_OPTIONS if key in definition}
         spec = {key: value for key, value in definition.items() if key not in DATASET_OPTIONS}
-        contents = {key: _content(options[key]) for key in ("lists", "labels") if isinstance(options.get(key), str)}
+        files = ("lists", "labels", "missing")
+        contents = {key: _content(options[key]) for key in files if isinstance(options.get(key), str)}
         spec |= {"contents": contents} if any(contents.values()) else {}
+        if "reads" in spec:  # the skeletons of another, generated set
+            spec["reads"] = self.dataset(spec["reads"], f"{self.config.folder}/datasets/{name}.yaml, key reads").key
         asset = Asset(name=name, spec=spec, options=options)
         return self.datasets.setdefault(asset.key, asset)
 
@@ -231,7 +253,11 @@ class Plan:
         return self.backbones.setdefault(asset.key, asset)
 
     def frames(self, dataset: Asset) -> dict[str, Any]:
-        """The frame policy of a data set."""
+        """The frame policy of a data set, or how its skeletons are stored and shown."""
+        if dataset.spec["kind"] == "skeletons":
+            policy = dataset.spec.get("policy", {})
+            stored = {key: value for key, value in policy.items() if key not in READ_POLICY}
+            return {"store": {"skeletons": stored}, "policy": policy, "feed": dataset.spec.get("feed", {})}
         own, folder = dataset.spec.get("frames", {}), self.config.folder
         for keys, where in (
             (self.config.settings.frames, f"{folder}/config.yaml (or scale, or command line), frames"),
@@ -324,6 +350,13 @@ def _content(path: str | None) -> str:
         return ""
     files = sorted(item for item in Path(path).rglob("*") if item.is_file()) if Path(path).is_dir() else [Path(path)]
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:8]
+
+
+def _texts_of(dataset: Asset, model: Mapping[str, Any]) -> str | None:
+    """The user's file of texts that a model reads: the data set's, or the corpus that the model names."""
+    if name := model.get("corpus"):
+        return dataset.options.get("corpora", {}).get(name)
+    return dataset.options.get("texts")
 
 
 def store_key(frames: Mapping[str, Any]) -> str:

@@ -70,7 +70,7 @@ def backbone_files(key):
     """The folder's config.json of a backbone that the workflow makes; nothing for one that is given."""
     return (
         [f"results/backbones/{key}/config.json"]
-        if "sources" in PLAN.backbones[key].spec
+        if key and "sources" in PLAN.backbones[key].spec
         else []
     )
 
@@ -98,11 +98,9 @@ def known(mapping, key, kind):
 def videos_of(wildcards):
     """Synthetic videos are made first; others lie where the user has put them."""
     asset = known(PLAN.datasets, wildcards.dataset, "data set")
-    return (
-        f"results/data/{wildcards.dataset}/generated/annotations.csv"
-        if asset.spec["kind"] == "synthetic"
-        else []
-    )
+    made = wildcards.dataset if asset.spec["kind"] == "synthetic" else None
+    made = asset.spec.get("reads", made)
+    return f"results/data/{made}/generated/annotations.csv" if made else []
 
 
 def texts_of(wildcards):

@@ -5,13 +5,18 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, write_json
 
-KINDS = ("synthetic", "folder", "list")
+if TYPE_CHECKING:
+    from pipeline.datasets.skeletons.prepare import SkeletonDefinition
+
+KINDS = ("synthetic", "folder", "list", "skeletons")
 GENERATED = "generated"
 
 
@@ -23,13 +28,31 @@ def video_root(asset: Asset, ws: Workspace) -> Path:
     """
     if asset.spec["kind"] == "synthetic":
         return ws.dataset(asset.key) / GENERATED
+    if "reads" in asset.spec:
+        return ws.dataset(asset.spec["reads"]) / GENERATED
     root = asset.options.get("root")
     if not root:
-        raise UserError(f"config/datasets/{asset.name}.yaml: key root is missing (the folder with the videos)")
+        raise UserError(f"config/datasets/{asset.name}.yaml: key root is missing (where its files are)")
     path = Path(root).expanduser()
-    if not path.is_dir():
-        raise UserError(f"data set {asset.name}: no folder {root}; put the videos there or set root: to where they are")
+    if not (path.is_dir() or (asset.spec["kind"] == "skeletons" and path.is_file())):
+        raise UserError(f"data set {asset.name}: nothing at {root}; put its files there or set root: to where they are")
     return path
+
+
+def skeleton_definition(
+    asset: Asset, ws: Workspace, frames: Mapping[str, Any] | None = None
+) -> SkeletonDefinition:
+    """The definition of a skeleton data set; `frames` of a run say how it is shown.
+
+    Raises:
+        UserError: a key of it is wrong.
+    """
+    from pipeline.datasets.skeletons.prepare import SkeletonDefinition
+
+    spec = {key: value for key, value in {**asset.spec, **asset.options}.items() if key != "reads"}
+    spec |= {"root": str(video_root(asset, ws))}
+    spec |= {key: frames[key] for key in ("policy", "feed")} if frames else {}
+    return SkeletonDefinition.read(spec, f"config/datasets/{asset.name}.yaml")
 
 
 def synthesize(asset: Asset, ws: Workspace, workers: int) -> Path:
@@ -51,6 +74,10 @@ def make_splits(asset: Asset, ws: Workspace, workers: int) -> Path:
     if kind == "synthetic":
         _copy(video_root(asset, ws) / "index.csv", folder / "index.csv")
         return folder / "index.csv"
+    if kind == "skeletons":
+        from pipeline.datasets.skeletons.prepare import prepare_skeletons
+
+        return prepare_skeletons(skeleton_definition(asset, ws), folder)
     spec = {**asset.spec, **asset.options, "name": asset.name, "root": str(video_root(asset, ws))}
     spec.pop("contents", None)
     if kind == "folder":
@@ -73,7 +100,7 @@ def make_texts(asset: Asset, ws: Workspace) -> Path:
     from pipeline.datasets.index import read_index
     from pipeline.text.corpus import load_corpus
 
-    if asset.spec["kind"] == "synthetic":
+    if asset.spec["kind"] == "synthetic" or "reads" in asset.spec:
         source = video_root(asset, ws) / "texts.json"
     else:
         given = asset.options.get("texts")
@@ -87,8 +114,28 @@ def make_texts(asset: Asset, ws: Workspace) -> Path:
     for name in sorted({clip.label for clip in read_index(ws.dataset(asset.key) / "index.csv")}):
         corpus.label(name)  # raises, naming the class and the file
     target = ws.dataset(asset.key) / "texts.json"
+    for name, other in _corpora(asset, ws).items():
+        for label in corpus.classes:
+            load_corpus(other).label(label)
+        _copy(other, target.with_name(f"texts-{name}.json"))
     _copy(source, target)
     return target
+
+
+def _corpora(asset: Asset, ws: Workspace) -> dict[str, Path]:
+    """Files with the words of further language models, by name."""
+    if "reads" in asset.spec:  # a generated set, whose grammar has other voices
+        from pipeline.datasets.synthetic.grammar import corpora
+
+        made = {}
+        for voice, content in corpora(ws.read_asset(asset.spec["reads"]).spec["set"]).items():
+            made[voice] = ws.dataset(asset.key) / f".texts-{voice}.json"
+            write_json(made[voice], content)
+        return made
+    given = {name: Path(path) for name, path in asset.options.get("corpora", {}).items()}
+    if absent := [name for name, path in given.items() if not path.is_file()]:
+        raise UserError(f"data set {asset.name}: no file {given[absent[0]]}, of the corpus {absent[0]!r}")
+    return given
 
 
 def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: int) -> Path:
@@ -96,6 +143,10 @@ def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: 
     from pipeline.datasets.frames import build_frame_store
 
     folder = ws.dataset(asset.key)
+    if asset.spec["kind"] == "skeletons":
+        from pipeline.datasets.skeletons.prepare import make_skeleton_store
+
+        return make_skeleton_store(skeleton_definition(asset, ws), folder, folder / store, workers)
     build_frame_store(folder / "index.csv", video_root(asset, ws), folder / store, policy, workers)
     return folder / store / "manifest.json"
 

@@ -10,10 +10,12 @@ import torch
 
 from pipeline.datasets.episodes import episode_table
 from pipeline.datasets.frames import FrameStore
-from pipeline.evaluation.evaluate import needed_scores, needed_values, scoring_of
-from pipeline.evaluation.few_shot import class_texts, encode_clips, score_split, split_clips
+from pipeline.evaluation.evaluate import needed_scores, needed_values
+from pipeline.evaluation.few_shot import class_texts, encode_clips, split_clips
 from pipeline.experiment import Cell, Measure, Run
-from pipeline.models.build import load_trained
+from pipeline.models.build import load_weights
+from pipeline.models.skeleton.base import SkeletonModel
+from pipeline.training.tasks import task_of
 from pipeline.workspace import Workspace, write_json
 
 TIMED_TASKS = 20
@@ -25,28 +27,22 @@ def score_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> int:
     values = needed_values(cells, ws)
     if not wanted and not values:
         return 0
-    store = FrameStore(ws.store(run))
-    model = load_trained(run, ws, store).to("cuda" if torch.cuda.is_available() else "cpu")
-    features = {split: None for _, split in wanted.values()}
-    for split in features:
-        features[split] = encode_clips(run, model, store, split_clips(store, split))
+    task = task_of(run, ws)
+    model = load_weights(task.build(), run, ws).to("cuda" if torch.cuda.is_available() else "cpu")
     for path, (measure, split) in wanted.items():
-        scoring = scoring_of(measure, split)
-        score_split(
-            run, model, ws, store, split, way=scoring["way"], shot=scoring["shot"], query=scoring["query"],
-            episodes=scoring["episodes"], seed=scoring["episode_seed"], matcher=scoring["matcher"],
-            features=features[split],
-        ).save(path)  # fmt: skip
+        task.scores(model, measure, split).save(path)
     for path, measure in values.items():
         if measure.metric == "time_ms":
-            write_json(path, {"milliseconds": time_tasks(run, measure, model, store, ws)})
+            write_json(path, {"milliseconds": time_tasks(run, measure, model, task.store, ws)})
         else:
             write_json(path, {"parameters": tuned_parameters(model, measure.part)})
     return len(wanted) + len(values)
 
 
 def tuned_parameters(model: torch.nn.Module, part: str = "") -> int:
-    """Number of trainable parameters whose names begin with `part`."""
+    """Number of trainable parameters whose names begin with `part`; of a skeleton model that of the model at test."""
+    if isinstance(model, SkeletonModel):
+        return model.size()
     return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and name.startswith(part))
 
 

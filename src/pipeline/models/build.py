@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,8 +16,12 @@ from pipeline.errors import UserError, unknown
 from pipeline.experiment import Run
 from pipeline.models import methods  # noqa: F401  (registers the methods)
 from pipeline.models.methods.base import FewShotModel
+from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.text.corpus import Corpus, load_corpus
 from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.datasets.skeletons.prepare import SkeletonDefinition
 
 TEXT_KEYS = ("text", "template")
 BACKBONES = {"clip": "CLIPBackbone", "resnet": "ResNetBackbone"}
@@ -97,13 +101,47 @@ def _is_method(entry: Any) -> bool:
     return isinstance(entry, type) and issubclass(entry, FewShotModel)
 
 
+def build_skeleton_model(
+    run: Run, ws: Workspace, definition: SkeletonDefinition, base_classes: Sequence[str]
+) -> SkeletonModel:
+    """The untrained model of a run on skeletons, initialised from its seed.
+
+    Raises:
+        UserError: unknown method type or setting, missing text.
+    """
+    from pipeline.models.skeleton.graph import get_graph
+
+    settings = {key: value for key, value in run.model.items() if key not in ("type", "text", "text_source", "corpus")}
+    # MotionBERT's feed makes Human3.6M joints of what is stored.
+    graph = get_graph("h36m17" if definition.feed.kind == "motionbert" else definition.graph)
+    kind, texts = MODELS.get(run.model["type"]), None
+    if kind.wants_text:
+        name = f"texts-{run.model['corpus']}.json" if run.model.get("corpus") else "texts.json"
+        corpus = load_corpus(ws.dataset(run.dataset) / name)
+        cache = ws.root / "text"
+        texts = kind.read_texts(corpus, base_classes, graph, cache, run.model["text"], run.model.get("text_source"))
+    torch.manual_seed(run.seed)
+    try:
+        return kind(graph, definition.policy.bodies, len(base_classes), texts, **settings)
+    except TypeError as error:
+        raise UserError(f"method {run.method}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from error
+
+
 def load_trained(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
     """The model of `run` with the weights that its training left, in evaluation mode.
 
     Raises:
         UserError: it is not trained yet.
     """
-    model = build_model(run, ws, store)
+    return load_weights(build_model(run, ws, store), run, ws)
+
+
+def load_weights(model: FewShotModel | SkeletonModel, run: Run, ws: Workspace) -> FewShotModel | SkeletonModel:
+    """`model` with the weights that the training of `run` left, in evaluation mode.
+
+    Raises:
+        UserError: it is not trained yet.
+    """
     if run.train:
         path = ws.run(run.id) / WEIGHTS
         if not path.is_file():

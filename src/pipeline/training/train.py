@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook, ParamSchedulerHook
+from mmengine.model import BaseModel
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
@@ -28,15 +29,10 @@ from mmengine.runner import Runner
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
-from pipeline.datasets.episodes import EpisodeDataset
-from pipeline.datasets.frames import FrameStore
-from pipeline.datasets.transforms import ClipTransform
 from pipeline.errors import UserError
-from pipeline.evaluation.few_shot import score_split
-from pipeline.evaluation.scores import accuracy
 from pipeline.experiment import Run
-from pipeline.models.build import WEIGHTS, build_model
-from pipeline.models.methods.base import FewShotModel
+from pipeline.models.build import WEIGHTS
+from pipeline.training.tasks import Task, task_of
 from pipeline.workspace import Workspace, write_json
 
 Report = Callable[[dict[str, Any], Path | None], None]
@@ -44,7 +40,6 @@ Report = Callable[[dict[str, Any], Path | None], None]
 
 UNDECAYED = ("neck.block.norm", "neck.layers.0.norm", "frames.norm", "videos.norm", "transformer.layers.0.norm")
 """LayerNorms of the new blocks: as released they take no weight decay, while those of CLIP do."""
-VALIDATION_SEED = 1  # of the episodes that select a checkpoint; tests use other ones
 STATE = "state.pt"
 
 
@@ -157,12 +152,14 @@ class Keeper(Hook):
     def __init__(
         self,
         run: Run,
+        train: dict[str, Any],
         curve: Curve,
-        validate: Callable[[FewShotModel], float],
+        validate: Callable[[BaseModel], float],
         report: Report | None,
         every: int,
     ) -> None:
-        self.run, self.curve, self.validate, self.report, self.every = run, curve, validate, report, every
+        self.run, self.train, self.curve, self.validate = run, train, curve, validate
+        self.report, self.every = report, every
         self.best: dict[str, Any] = {"accuracy": -1.0, "step": 0, "state": {}}
 
     def after_train_iter(
@@ -170,14 +167,14 @@ class Keeper(Hook):
     ) -> None:
         if (runner.iter + 1) % self.every:
             return
-        step, train = (runner.iter + 1) // self.every, self.run.train
+        step, train = (runner.iter + 1) // self.every, self.train
         last = step == train["steps"]
         if self.run.selection != "last" and (last or step % train["validate_every"] == 0):
             self._select(unwrap(runner.model), step)
         if self.report and (last or step % train["checkpoint_every"] == 0):
             self._checkpoint(runner, step)
 
-    def _select(self, model: FewShotModel, step: int) -> None:
+    def _select(self, model: BaseModel, step: int) -> None:
         if is_main_process():
             score = self.validate(model)
             self.curve.rows[-1]["validation_accuracy"] = score
@@ -241,18 +238,9 @@ class Skipping(Dataset):
         return self.dataset[i] if i >= self.first else {}
 
 
-def unwrap(model: torch.nn.Module) -> FewShotModel:
+def unwrap(model: torch.nn.Module) -> BaseModel:
     """The model inside a DistributedDataParallel wrapper."""
     return getattr(model, "module", model)
-
-
-def augmentation(run: Run, model: FewShotModel, jitter: bool = False) -> ClipTransform:
-    """The training transform; with `jitter` that of the queries of a recipe which treats them differently."""
-    extra = {"flip": 0.5, "jitter": True} if jitter else {"flip": run.train["flip"]}
-    return ClipTransform(
-        train=True, crop=run.frames["crop"], per_frame=run.train["crop"] == "frame", mean=model.mean, std=model.std,
-        **extra,
-    )  # fmt: skip
 
 
 def train_run(run: Run, ws: Workspace, report: Report | None = None, checkpoint: Path | None = None) -> Path:
@@ -269,11 +257,10 @@ def train_run(run: Run, ws: Workspace, report: Report | None = None, checkpoint:
     started = time.time()
     folder = ws.run(run.id)
     folder.mkdir(parents=True, exist_ok=True)
-    store = FrameStore(ws.store(run))
-    record = {"run": run.id, "seconds": 0.0, "steps": 0, "workers": get_world_size(), "classes": {}}
-    record["classes"] = {split: len(store.classes(split)) for split in ("train", "val", "test")}
+    task = task_of(run, ws)
+    record = {"run": run.id, "seconds": 0.0, "steps": 0, "workers": get_world_size(), "classes": task.classes()}
     if run.train:
-        record |= _fit(run, ws, store, report, checkpoint)
+        record |= _fit(task, report, checkpoint)
     barrier()
     if is_main_process():
         write_json(folder / "run.json", run.model_dump(mode="json"))
@@ -283,25 +270,26 @@ def train_run(run: Run, ws: Workspace, report: Report | None = None, checkpoint:
     return folder / "train.json"
 
 
-def _fit(run: Run, ws: Workspace, store: FrameStore, report: Report | None, checkpoint: Path | None) -> dict[str, Any]:
-    train, world = run.train, get_world_size()
-    if train["episodes_per_step"] % world:
+def _fit(task: Task, report: Report | None, checkpoint: Path | None) -> dict[str, Any]:
+    run, train, world = task.run, task.schedule(), get_world_size()
+    if train["items"] % world:
         raise UserError(
-            f"{run.id}: {train['episodes_per_step']} episodes a step cannot be split over {world} workers; "
-            "change cluster.workers or train.episodes_per_step"
+            f"{run.id}: {train['items']} episodes (or batches) a step cannot be split over {world} workers; "
+            "change cluster.workers or train.episodes_per_step (train.batches_per_step)"
         )
-    every = train["episodes_per_step"] // world  # iterations of each worker that make one step
-    folder = ws.run(run.id)
-    model = build_model(run, ws, store)
+    every = train["items"] // world  # iterations of each worker that make one step
+    folder = task.ws.run(run.id)
+    model = task.build()
     start = 0
     if checkpoint:
         start = int(json.loads((checkpoint / "meta.json").read_text())["step"])
     curve = Curve(run, folder / "curve.csv", every, start)
-    keeper = Keeper(run, curve, _validator(run, ws, store), report, every)
+    keeper = Keeper(run, train, curve, task.validate, report, every)
     hooks: list[Hook] = [EpisodeSeed(run.seed), curve, keeper]
     if checkpoint:
         hooks.append(Restore(checkpoint, keeper, every))
-    runner = _runner(run, model, _episodes(run, model, store, start), hooks, every, folder / f"log-{get_rank()}")
+    items = Skipping(task.items(model), start * train["items"])
+    runner = _runner(run, train, model, items, hooks, every, folder / f"log-{get_rank()}")
     runner.train()
     best = {"state": unwrap(runner.model).trained_state(), "step": train["steps"], "accuracy": None}
     if run.selection != "last":
@@ -314,43 +302,33 @@ def _fit(run: Run, ws: Workspace, store: FrameStore, report: Report | None, chec
     return {"steps": train["steps"], "selected_step": best["step"], "validation_accuracy": best["accuracy"]}
 
 
-def _episodes(run: Run, model: FewShotModel, store: FrameStore, start_step: int) -> Dataset:
-    train = run.train
-    dataset = EpisodeDataset(
-        store, "train", way=train["way"], shot=train["shot"], query=train["query"],
-        episodes=train["steps"] * train["episodes_per_step"], seed=run.seed,
-        frames=run.frames["number"], mode=run.frames["sampling"], transform=augmentation(run, model),
-        query_transform=augmentation(run, model, jitter=True) if train["jitter_queries"] else None,
-    )  # fmt: skip
-    return Skipping(dataset, start_step * train["episodes_per_step"])
+def _parameter_groups(model: BaseModel, train: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Parameters, by parts of their names, whose weight decay or learning rate is another."""
+    groups = {name: {"decay_mult": 0.0} for name in UNDECAYED}
+    if train.get("head_learning_rate"):
+        factor = train["head_learning_rate"] / train["learning_rate"]
+        groups |= {prefix: {"lr_mult": factor} for prefix in model.head_prefixes}
+    return groups
 
 
-def _validator(run: Run, ws: Workspace, store: FrameStore) -> Callable[[FewShotModel], float]:
-    split = "test" if run.selection == "test" else "val"
-
-    def validate(model: FewShotModel) -> float:
-        training = model.training
-        model.eval()
-        scores = score_split(
-            run, model, ws, store, split, way=run.train["way"], shot=1, query=1,
-            episodes=run.train["validation_episodes"], seed=VALIDATION_SEED,
-        )  # fmt: skip
-        model.train(training)
-        return float(accuracy(scores.trained, scores.labels).mean())
-
-    return validate
-
-
-def _runner(run: Run, model: FewShotModel, episodes: Dataset, hooks: list[Hook], every: int, work_dir: Path) -> Runner:
-    train = run.train
+def _runner(
+    run: Run, train: dict[str, Any], model: BaseModel, items: Dataset, hooks: list[Hook], every: int, work_dir: Path
+) -> Runner:
     warmup = train["warmup_steps"]
     optimizers = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
     if train["optimizer"] not in optimizers:
         raise UserError(f"{run.id}: unknown optimizer {train['optimizer']!r}; known: {', '.join(optimizers)}")
     if train["amp"] and not torch.cuda.is_available():
         raise UserError(f"{run.id}: train.amp is true, and mixed precision needs a GPU; set train.amp: false")
-    momentum = {"momentum": train.get("momentum", 0.0)} if train["optimizer"] == "sgd" else {}
+    momentum = {}
+    if train["optimizer"] == "sgd":
+        momentum = {"momentum": train.get("momentum", 0.0), "nesterov": train.get("nesterov", False)}
     schedulers = [dict(type="StepFactors", by_epoch=False, milestones=train["milestones"])]
+    if train.get("decay") == "cosine":
+        rest = {"begin": warmup, "end": train["steps"], "eta_min_ratio": train["final_rate"]}
+        schedulers = [dict(type="CosineAnnealingLR", by_epoch=False, T_max=train["steps"] - warmup, **rest)]
+    elif train.get("decay") == "exponential":  # by the same factor each epoch, spread over its steps
+        schedulers = [dict(type="ExponentialLR", by_epoch=False, gamma=train["final_rate"] ** (1 / train["steps"]))]
     if warmup:
         factor = train["warmup_start"] / train["learning_rate"]
         schedulers.insert(0, dict(type="LinearLR", by_epoch=False, start_factor=factor, end=warmup + 1))
@@ -361,7 +339,7 @@ def _runner(run: Run, model: FewShotModel, episodes: Dataset, hooks: list[Hook],
             model=model,
             work_dir=str(work_dir),
             train_dataloader=dict(
-                dataset=episodes,
+                dataset=items,
                 sampler=dict(type="DefaultSampler", shuffle=False),
                 batch_size=1,
                 num_workers=train.get("loader_workers", 0),
@@ -379,7 +357,7 @@ def _runner(run: Run, model: FewShotModel, episodes: Dataset, hooks: list[Hook],
                     **momentum,
                 ),
                 accumulative_counts=every,
-                paramwise_cfg=dict(custom_keys={name: dict(decay_mult=0.0) for name in UNDECAYED}),
+                paramwise_cfg=dict(custom_keys=_parameter_groups(model, train)),
             ),
             param_scheduler=schedulers,
             default_hooks=dict(

@@ -328,6 +328,38 @@ def _joint_sentences(action: Action) -> dict[str, str]:
     return out
 
 
+def _second(action: Action, joint: str, said: str) -> tuple[str, str]:
+    """Global text and sentence of a joint in the words of the second voice."""
+    begin, middle, end = action.steps
+    whole = f"The performer starts by {begin}. Next comes {middle}. The action closes with {end}{action.ending}."
+    return whole, said.replace("The ", "During this, the ", 1).replace(" moves ", " goes ").replace(" in the ", " at the ")
+
+
+def _third(action: Action, joint: str, said: str) -> tuple[str, str]:
+    """Global text and sentence of a joint in the words of the third voice: terse."""
+    begin, middle, end = action.steps
+    whole = f"Beginning: {begin}. Process: {middle}. End: {end}{action.ending}."
+    return whole, said.replace(f"The {joint} ", f"{joint}: ", 1).replace("stays still", "no motion").replace("moves ", "")
+
+
+VOICES = {"gemini": _second, "qwen": _third}
+"""The same facts in other words, for tables that compare the descriptions of several language models."""
+
+
+def corpora(name: str) -> dict[str, dict]:
+    """The text corpus of set `name` in each of the other voices: labels, global texts and sentences of joints."""
+    first, known = texts(name), actions(name)
+    out = {}
+    for voice, speak in VOICES.items():
+        classes = {}
+        for label, entry in first["classes"].items():
+            said = {joint: speak(known[label], joint, text) for joint, text in entry["joints"].items()}
+            joints = {joint: sentence for joint, (_, sentence) in said.items()}
+            classes[label] = {"label": label, "global": next(iter(said.values()))[0], "joints": joints}
+        out[voice] = {"classes": classes, "provenance": {**first["provenance"], "voice": voice}}
+    return out
+
+
 def texts(name: str) -> dict:
     """The text corpus of set `name`: {"classes": {label: {...}}, "provenance": {...}}, ready for JSON."""
     known = actions(name)

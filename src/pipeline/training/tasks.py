@@ -1,0 +1,244 @@
+"""The kinds of experiment: what each brings to the one training loop and to the one way of measuring.
+
+A task knows the data of a run, builds its model, says what a worker gets in one iteration, and scores the model.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from pipeline.compat import MODELS
+from pipeline.config import parse
+from pipeline.datasets.episodes import EpisodeDataset
+from pipeline.datasets.frames import FrameStore
+from pipeline.datasets.prepare import skeleton_definition
+from pipeline.datasets.skeletons.feeder import SkeletonDataset
+from pipeline.datasets.skeletons.prepare import SkeletonDefinition, load_split
+from pipeline.datasets.skeletons.protocols import OneShotSplit
+from pipeline.datasets.skeletons.store import SkeletonStore
+from pipeline.datasets.transforms import ClipTransform
+from pipeline.errors import unknown
+from pipeline.evaluation.evaluate import scoring_of
+from pipeline.evaluation.few_shot import encode_clips, score_split, split_clips
+from pipeline.evaluation.one_shot import DATASETS, OneShot, OneShotResult, measure_one_shot, sequences
+from pipeline.evaluation.scores import EpisodeScores, accuracy
+from pipeline.experiment import Measure, Run
+from pipeline.models.build import build_model, build_skeleton_model
+from pipeline.models.methods.base import FewShotModel
+from pipeline.models.skeleton.base import SkeletonModel
+from pipeline.models.skeleton.baseline import per_class_batches
+from pipeline.workspace import Workspace
+
+SELECTION_SEED = 1  # of the episodes that select a checkpoint; tests use other ones
+
+
+class Task:
+    """One run, as training and evaluation see it."""
+
+    def __init__(self, run: Run, ws: Workspace) -> None:
+        self.run, self.ws = run, ws
+
+    def classes(self) -> dict[str, int]:
+        """Number of classes of each split."""
+        raise NotImplementedError
+
+    def schedule(self) -> dict[str, Any]:
+        """The recipe with all lengths in optimiser steps, and `items`, the iterations of all workers in one step."""
+        raise NotImplementedError
+
+    def build(self) -> torch.nn.Module:
+        """The untrained model, initialised from the run's seed."""
+        raise NotImplementedError
+
+    def items(self, model: torch.nn.Module) -> Dataset:
+        """What training sees, in its order: item i is one worker's iteration, and depends on (seed, i) alone."""
+        raise NotImplementedError
+
+    def validate(self, model: torch.nn.Module) -> float:
+        """Accuracy in per cent by which a checkpoint is selected; the model stays as it was."""
+        raise NotImplementedError
+
+    def scores(self, model: torch.nn.Module, measure: Measure, split: str) -> EpisodeScores:
+        """Scores of the test (or validation) that `measure` names."""
+        raise NotImplementedError
+
+
+class FewShotTask(Task):
+    """Episodes of videos."""
+
+    @cached_property
+    def store(self) -> FrameStore:
+        """The decoded frames."""
+        return FrameStore(self.ws.store(self.run))
+
+    def classes(self) -> dict[str, int]:
+        return {split: len(self.store.classes(split)) for split in ("train", "val", "test")}
+
+    def schedule(self) -> dict[str, Any]:
+        return {**self.run.train, "items": self.run.train["episodes_per_step"]}
+
+    def build(self) -> FewShotModel:
+        return build_model(self.run, self.ws, self.store)
+
+    def items(self, model: FewShotModel) -> EpisodeDataset:
+        train = self.run.train
+        return EpisodeDataset(
+            self.store, "train", way=train["way"], shot=train["shot"], query=train["query"],
+            episodes=train["steps"] * train["episodes_per_step"], seed=self.run.seed,
+            frames=self.run.frames["number"], mode=self.run.frames["sampling"],
+            transform=augmentation(self.run, model),
+            query_transform=augmentation(self.run, model, jitter=True) if train["jitter_queries"] else None,
+        )  # fmt: skip
+
+    def validate(self, model: FewShotModel) -> float:
+        training = model.training
+        model.eval()
+        scores = score_split(
+            self.run, model, self.ws, self.store, "test" if self.run.selection == "test" else "val",
+            way=self.run.train["way"], shot=1, query=1, episodes=self.run.train["validation_episodes"],
+            seed=SELECTION_SEED,
+        )  # fmt: skip
+        model.train(training)
+        return float(accuracy(scores.trained, scores.labels).mean())
+
+    @cached_property
+    def _features(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def scores(self, model: FewShotModel, measure: Measure, split: str) -> EpisodeScores:
+        if split not in self._features:
+            self._features[split] = encode_clips(self.run, model, self.store, split_clips(self.store, split))
+        scoring = scoring_of(measure, split)
+        return score_split(
+            self.run, model, self.ws, self.store, split, way=scoring["way"], shot=scoring["shot"],
+            query=scoring["query"], episodes=scoring["episodes"], seed=scoring["episode_seed"],
+            matcher=scoring["matcher"], features=self._features[split],
+        )  # fmt: skip
+
+
+def augmentation(run: Run, model: FewShotModel, jitter: bool = False) -> ClipTransform:
+    """The training transform; with `jitter` that of the queries of a recipe which treats them differently."""
+    extra = {"flip": 0.5, "jitter": True} if jitter else {"flip": run.train["flip"]}
+    return ClipTransform(
+        train=True, crop=run.frames["crop"], per_frame=run.train["crop"] == "frame", mean=model.mean, std=model.std,
+        **extra,
+    )  # fmt: skip
+
+
+class Batches(Dataset):
+    """Batches of a skeleton set, one an item, epoch after epoch.
+
+    Item i is a dict: x (B, C, T, V, M), labels (B,), episode: the number i. Each epoch has an order of its own and
+    leaves out the rest that makes no whole batch. per_class: clips of each class of a batch (MotionBERT); 0 does not
+    look at the classes.
+    """
+
+    def __init__(self, dataset: SkeletonDataset, batch: int, per_class: int, seed: int, count: int) -> None:
+        self.dataset, self.batch, self.per_class, self.seed, self.count = dataset, batch, per_class, seed, count
+        self.per_epoch = max(len(dataset) // batch, 1)
+        self._epoch, self._order = -1, np.empty((0, 0), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        if not 0 <= i < self.count:
+            raise IndexError(i)
+        epoch, place = divmod(i, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._draw(epoch)
+        chosen = [(epoch, int(j)) for j in self._order[place]]
+        labels = [int(self.dataset.labels[j]) for _, j in chosen]
+        return {"x": sequences(self.dataset, chosen), "labels": torch.tensor(labels), "episode": torch.tensor(i)}
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        """(batches, B) places in the dataset."""
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch]))
+        if self.per_class:
+            return per_class_batches(self.dataset.labels, self.batch, self.per_class, rng)
+        order = np.resize(rng.permutation(len(self.dataset)), max(len(self.dataset), self.batch))
+        return order[: self.per_epoch * self.batch].reshape(self.per_epoch, self.batch)
+
+
+class OneShotTask(Task):
+    """One exemplar of each novel class, and queries: skeletons."""
+
+    @cached_property
+    def definition(self) -> SkeletonDefinition:
+        """The data set as the run shows it."""
+        return skeleton_definition(self.ws.read_asset(self.run.dataset), self.ws, self.run.frames)
+
+    @cached_property
+    def store(self) -> SkeletonStore:
+        """The skeletons."""
+        return SkeletonStore(self.ws.store(self.run), self.definition.policy)
+
+    def split(self, split: str) -> OneShotSplit:
+        """Base clips, exemplars and queries; of the validation classes where `split` is val."""
+        return load_split(self.ws.dataset(self.run.dataset), self.store, self.run.train.get("base_set", ""), split)
+
+    def classes(self) -> dict[str, int]:
+        test, validation = self.split("test"), self.definition.protocol.validation
+        found = {"train": len(test.base_classes), "test": len(test.novel_classes)}
+        return found | ({"val": len(self.split("val").novel_classes)} if validation else {})
+
+    def schedule(self) -> dict[str, Any]:
+        train = self.run.train
+        per_epoch = max(len(self.split("test").base) // train["batch"], 1)
+        lengths = {f"{name}_steps": round(train[f"{name}_epochs"] * per_epoch) for name in ("warmup",)}
+        milestones = [round(epoch * per_epoch) for epoch in train["milestones"]]
+        every = max(round(train["validate_epochs"] * per_epoch), 1)
+        return train | lengths | {
+            "steps": train["epochs"] * per_epoch, "milestones": milestones, "validate_every": every,
+            "checkpoint_every": every, "items": train["batches_per_step"],
+        }  # fmt: skip
+
+    def build(self) -> SkeletonModel:
+        return build_skeleton_model(self.run, self.ws, self.definition, self.split("test").base_classes)
+
+    def items(self, model: SkeletonModel) -> Batches:
+        train, split = self.run.train, self.split("test")
+        made = self.definition
+        dataset = DATASETS[made.feed.kind](
+            self.store, split.base, split.base_labels, made.policy, made.feed, train=True, seed=self.run.seed
+        )
+        count = self.schedule()["steps"] * train["batches_per_step"]
+        return Batches(dataset, train["batch"], train["per_class"], self.run.seed, count)
+
+    def validate(self, model: SkeletonModel) -> float:
+        split = self.split("test" if self.run.selection == "test" else "val")
+        return self._measure(model, split, OneShot(classifier="nearest"), 0).value
+
+    def scores(self, model: SkeletonModel, measure: Measure, split: str) -> EpisodeScores:
+        chosen = self.split(split)
+        settings = parse(OneShot, {"classifier": measure.matcher or "calibration"}, f"{self.run.id}, measure.matcher")
+        found = self._measure(model, chosen, settings, measure.episode_seed)
+        # A query is an episode of its own: its score is 1 for the class that was predicted.
+        scores = np.zeros((len(found.labels), 1, len(chosen.novel_classes)), dtype=np.float32)
+        scores[np.arange(len(scores)), 0, found.predicted] = 1
+        return EpisodeScores(scores, None, found.labels[:, None])
+
+    def _measure(self, model: SkeletonModel, split: OneShotSplit, settings: OneShot, seed: int) -> OneShotResult:
+        made = self.definition
+        return measure_one_shot(model, self.store, split, made.policy, made.feed, settings, seed)
+
+
+def task_of(run: Run, ws: Workspace) -> Task:
+    """The task of a run, by its model.
+
+    Raises:
+        UserError: no such model.
+    """
+    kind = MODELS.get(run.model["type"])
+    if isinstance(kind, type):
+        for base, task in ((FewShotModel, FewShotTask), (SkeletonModel, OneShotTask)):
+            if issubclass(kind, base):
+                return task(run, ws)
+    kinds = {name: entry for name, entry in MODELS.module_dict.items() if isinstance(entry, type)}
+    known = [name for name, entry in kinds.items() if issubclass(entry, FewShotModel | SkeletonModel)]
+    raise unknown("model type", run.model["type"], known, f"method {run.method}")
