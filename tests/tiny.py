@@ -18,7 +18,7 @@ from pipeline.experiment import Asset, Cell, Run
 from pipeline.models.backbones.clip import CLIPBackbone
 from pipeline.models.backbones.nano_clip import build_tokenizer, init_nano, nano_config
 from pipeline.models.backbones.resnet import ResNetBackbone
-from pipeline.plan import Plan
+from pipeline.plan import Plan, store_key
 from pipeline.text.corpus import load_corpus
 from pipeline.workspace import Workspace
 
@@ -79,7 +79,7 @@ def make_world(root: Path) -> World:
     synthesize(dataset, ws, 1)
     make_splits(dataset, ws, 1)
     make_texts(dataset, ws)
-    (store,) = plan.stores
+    store = store_key(plan.frames(dataset))
     make_frames(dataset, ws, store, plan.stores[store], 1)
     for backbone in plan.backbones.values():
         write_backbone(backbone, dataset, ws)

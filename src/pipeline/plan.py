@@ -19,7 +19,9 @@ from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest
 from pipeline.tables.spec import Column, Paper, Row, Table, read_papers, table_stem
 
 # Keys of a data set's definition that say where and how on this machine, not what.
-DATASET_OPTIONS = ("root", "lists", "labels", "missing", "texts", "corpora", "expected", "workers", "licence", "homepage", "note")
+DATASET_OPTIONS = (
+    "root", "lists", "labels", "missing", "texts", "corpora", "expected", "workers", "licence", "homepage", "note",
+)  # fmt: skip
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "backbone", "recipe")
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's

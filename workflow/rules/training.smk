@@ -46,7 +46,11 @@ for sweep in PLAN.sweeps.values():
             input:
                 sorted({path for run in trials for path in training_inputs(run)}),
                 # Trained by `train`, for other tables need them too: done before, so that no trial repeats them.
-                [f"results/runs/{run}/train.json" for run in sweep.runs if run not in trials],
+                [
+                    f"results/runs/{run}/train.json"
+                    for run in sweep.runs
+                    if run not in trials
+                ],
             output:
                 [f"results/runs/{run}/train.json" for run in trials],
             log:

@@ -39,9 +39,7 @@ def video_root(asset: Asset, ws: Workspace) -> Path:
     return path
 
 
-def skeleton_definition(
-    asset: Asset, ws: Workspace, frames: Mapping[str, Any] | None = None
-) -> SkeletonDefinition:
+def skeleton_definition(asset: Asset, ws: Workspace, frames: Mapping[str, Any] | None = None) -> SkeletonDefinition:
     """The definition of a skeleton data set; `frames` of a run say how it is shown.
 
     Raises:

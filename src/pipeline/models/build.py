@@ -16,6 +16,7 @@ from pipeline.errors import UserError, unknown
 from pipeline.experiment import Run
 from pipeline.models import methods  # noqa: F401  (registers the methods)
 from pipeline.models.methods.base import FewShotModel
+from pipeline.models.skeleton import baseline, crossglg, gap  # noqa: F401  (register the methods)
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.text.corpus import Corpus, load_corpus
 from pipeline.workspace import Workspace

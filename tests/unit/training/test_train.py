@@ -10,15 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.optim.scheduler import LinearLR
 from safetensors.torch import load_file
 from tiny import train_on_workers
 
+from pipeline.datasets.episodes import EpisodeDataset
 from pipeline.errors import UserError
+from pipeline.evaluation.scores import EpisodeScores
 from pipeline.experiment import Run
 from pipeline.models.build import WEIGHTS
 from pipeline.models.methods.base import FewShotModel
+from pipeline.training import tasks
 from pipeline.training import train as module
-from pipeline.training.train import STATE, train_run
+from pipeline.training.ray_train import latest_checkpoint
+from pipeline.training.tasks import FewShotTask, task_of
+from pipeline.training.train import STATE, StepFactors, train_run
 from pipeline.workspace import Workspace
 
 
@@ -86,12 +92,35 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(world, tmp_path, 
     assert not list(whole.run(run.id).rglob(STATE))  # checkpoints are the keeper's, the run's folder has none
 
 
+def test_the_newest_whole_checkpoint_is_found(tmp_path):
+    """Ray deletes old checkpoints file by file, and a training may stop in the midst of writing one."""
+    ws = Workspace(tmp_path)
+    assert latest_checkpoint(ws, "lga-scene-s0-0a") is None
+
+    def folder(slot, name, *files):
+        path = ws.ray / "train" / slot / name
+        path.mkdir(parents=True)
+        for file in files:
+            (path / file).write_text("{}")
+        return path
+
+    folder("slot-0-77", "lga-scene-s0-0a-00000009", "state.pt")  # half of it is gone
+    assert latest_checkpoint(ws, "lga-scene-s0-0a") is None
+    whole = folder("slot-1-77", "lga-scene-s0-0a-00000006", "state.pt", "meta.json")
+    folder("slot-0-77", "lga-scene-s0-0a-00000003", "state.pt", "meta.json")
+    folder("slot-1-77", "lga-scene-s0-0a-00000012", "meta.json")
+    folder("slot-0-77", "lga-scene-s0-0b-00000048", "state.pt", "meta.json")
+    assert latest_checkpoint(ws, "lga-scene-s0-0a") == whole
+    later = folder("lga-scene-s0-0a", "lga-scene-s0-0a-00000010", "state.pt", "meta.json")
+    assert latest_checkpoint(ws, "lga-scene-s0-0a") == later
+
+
 def test_a_resumed_training_does_not_decode_what_it_walks_past(world, tmp_path, monkeypatch):
     run, ws = world.run(method="otam", selection="last", train={"steps": 4}), world.elsewhere(tmp_path / "ws")
     train_run(run, ws, _keep(tmp_path / "kept"))
     drawn = []
-    original = module.EpisodeDataset.__getitem__
-    monkeypatch.setattr(module.EpisodeDataset, "__getitem__", lambda self, i: drawn.append(i) or original(self, i))
+    original = EpisodeDataset.__getitem__
+    monkeypatch.setattr(EpisodeDataset, "__getitem__", lambda self, i: drawn.append(i) or original(self, i))
     train_run(run, ws, None, tmp_path / "kept" / "3")
     assert drawn == [6, 7]
 
@@ -120,7 +149,7 @@ def test_two_workers_train_the_same_as_one(world, tmp_path):
     train_run(run, alone)
     train_on_workers(2, run, pair)
     one, two = _weights(alone, run), _weights(pair, run)
-    first = module.build_model(run, alone, world.store).trained_state()
+    first = task_of(run, alone).build().trained_state()
     assert one.keys() == two.keys() == first.keys()
     moved = max(float((one[name] - first[name]).abs().max()) for name in one)
     apart = max(float((one[name] - two[name]).abs().max()) for name in one)
@@ -133,7 +162,9 @@ def test_two_workers_train_the_same_as_one(world, tmp_path):
 def test_episodes_that_cannot_be_split_over_the_workers(world, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "get_world_size", lambda: 3)
     run = world.run(method="otam", train={"episodes_per_step": 4})
-    with pytest.raises(UserError, match=f"{run.id}: 4 episodes a step cannot be split over 3 workers.*cluster.workers"):
+    with pytest.raises(
+        UserError, match=f"{run.id}: 4 episodes .*a step cannot be split over 3 workers.*cluster.workers"
+    ):
         train_run(run, world.elsewhere(tmp_path))
 
 
@@ -152,6 +183,85 @@ def test_learning_rate_follows_the_steps(world, tmp_path, episodes_per_step):
     assert rates == pytest.approx([1e-4, 4e-4, 7e-4, 1e-3, 1e-4, 1e-4, 1e-5], rel=1e-6)
 
 
+def _rates(milestones, steps, warmup=0, start=1e-5, first=1e-3, resume_at=None):
+    """The learning rate of each step, as the trainer's schedulers give it."""
+
+    def build():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=first)
+        schedulers = [LinearLR(optimizer, start_factor=start / first, end=warmup + 1, by_epoch=False)] if warmup else []
+        return optimizer, [*schedulers, StepFactors(optimizer, milestones=milestones, by_epoch=False)]
+
+    optimizer, schedulers = build()
+    rates = []
+    for step in range(steps):
+        if step == resume_at:
+            states = optimizer.state_dict(), [scheduler.state_dict() for scheduler in schedulers]
+            optimizer, schedulers = build()
+            optimizer.load_state_dict(states[0])
+            for scheduler, state in zip(schedulers, states[1], strict=True):
+                scheduler.load_state_dict(state)
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("milestones", "factors"),
+    [
+        ([], [1, 1, 1, 1, 1, 1, 1, 1]),
+        ([3, 6], [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01]),  # to a tenth each
+        ([[3, 0.5], [6, 0.1]], [1, 1, 1, 0.5, 0.5, 0.5, 0.1, 0.1]),  # of the first rate, not of the last one
+        ([[2, 0.5], 5], [1, 1, 0.5, 0.5, 0.5, 0.05, 0.05, 0.05]),
+        ([2, [5, 0.5]], [1, 1, 0.1, 0.1, 0.1, 0.5, 0.5, 0.5]),  # it may rise
+        ([[4, 0.5], [4, 0.1]], [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1]),
+        ([99], [1, 1, 1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_learning_rate_at_milestones(milestones, factors):
+    want = pytest.approx([1e-3 * factor for factor in factors], rel=1e-9)
+    assert _rates(milestones, 8) == want
+    for resume_at in range(1, 8):
+        assert _rates(milestones, 8, resume_at=resume_at) == want
+
+
+@pytest.mark.parametrize("resume_at", [None, 1, 3, 4, 5])
+def test_warm_up_and_milestones_act_on_one_rate(resume_at):
+    """The rate rises evenly to the first one; a milestone inside the warm-up scales what is left of it."""
+    rates = _rates([[4, 0.5], [6, 0.1]], 8, warmup=4, start=2e-4, resume_at=resume_at)
+    assert rates == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 5e-4, 5e-4, 1e-4, 1e-4], rel=1e-9)
+    inside = _rates([[2, 0.5]], 6, warmup=4, start=2e-4, resume_at=resume_at)
+    assert inside == pytest.approx([2e-4, 4e-4, 3e-4, 4e-4, 5e-4, 5e-4], rel=1e-9)
+
+
+def test_factors_of_a_recipe_reach_the_training_and_survive_its_interruption(world, tmp_path):
+    train = {
+        "steps": 7, "episodes_per_step": 2, "learning_rate": 1e-3, "warmup_steps": 2, "warmup_start": 1e-4,
+        "milestones": [[3, 0.5], [5, 0.1], 6],
+    }  # fmt: skip
+    run, ws = world.run(method="otam", selection="last", train=train), world.elsewhere(tmp_path / "ws")
+    with pytest.raises(Killed):
+        train_run(run, ws, _keep(tmp_path / "kept", until=4))
+    train_run(run, ws, None, tmp_path / "kept" / "4")
+    rates = [row["learning_rate"] for row in _curve(ws, run)]
+    assert rates == pytest.approx([1e-4, 5.5e-4, 1e-3, 5e-4, 5e-4, 1e-4, 1e-5], rel=1e-6)
+
+
+def test_every_released_schedule_falls_below_its_first_rate_and_stays_positive(world):
+    """Factors of a recipe are of its first rate, so each later one is lower."""
+    for name in world.plan.config.names("methods"):
+        method = world.plan.config.entry("methods", name, "test")
+        for schedule in [{}, *method.get("schedules", {}).values()] if "steps" in method.get("train", {}) else ():
+            train = {**method["train"], **schedule}
+            rates = _rates(train["milestones"], train["steps"], first=train["learning_rate"])
+            assert rates == sorted(rates, reverse=True) and rates[-1] > 0, name
+            changes = {step for step, (a, b) in enumerate(itertools.pairwise(rates), 1) if a != b}
+            steps = {entry[0] if isinstance(entry, list) else entry for entry in train["milestones"]}
+            assert changes == {step for step in steps if step < train["steps"]}, name
+            assert train["warmup_steps"] < train["steps"]
+
+
 def test_one_step_of_warm_up_ends(world, tmp_path):
     train = {"steps": 3, "episodes_per_step": 1, "warmup_steps": 1, "warmup_start": 1e-5, "milestones": []}
     run, ws = world.run(method="otam", selection="last", train=train), world.elsewhere(tmp_path)
@@ -164,9 +274,10 @@ def test_a_step_is_the_mean_over_its_episodes(world, tmp_path):
     train = {"steps": 1, "episodes_per_step": 3, "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.0}
     run, ws = world.run(method="otam", selection="last", train=train), world.elsewhere(tmp_path)
     train_run(run, ws)
-    model = module.build_model(run, ws, world.store).train()
+    task = task_of(run, ws)
+    model = task.build().train()
     before = {name: value.clone() for name, value in model.trained_state().items()}
-    episodes, losses = module._episodes(run, model, world.store, 0), []
+    episodes, losses = task.items(model), []
     for i in range(3):
         batch = torch.utils.data.default_collate([episodes[i]])
         losses.append(model(mode="loss", **batch)["loss_matching"])
@@ -178,16 +289,13 @@ def test_a_step_is_the_mean_over_its_episodes(world, tmp_path):
     assert _curve(ws, run)[0]["loss"] == pytest.approx(mean.item(), abs=1e-5)
 
 
-def test_training_learns_an_easy_task(world, tmp_path):
+def test_training_learns_an_easy_task(world, tmp_path, monkeypatch):
     """The loss of the same few episodes falls; the random CLIP starts at chance."""
     train = {"steps": 20, "episodes_per_step": 1, "learning_rate": 3e-3, "way": 2, "validate_every": 100}
     run, ws = world.run(method="lga", selection="last", train=train), world.elsewhere(tmp_path)
-    dataset = module._episodes
-    try:
-        module._episodes = lambda *arguments: Repeat(dataset(*arguments), 2)
-        train_run(run, ws)
-    finally:
-        module._episodes = dataset
+    items = FewShotTask.items
+    monkeypatch.setattr(FewShotTask, "items", lambda task, model: Repeat(items(task, model), 2))
+    train_run(run, ws)
     losses = [row["loss"] for row in _curve(ws, run)]
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
 
@@ -212,6 +320,18 @@ def test_seeds_train_on_other_episodes(world, tmp_path):
         train_run(run, ws)
     losses = [_curve(ws, run)[0]["loss"] for run in runs]
     assert abs(losses[0] - losses[1]) > 1e-3
+
+
+@pytest.mark.parametrize("crop", ["clip", "frame"])
+def test_frames_and_crops_of_a_training_are_those_of_the_recipe(world, crop):
+    task = task_of(world.run(method="trx", train={"crop": crop}), world.ws)
+    episodes = task.items(task.build())
+    assert episodes.mode == "linspace_jitter" and episodes.transform.per_frame is (crop == "frame")
+    assert episodes.transform.mean == (0.0,) * 3 and episodes.transform.flip == 0.5
+    task = task_of(world.run(method="hyrsm"), world.ws)
+    episodes = task.items(task.build())
+    assert episodes.mode == "segment_random" and episodes.transform.mean == (0.45,) * 3
+    assert episodes.query_transform.jitter and not episodes.transform.jitter
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="mixed precision is for GPUs, and here is one")
@@ -265,7 +385,7 @@ def test_a_loss_that_is_no_number_stops_the_training_and_says_where(world, tmp_p
 
 def _with_validation(monkeypatch, scores: list[float]) -> list[float]:
     left = list(scores)
-    monkeypatch.setattr(module, "_validator", lambda *_: lambda model: left.pop(0))
+    monkeypatch.setattr(FewShotTask, "validate", lambda task, model: left.pop(0))
     return left
 
 
@@ -299,19 +419,31 @@ def test_weights_of_the_selected_step_are_kept(world, tmp_path, monkeypatch, sel
     assert [value for value in validated.values() if value is not None] == scores
 
 
+def test_the_score_that_is_trained_selects_the_checkpoint(world, monkeypatch):
+    """The product, where a method makes one; else the video-video score."""
+    labels = torch.zeros(2, 1, dtype=torch.int64).numpy()
+    wrong, right = ([[[0.0, 1.0]]] * 2, [[[1.0, 0.0]]] * 2)
+    for both, accuracy in ((None, 0.0), (right, 100.0)):
+        arrays = [None if x is None else torch.tensor(x).numpy() for x in (wrong, both)]
+        scores = EpisodeScores(arrays[0], arrays[0], labels, arrays[1])
+        monkeypatch.setattr(tasks, "score_split", lambda *_, scores=scores, **__: scores)
+        task = task_of(world.run(method="task_adapter_pp"), world.ws)
+        assert task.validate(torch.nn.Identity()) == accuracy
+
+
 @pytest.mark.parametrize(("selection", "split"), [("val", "val"), ("test", "test")])
 def test_the_selection_looks_at_its_own_split(world, tmp_path, monkeypatch, selection, split):
-    seen, original = [], module.score_split
+    seen, original = [], tasks.score_split
 
     def spy(run, model, ws, store, which, **kwargs):
         assert not model.training
         seen.append((which, kwargs["seed"], kwargs["episodes"], kwargs["shot"]))
         return original(run, model, ws, store, which, **kwargs)
 
-    monkeypatch.setattr(module, "score_split", spy)
+    monkeypatch.setattr(tasks, "score_split", spy)
     run = world.run(method="otam", selection=selection)
     train_run(run, world.elsewhere(tmp_path))
-    assert seen == [(split, module.VALIDATION_SEED, 20, 1)] * 2
+    assert seen == [(split, tasks.SELECTION_SEED, 20, 1)] * 2
 
 
 def test_validation_leaves_no_trace_in_the_training(world, tmp_path):

@@ -332,14 +332,18 @@ def _second(action: Action, joint: str, said: str) -> tuple[str, str]:
     """Global text and sentence of a joint in the words of the second voice."""
     begin, middle, end = action.steps
     whole = f"The performer starts by {begin}. Next comes {middle}. The action closes with {end}{action.ending}."
-    return whole, said.replace("The ", "During this, the ", 1).replace(" moves ", " goes ").replace(" in the ", " at the ")
+    return whole, said.replace("The ", "During this, the ", 1).replace(" moves ", " goes ").replace(
+        " in the ", " at the "
+    )
 
 
 def _third(action: Action, joint: str, said: str) -> tuple[str, str]:
     """Global text and sentence of a joint in the words of the third voice: terse."""
     begin, middle, end = action.steps
     whole = f"Beginning: {begin}. Process: {middle}. End: {end}{action.ending}."
-    return whole, said.replace(f"The {joint} ", f"{joint}: ", 1).replace("stays still", "no motion").replace("moves ", "")
+    return whole, said.replace(f"The {joint} ", f"{joint}: ", 1).replace("stays still", "no motion").replace(
+        "moves ", ""
+    )
 
 
 VOICES = {"gemini": _second, "qwen": _third}

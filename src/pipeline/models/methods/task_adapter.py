@@ -127,7 +127,7 @@ class TaskAdapter(FewShotModel):
             alignment, self.backbone.dim, alignment_layers, alignment_norm, alignment_over, alignment_window
         )
         self.trx = nn.ModuleList(
-            TemporalCrossTransformer(self.backbone.dim, cardinality=size, frames=frames)
+            TemporalCrossTransformer(self.backbone.dim, self.backbone.dim, cardinality=size, frames=frames)
             for size in (TRX_TUPLES if matcher == "trx" else ())
         )
         self.finetune, self.subactions = finetune, subactions

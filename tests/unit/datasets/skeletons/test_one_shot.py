@@ -54,9 +54,7 @@ def test_ntu_counts(repo, reference_data, name, statistics, capsys):
         sizes[base] = len(one.base)
         assert len(one.base_classes) == made.protocol.bases[base] and np.bincount(one.base_labels).all()
     print(sizes)
-    assert (
-        sizes == {base: made.expected[base] for base in sizes} and sizes["100%"] == made.expected["base"]
-    )
+    assert sizes == {base: made.expected[base] for base in sizes} and sizes["100%"] == made.expected["base"]
     wanted = {"ntu120": [18_817, 37_739, 56_721, 75_831, 95_001], "ntu60": [9_391, 18_817, 28_277, 37_739, 47_180]}
     assert list(sizes.values()) == wanted[statistics]
 
