@@ -189,7 +189,8 @@ def evaluate(run: RunId, results: Results = Path("results"), settings: Settings 
         search = partial(search_with_tune, ws.ray / "tune")
     for path in measure_run(spec, cells, ws, search):
         record = json.loads(path.read_text())
-        print(f"{path}: {record['value']:.2f} +- {record['ci95']:.2f}")
+        half = "" if record["ci95"] is None else f" +- {record['ci95']:.2f}"
+        print(f"{path}: {record['value']:.2f}{half}")
 
 
 @app.command()

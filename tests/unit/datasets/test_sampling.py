@@ -61,6 +61,31 @@ def test_kinetics_grid_on_a_subset_of_the_frames():
     np.testing.assert_array_equal(stored, whole // 10)
 
 
+def test_an_even_grid_leaves_out_the_first_and_the_last_frame():
+    """TRX's test: np.linspace(1, n - 2, t), cut down to whole frames."""
+    for n in range(11, 120):
+        wanted = np.linspace(1, n - 2, 8).astype(int)
+        np.testing.assert_array_equal(sample_positions(n, 8, "linspace"), wanted)
+    np.testing.assert_array_equal(sample_positions(1, 3, "linspace"), [0, 0, 0])
+    one, two = (sample_positions(40, 8, "linspace", rng) for rng in (None, np.random.default_rng(0)))
+    np.testing.assert_array_equal(one, two)  # a generator is of no account
+
+
+@pytest.mark.parametrize("n", [25, 40, 100, 301])
+def test_the_jittered_grid_moves_each_end_on_its_own(n):
+    """By five frames at most, all distances equally often; between its ends the grid is even."""
+    rng = np.random.default_rng(n)
+    drawn = [sample_positions(n, 8, "linspace_jitter", rng) for _ in range(900)]
+    first, last = (np.array([positions[i] for positions in drawn]) for i in (0, -1))
+    for end in (first, n - 1 - last):
+        values, counts = np.unique(end, return_counts=True)
+        assert values[-1] - values[0] == 5 and values[-1] <= 6 and counts.min() > 0.6 * 150
+    assert len(set(zip(first.tolist(), last.tolist(), strict=True))) == 36
+    for positions in drawn:
+        np.testing.assert_array_equal(positions, np.linspace(positions[0], positions[-1], 8).astype(int))
+        assert len(set(positions)) == 8
+
+
 def test_wrong_arguments():
     with pytest.raises(UserError, match=r"unknown frame sampling mode 'segment_center'.*segment_centre"):
         sample_positions(10, 8, "segment_center")

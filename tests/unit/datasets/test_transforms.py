@@ -46,6 +46,36 @@ def test_a_random_crop_is_one_for_all_frames():
     assert {x for _, x in corners} == set(range(19))
 
 
+def test_a_crop_for_each_frame():
+    """As in Task-Adapter's released code: every frame of a clip is cut at a place of its own."""
+    places = []
+    for seed in range(60):
+        made = back(raw(train=True, per_frame=True)(FRAMES, np.random.default_rng(seed)))
+        assert made.shape == (4, 32, 32, 3)
+        found = [
+            [(y, x) for y in range(9) for x in range(19) if (cut == frame[y : y + 32, x : x + 32]).all()]
+            for cut, frame in zip(made, FRAMES, strict=True)
+        ]
+        assert [len(corners) for corners in found] == [1] * 4
+        places.append([corners[0] for corners in found])
+    assert {y for clip in places for y, _ in clip} == set(range(9))
+    assert {x for clip in places for _, x in clip} == set(range(19))
+    assert sum(len(set(clip)) == 1 for clip in places) == 0
+    again = back(raw(train=True, per_frame=True)(FRAMES, np.random.default_rng(59)))
+    np.testing.assert_array_equal(again, made)
+
+
+def test_a_crop_for_each_frame_is_for_training_alone():
+    np.testing.assert_array_equal(back(raw(per_frame=True)(FRAMES)), FRAMES[:, 4:36, 9:41])
+    with pytest.raises(UserError, match="network takes 48x48"):
+        ClipTransform(48, train=True, per_frame=True)(FRAMES, np.random.default_rng(0))
+
+
+def test_a_flip_is_one_for_all_frames_also_where_crops_are_not():
+    made = back(raw(train=True, per_frame=True, flip=1.0)(FRAMES[:, :32, :32], np.random.default_rng(0)))
+    np.testing.assert_array_equal(made, FRAMES[:, :32, :32][:, :, ::-1])
+
+
 def test_flip():
     always = back(raw(train=True, flip=1.0)(FRAMES[:, :32, :32], np.random.default_rng(0)))
     np.testing.assert_array_equal(always, FRAMES[:, :32, :32][:, :, ::-1])

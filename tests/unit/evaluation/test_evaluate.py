@@ -22,6 +22,7 @@ from pipeline.evaluation.evaluate import (
 from pipeline.evaluation.score import score_run
 from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, summary
 from pipeline.experiment import Cell
+from pipeline.models.build import load_trained
 from pipeline.models.methods.base import FewShotModel
 from pipeline.training.train import train_run
 
@@ -44,6 +45,23 @@ def test_fused_scores_are_the_weighted_geometric_mean():
     assert fused(_random_scores(text=False), "both", 0.5).shape == (40, 5, 5)
 
 
+def test_own_scores_of_a_method_are_taken_as_they_are():
+    scores = _random_scores()
+    both = np.random.default_rng(1).normal(size=scores.log_vv.shape).astype(np.float32)
+    fusing = EpisodeScores(scores.log_vv, scores.log_vt, scores.labels, both)
+    assert fused(fusing, "both", "own") is both and fusing.trained is both
+    assert fused(fusing, "vv", "own") is scores.log_vv and fused(fusing, "vt", "own") is scores.log_vt
+    # a number fuses the two probabilities, whatever the method does of itself
+    np.testing.assert_array_equal(fused(fusing, "both", 0.3), fused(scores, "both", 0.3))
+    assert scores.trained is scores.log_vv
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_own_scores_of_a_method_that_has_none_are_an_error(text):
+    with pytest.raises(UserError, match="measure.alpha is `own`, and this method fuses no scores itself"):
+        fused(_random_scores(text=text), "both", "own")
+
+
 def test_accuracy_counts_the_queries_of_each_episode():
     logits = np.zeros((2, 4, 3))
     for e, q, n in ((0, 0, 1), (0, 1, 2), (0, 2, 0), (0, 3, 0), (1, 0, 2), (1, 1, 2), (1, 2, 1), (1, 3, 1)):
@@ -63,12 +81,14 @@ def test_alpha_curve_and_its_best_point():
 
 
 def test_scores_survive_the_disk(tmp_path):
-    for text in (True, False):
-        scores = _random_scores(text=text)
+    for text, both in ((True, None), (False, None), (True, np.ones((40, 5, 5), np.float32))):
+        plain = _random_scores(text=text)
+        scores = EpisodeScores(plain.log_vv, plain.log_vt, plain.labels, both)
         scores.save(tmp_path / "deep" / "scores.npz")
         loaded = EpisodeScores.load(tmp_path / "deep" / "scores.npz")
         assert (loaded.log_vv == scores.log_vv).all() and (loaded.labels == scores.labels).all()
         assert loaded.log_vt is None if not text else (loaded.log_vt == scores.log_vt).all()
+        assert loaded.both is None if both is None else (loaded.both == both).all()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["scores.npz"]
 
 
@@ -234,7 +254,7 @@ def test_milliseconds_of_whole_tasks(trained, monkeypatch):
     assert len(times) == score_module.TIMED_TASKS and min(times) > 0
     assert record["metric"] == "time_ms" and record["value"] == pytest.approx(np.mean(times))
     assert record["n"] == 20 and record["alpha"] is None
-    model, counter = score_module.load_trained(run, ws, few_shot.FrameStore(ws.store(run))), Counter(monkeypatch)
+    model, counter = load_trained(run, ws, few_shot.FrameStore(ws.store(run))), Counter(monkeypatch)
     score_module.time_tasks(run, cells[5].measure, model, few_shot.FrameStore(ws.store(run)), ws)
     assert counter.clips == 22 * 10  # 5 supports and 5 queries of each of 20 tasks and 2 that warm up
 
@@ -247,6 +267,112 @@ def test_tasks_of_another_form_are_timed_anew(trained, monkeypatch):
     assert needed_work([longer], ws) and score_run(run, [longer, cells[5]], ws) == 1
     assert counter.clips == 4 * 30
     assert len(json.loads(value_path(ws, run, longer.measure).read_text())["milliseconds"]) == 2
+
+
+# --------------------------------------------------------------------- methods that fuse their scores
+
+
+PARTS = ("visual.adapters", "text.adapters", "")
+
+
+@pytest.fixture(scope="module")
+def adapted(world, tmp_path_factory):
+    """A trained Task-Adapter++ with cells of every kind."""
+    ws = world.elsewhere(tmp_path_factory.mktemp("adapted"))
+    measures = [
+        {}, {"score": "vv"}, {"score": "vt"}, {"alpha": 0.3}, {"alpha": "val"}, {"metric": "time_ms"},
+        *({"metric": "params_m", "part": part} for part in PARTS),
+    ]  # fmt: skip
+    cells = [world.cell(method="task_adapter_pp", measure={"episodes": 24, **measure}) for measure in measures]
+    (run,) = {cell.run.id: cell.run for cell in cells}.values()
+    train_run(run, ws)
+    score_run(run, cells, ws)
+    measure_run(run, cells, ws, search_in_process)
+    return ws, run, cells
+
+
+def test_the_product_of_a_method_is_measured_as_it_is(adapted):
+    ws, run, (own, vv, vt, fixed, searched, *_) = adapted
+    assert own.measure.alpha == "own" and own.measure.score == "both"
+    scores = EpisodeScores.load(scores_path(ws, run, own.measure, "test"))
+    assert scores.both.shape == (24, 5, 5)
+    offset = run.model["offset"]
+    for cell, logits in ((own, scores.both), (vv, scores.log_vv), (vt, scores.log_vt)):
+        record = _record(ws, cell)
+        assert record["value"] == pytest.approx(accuracy(logits, scores.labels).mean())
+        assert record["alpha"] is None and record["alpha_curve"] is None
+    # log-probabilities are the cosines up to a constant of each query, and their product the score of Eq. 18
+    for name in ("log_vv", "log_vt"):
+        assert np.ptp(getattr(scores, name), axis=-1).max() < 2
+    assert offset == 0.5 and (scores.both > 0).all() and (scores.both < 1.5**2).all()
+    assert _record(ws, fixed)["alpha"] == 0.3 and _record(ws, searched)["alpha"] in searched.measure.alpha_grid
+    # validation episodes are scored for the search alone
+    names = {path.name.split("-")[0] for path in ws.scores(run.id).glob("*.npz")}
+    assert names == {"test", "val"} and len(list(ws.scores(run.id).glob("*.npz"))) == 2
+
+
+def test_a_method_that_fuses_nothing_cannot_be_asked_for_its_own_score(trained):
+    ws, run, (both, *_) = trained
+    cell = Cell(run=run, measure=both.measure.model_copy(update={"alpha": "own"}))
+    with pytest.raises(UserError, match="measure.alpha is `own`"):
+        measure_run(run, [cell], ws, search_in_process)
+    assert not ws.cell(cell.id).exists()
+
+
+def test_cells_of_parameters_hold_the_count_in_millions(adapted, world):
+    ws, run, cells = adapted
+    model = load_trained(run, ws, world.store)
+    found = {}
+    for cell in [cell for cell in cells if cell.measure.metric == "params_m"]:
+        record, part = _record(ws, cell), cell.measure.part
+        found[part] = round(1e6 * record["value"])
+        tuned = [p.numel() for name, p in model.named_parameters() if p.requires_grad and name.startswith(part)]
+        assert found[part] == sum(tuned) == score_module.tuned_parameters(model, part)
+        assert record["ci95"] is None and record["n"] == 1 and record["alpha"] is None
+        kept = json.loads(value_path(ws, run, cell.measure).read_text())
+        assert kept == {"parameters": found[part]}
+    width = 32  # of CLIP: one layer of four adapters, one of one, and the temporal embedding
+    adapter = 2 * width * (width // 4) + width // 4 + width
+    assert found == {"visual.adapters": 4 * adapter, "text.adapters": adapter, "": 5 * adapter + 8 * width}
+
+
+def test_parameters_depend_on_no_task(adapted, world):
+    """Shots, ways, scores and episodes are of no account, so all such places of a table are one cell."""
+    _, _, cells = adapted
+    first = next(cell for cell in cells if cell.measure.metric == "params_m")
+    for change in ({"shot": 5}, {"way": 3}, {"query": 2}, {"episodes": 7}, {"score": "vv"}, {"matcher": "otam"}):
+        measure = {"metric": "params_m", "part": first.measure.part, **change}
+        assert world.cell(method="task_adapter_pp", measure=measure).id == first.id, change
+    other = world.cell(method="task_adapter_pp", measure={"metric": "params_m", "part": "visual.adapters.0"})
+    assert other.id != first.id
+    # the part is of no account for an accuracy
+    one, two = (world.cell(method="task_adapter_pp", measure={"part": part}) for part in ("", "visual"))
+    assert one.id == two.id
+
+
+def test_whole_tasks_of_videos_that_see_each_other_are_timed(adapted):
+    ws, _, cells = adapted
+    record = _record(ws, next(cell for cell in cells if cell.measure.metric == "time_ms"))
+    assert record["value"] > 0 and record["n"] == 20
+
+
+def test_a_run_of_no_steps_is_measured_without_a_training(world, tmp_path):
+    """Table 3's frozen CLIP: the same run for every recipe and seed."""
+    ws = world.elsewhere(tmp_path)
+    experiment = {"method": "task_adapter", "model": {"finetune": "none"}}
+    cell = world.cell(**experiment, train={"steps": 0}, measure={"episodes": 24})
+    run = cell.run
+    assert run.train == {} and run.selection == "last"
+    others = (world.run(seed=seed, **experiment, train={"steps": 0, "optimizer": "sgd"}) for seed in (0, 3))
+    assert {other.id for other in others} == {run.id}
+    assert world.run(**experiment, train={"steps": 1}).id != run.id
+    train_run(run, ws)
+    assert json.loads((ws.run(run.id) / "train.json").read_text())["steps"] == 0
+    assert not list(ws.run(run.id).glob("*.safetensors"))
+    parameters = world.cell(**experiment, train={"steps": 0}, measure={"metric": "params_m"})
+    score_run(run, [cell, parameters], ws)
+    measure_run(run, [cell, parameters], ws, search_in_process)
+    assert 0 <= _record(ws, cell)["value"] <= 100 and _record(ws, parameters)["value"] == 0
 
 
 def test_missing_scores_are_said(trained, world, tmp_path):

@@ -300,7 +300,7 @@ def test_the_trunk_is_worked_out_once_a_video(build, settings):
     model = build(seed=1, **settings)
     clips = torch.randn(5, FRAMES, 3, 8, 8)
     trunk = model.encode(clips)
-    assert trunk.shape == (5, FRAMES, 5, 16) and model.related and model.episodes_at_once == 8
+    assert trunk.shape == (5, FRAMES, 5, 16) and model.related and model.episodes_at_once == 4
     for task in ([0, 1, 2], [2, 4, 3]):
         _close(model.relate(trunk[task][None])[0], model.visual(model.clip, clips[task][None])[0])
 

@@ -25,9 +25,9 @@ FINETUNES = ("adapters", "full", "none")
 SUBACTIONS = ("single", "average", "stages")
 COSINES = ("frames", "means")
 TASK_MATCHERS = ("cosine", "otam", "bi_mhm", "trx")
-RELATED_EPISODES = 8
+RELATED_EPISODES = 4
 """Episodes matched in one call when their videos pass through adapted layers; 5-way 5-shot of CLIP ViT-B/16 is then
-1 GB for each kind of intermediate result."""
+half a GB for each kind of intermediate result."""
 TRX_TUPLES = (2, 3)
 TEMPERATURE = 64.0
 """Of the cross-entropy: logits are 64 times the product of the two scores (released code)."""

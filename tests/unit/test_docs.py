@@ -1,0 +1,132 @@
+"""The examples of the documentation, as they stand there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import CONFIG, OVERLAY
+
+from pipeline.compat import MODELS
+from pipeline.config import merge
+from pipeline.evaluation.evaluate import measure_run, search_in_process
+from pipeline.evaluation.score import score_run
+from pipeline.plan import Plan
+from pipeline.text.corpus import load_corpus
+from pipeline.training.train import train_run
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+EXAMPLES = sorted(path.relative_to(DOCS).as_posix() for path in (DOCS / "examples").rglob("*.yaml"))
+
+
+def blocks(page: str, kind: str) -> list[str]:
+    """Code blocks of one kind on a page of the documentation."""
+    return re.findall(rf"^```{kind}\n(.*?)^```$", (DOCS / page).read_text(), re.M | re.S)
+
+
+@pytest.fixture
+def diagonal(tmp_path):
+    """The module of the example method, registered for the length of a test."""
+    (source, _imported) = blocks("add-a-method.md", "python")
+    path = tmp_path / "diagonal.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location("diagonal", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    MODELS.module_dict.pop("Diagonal")
+
+
+def test_the_example_method_is_planned_trained_and_measured(world, tmp_path, diagonal):
+    method, sheet = (yaml.safe_load(text) for text in blocks("add-a-method.md", "yaml"))
+    overlay = merge(OVERLAY, {"methods": {"diagonal": method}, **sheet})
+    plan = Plan.read(CONFIG, overlay)
+    ws = world.elsewhere(tmp_path / "ws")
+    (entry, _otam) = plan.table_entries("mine", "1")
+    (cell,) = entry.cells
+    assert cell.run.method == "diagonal" and cell.run.dataset in {run.dataset for run in world.plan.runs.values()}
+    train_run(cell.run, ws)
+    score_run(cell.run, [cell], ws)
+    (path,) = measure_run(cell.run, [cell], ws, search_in_process)
+    assert 0 <= json.loads(path.read_text())["value"] <= 100
+
+
+def test_the_example_method_compares_frames_at_equal_times(world, diagonal):
+    run = world.run(method="otam")
+    model = diagonal.Diagonal({"source": str(world.ws.backbone(run.backbone))}, sharpness=2.0)
+    support = torch.randn(2, 3, 1, 4, 16, generator=torch.Generator().manual_seed(0))
+    prototypes = model.prototypes(support, None)
+    assert prototypes.shape == (2, 3, 4, 16)
+    scores = model.match(support[:, :, 0], prototypes, None)["vv"]
+    assert (scores.argmax(-1) == torch.arange(3)).all()
+    turned = model.match(support[:, :, 0].flip(-2), prototypes, None)["vv"]
+    assert not torch.allclose(scores, turned)
+
+
+def test_the_keys_of_the_example_recipe_are_those_of_a_recipe(repo):
+    method = yaml.safe_load(blocks("add-a-method.md", "yaml")[0])
+    recipe = yaml.safe_load((repo / "config" / "methods" / "otam.yaml").read_text())
+    assert set(method["train"]) == set(recipe["train"])
+
+
+@pytest.mark.parametrize("page", ["add-a-table-row.md"])
+def test_example_sheets_are_planned(repo, page):
+    sheet = yaml.safe_load(blocks(page, "yaml")[0])
+    plan = Plan.read(repo / "config", sheet)
+    assert len(plan.table_entries("mine", "1")) == 6
+    runs = {cell.run.id for entry in plan.table_entries("mine", "1") for cell in entry.cells}
+    assert len(runs) == 2  # as the page says: the third row changes only the measurement
+
+
+def test_settings_of_the_quickstart_are_known(repo):
+    for text in blocks("quickstart.md", "yaml"):
+        Plan.read(repo / "config", yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_files_are_planned(repo, monkeypatch, name):
+    monkeypatch.chdir(repo)  # their paths start at the root
+    overlay = yaml.safe_load((DOCS / name).read_text())
+    plan = Plan.read(repo / "config", overlay)
+    for paper in overlay.get("tables", {}):
+        for _, number in plan.tables(paper):
+            assert plan.table_cells(paper, number)
+
+
+def test_the_texts_of_the_documentation_are_whole(tmp_path):
+    (text,) = blocks("add-a-dataset.md", "json")
+    (tmp_path / "texts.json").write_text(text)
+    for path in (tmp_path / "texts.json", DOCS / "examples" / "utd_mhad" / "texts.json"):
+        corpus = load_corpus(path)
+        for name in corpus.names:
+            assert len(corpus.stages(name)) == 3 and corpus.label(name) and corpus.global_text(name)
+            assert all(len(corpus.atomic(name, count)) == count for count in (1, 2, 3, 4))
+
+
+def test_targets_that_the_pages_name_exist(repo):
+    """`results/PAPER/TABLE.csv` and `results/TABLE.csv`, of the papers or of the page's own examples."""
+    plan = Plan.read(repo / "config")
+    own = {
+        "mine",
+        *(paper for name in EXAMPLES for paper in yaml.safe_load((DOCS / name).read_text()).get("tables", {})),
+    }
+    pages = [repo / "README.md", *DOCS.glob("*.md"), *(DOCS / name for name in EXAMPLES)]
+    for page in pages:
+        for paper, stem in re.findall(r"results/(?:([a-z_]+)/)?((?:table|fig)\w+)\.(?:csv|md)", page.read_text()):
+            number = stem.removeprefix("table")
+            assert paper in own or (paper or None, number) in {*plan.tables(), *((None, n) for n in plan.numbers())}, (
+                page.name,
+                paper,
+                stem,
+            )
+
+
+def test_links_between_pages_lead_somewhere(repo):
+    for page in [repo / "README.md", *DOCS.glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)

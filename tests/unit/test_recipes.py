@@ -1,0 +1,176 @@
+"""What a method's file, the data set, the scale and a row of a table each say of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.plan import Plan
+
+
+@pytest.fixture(scope="module")
+def plans(repo):
+    return {scale: Plan.read(repo / "config", {"scale": scale}) for scale in ("demo", "quick", "paper")}
+
+
+def _cell(plan, method, dataset, seed=0, **experiment):
+    return plan.cell({"method": method, "dataset": dataset, **experiment}, seed, "the test")
+
+
+def _overlaid(repo, **overlay):
+    return Plan.read(repo / "config", overlay)
+
+
+# Models by data set
+
+
+@pytest.mark.parametrize(
+    ("dataset", "depths", "norm"),
+    [
+        ("hmdb51", (2, 8), False), ("kinetics100", (2, 8), False), ("ucf101", (2, 8), False),
+        ("ssv2_small", (6, 2), False), ("ssv2_full", (6, 2), True),
+    ],
+)  # fmt: skip
+def test_the_model_is_that_of_the_data_set(plans, dataset, depths, norm):
+    model = _cell(plans["paper"], "task_adapter_pp", dataset).run.model
+    assert (model["layers"], model["order_layers"], model["alignment_norm"]) == (*depths, norm)
+    assert model["offset"] == 0.0 and model["text"] == "stages"
+    # at demo scale it is that of the data set which stands for it
+    model = _cell(plans["demo"], "task_adapter_pp", dataset).run.model
+    assert (model["layers"], model["order_layers"], model["alignment_norm"]) == (*depths, False)
+    assert model["offset"] == 0.5
+
+
+def test_a_row_and_the_settings_win_over_the_model_of_the_data_set(repo, plans):
+    row = _cell(plans["paper"], "task_adapter_pp", "ssv2_small", model={"layers": 12}).run.model
+    assert (row["layers"], row["order_layers"]) == (12, 2)
+    plan = _overlaid(repo, scale="paper", model={"layers": 3})
+    assert _cell(plan, "task_adapter_pp", "ssv2_small").run.model["layers"] == 3
+    assert _cell(plan, "task_adapter_pp", "ssv2_small", model={"layers": 4}).run.model["layers"] == 4
+    assert "layers" not in _cell(plan, "lga", "ssv2_small").run.model  # a method without such a key
+
+
+def test_models_of_the_frame_methods(plans):
+    plan = plans["paper"]
+    assert _cell(plan, "hyrsm", "kinetics100").run.model["position_a"] == 2048
+    assert _cell(plan, "hyrsm", "hmdb51").run.model["position_a"] == 10
+    full = _cell(plan, "molo", "ssv2_full").run.model
+    assert (full["class_weight"], full["reconstruction_weight"], full["motion_weight"]) == (0.8, 0.4, 0.3)
+
+
+# Trainings
+
+
+@pytest.mark.parametrize("method", ["task_adapter", "task_adapter_pp", "trx", "strm", "hyrsm", "hyrsm_pp"])
+def test_a_training_has_as_many_shots_as_its_test(plans, method):
+    runs = {shot: _cell(plans["paper"], method, "hmdb51", measure={"shot": shot}).run for shot in (1, 3, 5)}
+    assert {shot: run.train["shot"] for shot, run in runs.items()} == {1: 1, 3: 3, 5: 5}
+    assert len({run.id for run in runs.values()}) == 3
+    for scale in ("demo", "quick"):
+        runs = {_cell(plans[scale], method, "hmdb51", measure={"shot": shot}).run.id for shot in (1, 3, 5)}
+        assert len(runs) == 1
+    fixed = _cell(plans["paper"], method, "hmdb51", train={"shot": 2}, measure={"shot": 5})
+    assert (fixed.run.train["shot"], fixed.measure.shot) == (2, 5)
+
+
+@pytest.mark.parametrize("method", ["lga", "otam", "clip_fsar", "clip_finetune", "molo"])
+def test_a_training_of_one_shot_serves_all_tests(plans, method):
+    cells = [_cell(plans["paper"], method, "hmdb51", measure={"shot": shot}) for shot in (1, 3, 5)]
+    assert len({cell.run.id for cell in cells}) == 1 and cells[0].run.train["shot"] == 1
+
+
+def test_no_steps_are_no_training(plans):
+    """Nothing of the recipe is in its identity: neither the budget, nor the seed, nor how a checkpoint is chosen."""
+    plan = plans["paper"]
+    frozen = {"model": {"finetune": "none"}, "train": {"steps": 0}}
+    run = _cell(plan, "task_adapter", "ssv2_small", **frozen).run
+    assert run.train == {} and (run.seed, run.selection) == (0, "last")
+    same = (
+        _cell(plan, "task_adapter", "ssv2_small", 7, **frozen),
+        _cell(plan, "task_adapter", "ssv2_small", selection="test", **frozen),
+        _cell(plan, "task_adapter", "ssv2_small", measure={"shot": 5}, **frozen),
+        _cell(plan, "task_adapter", "ssv2_small", model={"finetune": "none"}, train={"steps": 0, "optimizer": "adam"}),
+    )
+    assert {cell.run.id for cell in same} == {run.id}
+    assert _cell(plan, "task_adapter", "hmdb51", **frozen).run.id != run.id
+
+
+def test_budgets_of_a_scale_are_those_of_single_methods(repo, plans):
+    demo, general = plans["demo"], plans["demo"].config.settings.train
+    for method in ("task_adapter", "task_adapter_pp"):
+        cell = _cell(demo, method, "hmdb51")
+        train = cell.run.train
+        assert (train["optimizer"], train["learning_rate"], train["episodes_per_step"]) == ("adamw", 5e-3, 1)
+        assert train["steps"] == general["steps"] and cell.measure.episodes == 500
+    other = _cell(demo, "lga", "hmdb51")
+    assert other.run.train["learning_rate"] == general["learning_rate"] and other.measure.episodes == 2000
+    for scale in ("quick", "paper"):
+        assert plans[scale].config.settings.budgets == {}
+        assert _cell(plans[scale], "task_adapter", "hmdb51").run.train["optimizer"] == "sgd"
+    # a row wins over the budget, and another budget can be given
+    row = _cell(demo, "task_adapter", "hmdb51", train={"optimizer": "sgd"}, measure={"episodes": 9})
+    assert (row.run.train["optimizer"], row.measure.episodes) == ("sgd", 9)
+    plan = _overlaid(repo, budgets={"task_adapter": {"measure": {"episodes": 60}}})
+    assert _cell(plan, "task_adapter", "hmdb51").measure.episodes == 60
+    assert _cell(plan, "task_adapter", "hmdb51").run.train["optimizer"] == "adamw"
+
+
+def test_parameters_at_paper_scale_are_counted_on_the_training_of_the_row(plans):
+    cell = _cell(plans["paper"], "task_adapter", "ssv2_small", measure={"metric": "params_m", "part": "visual"})
+    assert cell.run.train["shot"] == cell.measure.shot == 1
+    five = _cell(plans["paper"], "task_adapter", "ssv2_small", measure={"metric": "params_m", "shot": 5})
+    assert five.run.train["shot"] == 1  # shots are of no account
+
+
+# Backbones and frames
+
+
+def test_backbones_of_a_scale_stand_for_those_of_the_paper(repo, plans):
+    wanted = {"lga": ("clip_vit_b16", "clip_nano"), "hyrsm": ("resnet50", "resnet_nano")}
+    for method, (asked, used) in wanted.items():
+        for scale, name in (("paper", asked), ("demo", used), ("quick", used)):
+            plan = plans[scale]
+            assert plan.backbones[_cell(plan, method, "hmdb51").run.backbone].name == name
+    plan = _overlaid(repo, substitute_backbone={"resnet50": "resnet50"})
+    assert plan.backbones[_cell(plan, "trx", "hmdb51").run.backbone].name == "resnet50"
+    assert plan.backbones[_cell(plan, "lga", "hmdb51").run.backbone].name == "clip_nano"  # the other still holds
+    row = _cell(plans["demo"], "otam", "hmdb51", backbone="resnet50").run
+    assert plans["demo"].backbones[row.backbone].name == "resnet_nano"
+    assert row.id != _cell(plans["demo"], "otam", "hmdb51").run.id
+
+
+def test_frames_are_chosen_as_the_recipe_says_and_stored_as_the_data_set_does(plans):
+    for scale, plan in plans.items():
+        for method in ("trx", "strm"):
+            frames = _cell(plan, method, "kinetics100").run.frames
+            assert (frames["sampling"], frames["test_sampling"]) == ("linspace_jitter", "linspace")
+        other = _cell(plan, "hyrsm", "kinetics100").run.frames
+        rule = ("kinetics_grid", "kinetics_grid") if scale == "paper" else ("segment_random", "segment_centre")
+        assert (other["sampling"], other["test_sampling"]) == rule
+        assert other["store"] == frames["store"] and other["number"] == frames["number"] == 8
+    kept = [_cell(plans["paper"], method, "kinetics100").run.frames["store"] for method in ("trx", "lga", "hyrsm")]
+    assert kept[0] == kept[1] == kept[2]  # one store of frames serves every method
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ({"budgets": {"lgaa": {"train": {"steps": 1}}}}, r"unknown method 'lgaa' in .*key budgets; did you mean 'lga'"),
+        ({"budgets": {"lga": {"trian": {}}}}, r"unknown key 'trian' in .*key budgets\.lga; did you mean 'train'"),
+        ({"budgets": {"lga": {"train": {"stepz": 1}}}}, r"unknown train key 'stepz' in .*key budgets\.lga; did you"),
+        ({"budgets": {"lga": {"measure": {"shots": 1}}}}, r"unknown key 'shots' in .*measure.*did you mean 'shot'"),
+        ({"methods": {"trx": {"frames": {"sampeling": "linspace"}}}},
+         r"unknown key 'sampeling' in .*methods/trx\.yaml, frames; did you mean 'sampling'"),
+        ({"methods": {"trx": {"frames": {"number": 4}}}},
+         r"unknown key 'number' in .*methods/trx\.yaml, frames; known: sampling, test_sampling"),
+        ({"substitute_backbone": {"resnet_50": "resnet_nano"}}, r"unknown backbone 'resnet_50'.*did you mean"),
+        ({"substitute_backbone": {"resnet50": "resnet_nan"}}, r"unknown backbone 'resnet_nan'.*did you mean"),
+    ],
+)  # fmt: skip
+def test_errors_are_not_passed_over(repo, overlay, message):
+    with pytest.raises(UserError, match=message) as caught:
+        _overlaid(repo, **overlay)
+    assert "\n" not in str(caught.value)
