@@ -147,3 +147,18 @@ def test_status_of_a_dead_cluster(monkeypatch, capsys, tmp_path):
         (ws.ray / "cluster.json").write_text(content)
         status, out, _ = _call(monkeypatch, capsys, "cluster", "status", "--results", tmp_path)
         assert status == 0 and out.strip() == "no cluster is running"
+
+
+def test_evaluate_prints_numbers_with_and_without_an_interval(monkeypatch, capsys, repo, tmp_path):
+    """A count of parameters has none. Everything is measured already, so no cluster is asked."""
+    from pipeline.evaluation.evaluate import value_path
+    from pipeline.workspace import write_json
+
+    plan, ws = Plan.read(repo / "config"), Workspace(tmp_path)
+    plan.write_specs(tmp_path / "specs")
+    cell = next(cell for cell in plan.cells.values() if cell.measure.metric == "params_m")
+    monkeypatch.setattr(Workspace, "read_cells", lambda self, run: [cell])
+    write_json(value_path(ws, cell.run, cell.measure), {"parameters": 1_183_488})
+    status, out, err = _call(monkeypatch, capsys, "evaluate", cell.run.id, "--results", tmp_path)
+    assert status == 0, err
+    assert out.strip() == f"{ws.cell(cell.id)}: 1.18"
