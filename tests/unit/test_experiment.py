@@ -128,7 +128,7 @@ def test_every_training_and_model_knob_changes_the_run(plan, method, part):
 
 OTHER_MEASURE = {
     "metric": "time_ms", "way": 4, "shot": 5, "query": 3, "episodes": 77, "val_episodes": 78, "episode_seed": 9,
-    "score": "vt", "alpha": 0.4, "alpha_grid": [0.0, 1.0], "matcher": "otam",
+    "score": "vt", "alpha": 0.4, "alpha_grid": [0.0, 1.0], "matcher": "otam", "part": "text",
 }  # fmt: skip
 
 
@@ -136,7 +136,7 @@ OTHER_MEASURE = {
 def test_no_measurement_knob_reaches_the_run(plan, key):
     default, changed = _cell(plan), _cell(plan, measure={key: OTHER_MEASURE[key]})
     assert changed.run.id == default.run.id
-    assert changed.id != default.id
+    assert (changed.id != default.id) == (key != "part")  # which is of counts, not of accuracies
 
 
 def test_overlays_reach_what_they_concern(repo, plan):
@@ -212,7 +212,8 @@ def test_settling_is_idempotent_and_keeps_the_task():
     for measure in (Measure(), Measure(score="vv", shot=5), Measure(metric="time_ms"), Measure(alpha=0.2)):
         settled = measure.settled()
         assert settled.settled() == settled
-        assert settled.scoring == measure.scoring
+        untested = {"episodes": 0} if measure.metric == "time_ms" else {}  # twenty tasks, whatever a test has
+        assert settled.scoring == measure.scoring | untested
     assert Measure(score="vv").settled().alpha == 1.0 and Measure(score="vt").settled().alpha == 0.0
 
 

@@ -254,9 +254,11 @@ def test_every_released_schedule_falls_below_its_first_rate_and_stays_positive(w
         method = world.plan.config.entry("methods", name, "test")
         for schedule in [{}, *method.get("schedules", {}).values()] if "steps" in method.get("train", {}) else ():
             train = {**method["train"], **schedule}
-            rates = _rates(train["milestones"], train["steps"], first=train["learning_rate"])
-            assert rates == sorted(rates, reverse=True) and rates[-1] > 0, name
-            changes = {step for step, (a, b) in enumerate(itertools.pairwise(rates), 1) if a != b}
+            optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=train["learning_rate"])
+            schedule = StepFactors(optimizer, milestones=train["milestones"], by_epoch=False)
+            factors = [schedule._factor(step) for step in range(train["steps"])]
+            assert factors == sorted(factors, reverse=True) and factors[0] == 1 and factors[-1] > 0, name
+            changes = {step for step, (a, b) in enumerate(itertools.pairwise(factors), 1) if a != b}
             steps = {entry[0] if isinstance(entry, list) else entry for entry in train["milestones"]}
             assert changes == {step for step in steps if step < train["steps"]}, name
             assert train["warmup_steps"] < train["steps"]
