@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, unknown
 from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD, CLIPBackbone
 from pipeline.models.backbones.nano_clip import SPECIAL_TOKENS, UNK, build_tokenizer, init_nano, nano_config
 from pipeline.models.backbones.resnet import NANO_RESNET, ResNetBackbone
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from pipeline.text.corpus import Corpus
 
 PHASES = 3  # thirds of a clip, described by the three atomic actions of its class
-PROMPT = "a photo of {}"
+CAPTIONS = ("{label}", "a photo of {label}", "{description}", "{atomic}")
+"""What is said of a frame: label and global description of its class, atomic action of its third of the clip."""
 Progress = Callable[[int, int, float], None]
 """Called after every step as progress(step, steps, loss)."""
 _MARGIN = 8 / 7  # frames are held this much larger than the crop, as CLIP-FSAR's 256 for 224
@@ -52,7 +53,7 @@ class _Pool:
     """Frames of all sources in memory and which sentences hold for them.
 
     Of frames: frames (F, S, S, 3) uint8, group (F,) = class x PHASES + phase, clip (F,). Of groups: kinds
-    (G, 4), the numbers of its label, prompt, global and atomic sentence. Of clips: held_out and clip_class
+    (G, captions), the numbers of its sentences, one for each form of caption. Of clips: held_out and clip_class
     (C,). Of classes: class_source, the number of its data set (classes of two sets are never the same).
     """
 
@@ -79,6 +80,7 @@ def pretrain(
     warmup: float = 0.1,
     held_out: float = 0.1,
     max_frames: int = 6_000,
+    captions: Sequence[str] = CAPTIONS,
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
     model: dict[str, Any] | None = None,
@@ -86,8 +88,9 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train nano CLIP on pairs (frame, sentence) and write it to `out_folder` in Hugging Face format.
 
-    A frame's sentence is its class' label, "a photo of {label}", the global description, or the atomic
-    action of the third of the clip that the frame lies in. The loss is CLIP's symmetric cross-entropy
+    A frame's sentence is one of the forms of `captions`. Give all forms that methods will ask it in: CLIP knows
+    them from the web, but a nano CLIP that never met "{label}: {atomic}" cannot tell the atomic actions of one
+    label apart. The loss is CLIP's symmetric cross-entropy
     over the batch, in which every sentence that holds for a frame is a positive, plus the prediction of
     the words said of the frame (see `_word_reader`). Same arguments and number of threads, same weights.
 
@@ -96,6 +99,8 @@ def pretrain(
         out_folder: gets config.json, model.safetensors, the tokenizer and pretrain.json; all or nothing.
         steps, batch, lr, weight_decay: AdamW steps, frames a step, peak learning rate (cosine to zero).
         warmup: part of the steps with linearly rising learning rate.
+        captions: forms of a sentence, with {label} and {description} of the class and {atomic} of the third of the
+            clip that the frame lies in. Retrieval is measured with the first, which should name the class.
         held_out: part of the base clips of each class that is kept to measure retrieval.
         max_frames: frames held in memory, over all sources; evenly spaced frames of each clip.
         mean, std: normalisation of RGB in [0, 1].
@@ -104,13 +109,14 @@ def pretrain(
 
     Returns: what pretrain.json holds (settings, loss, retrieval, seconds).
     Raises UserError: split other than "train", no clips, a base class that is also in another split, missing
-    text, a loss that is not finite.
+    text, an unknown field of a caption, a loss that is not finite.
     """
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     config_args = dict(model or {})
     size = nano_config(8, **config_args).vision_config.image_size
-    pool = _read_pool(sources, split, round(size * _MARGIN), held_out, max_frames, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    pool = _read_pool(sources, split, round(size * _MARGIN), held_out, max_frames, rng, captions)
     tokenizer = build_tokenizer(pool.sentences, config_args.get("max_length", 77))
     with torch.random.fork_rng(devices=[]):  # transformers draws weights globally; init_nano draws all anew
         clip = CLIPBackbone(nano_config(len(tokenizer), **config_args), freeze_text=False)
@@ -122,7 +128,8 @@ def pretrain(
     report = {
         "settings": {
             **asdict(recipe), "seed": seed, "held_out": held_out, "max_frames": max_frames,
-            "mean": list(mean), "std": list(std), "model": config_args, "classes": _classes(sources),
+            "captions": list(captions), "mean": list(mean), "std": list(std), "model": config_args,
+            "classes": _classes(sources),
         },
         "frames": len(pool.frames),
         "loss": loss,
@@ -208,6 +215,7 @@ def _read_pool(
     held_out: float,
     max_frames: int,
     rng: np.random.Generator,
+    captions: Sequence[str] = CAPTIONS,
 ) -> _Pool:
     if split != "train":
         raise UserError(f"pretraining on split {split!r}: only base classes (split 'train') may be used")
@@ -225,7 +233,7 @@ def _read_pool(
         first = len(class_source)
         class_source += [number] * len(names)
         for name_id, name in enumerate(names):
-            for texts in _texts(corpus, name):
+            for texts in _texts(corpus, name, captions):
                 kinds.append([ids.setdefault(text, len(ids)) for text in texts])
             members = rng.permutation([i for i in chosen if store.labels[i] == name])
             test = set(members[: round(held_out * len(members))].tolist())
@@ -250,11 +258,13 @@ def _read_pool(
     )
 
 
-def _texts(corpus: Corpus, name: str) -> list[tuple[str, str, str, str]]:
-    """Label, prompt, global and atomic sentence for each phase of class `name`."""
-    label = corpus.label(name)
-    always = (label, PROMPT.format(label), corpus.global_text(name))
-    return [(*always, atomic) for atomic in corpus.atomic(name, PHASES)]
+def _texts(corpus: Corpus, name: str, captions: Sequence[str]) -> list[list[str]]:
+    """The sentences of each phase of class `name`, one for each form of caption."""
+    about = {"label": corpus.label(name), "description": corpus.global_text(name)}
+    try:
+        return [[form.format(**about, atomic=atomic) for form in captions] for atomic in corpus.atomic(name, PHASES)]
+    except KeyError as error:
+        raise unknown("field", error.args[0], [*about, "atomic"], "captions of the backbone (config)") from None
 
 
 def _check_disjoint(store: FrameStore, split: str, names: list[str]) -> None:
@@ -448,8 +458,8 @@ def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _prompt_scores(clip: CLIPBackbone, pool: _Pool) -> Callable[[Tensor], Tensor]:
-    """Frames of a clip (T, 3, S, S) -> (classes,): cosine of their mean feature and each class' prompt."""
-    prompts = [pool.sentences[i] for i in pool.kinds[::PHASES, 1]]
+    """Frames of a clip (T, 3, S, S) -> (classes,): cosine of their mean feature and each class' first caption."""
+    prompts = [pool.sentences[i] for i in pool.kinds[::PHASES, 0]]
     text = F.normalize(clip.encode_text(prompts), dim=-1)
     return lambda frames: text @ F.normalize(clip.encode_frames(frames[None])[0], dim=-1).mean(0)
 
@@ -468,11 +478,11 @@ def _class_scores(resnet: ResNetBackbone, classifier: torch.nn.Linear) -> Callab
 def _held_out_top1(
     scores_of: Callable[[Tensor], Tensor], pool: _Pool, normalise: _Normalise, size: int
 ) -> dict[str, Any]:
-    """Top-1 of held-out base clips (centre crop) among the classes of their data set; equal prompts are one class."""
+    """Top-1 of held-out base clips (centre crop) among the classes of their data set; equal captions are one class."""
     clips = torch.nonzero(pool.held_out).flatten()
     if not len(clips):
         return {"clips": 0, "top1": None, "chance": None}
-    prompts = pool.kinds[::PHASES, 1]  # one for each class
+    prompts = pool.kinds[::PHASES, 0]  # one for each class
     edge = (pool.frames.shape[1] - size) // 2
     hits, chance = [], []
     for c in clips:

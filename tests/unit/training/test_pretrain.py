@@ -273,3 +273,17 @@ def test_loss_counts_every_true_sentence_as_positive():
     columns.append(3 - math.log(math.exp(0.5) + math.exp(-1) + math.exp(3)))
     expected = -(sum(rows) / 3 + sum(columns) / 2) / 2
     assert contrastive_loss(logits, positive).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_unknown_field_of_a_caption(tmp_path):
+    with pytest.raises(UserError, match=r"unknown field 'labels'.*captions"):
+        _short(tmp_path / "out", captions=["{labels}"])
+    assert not any(tmp_path.iterdir())
+
+
+def test_captions_are_what_frames_are_paired_with(tmp_path):
+    captions = ["{label}", "{label}: {atomic}"]
+    report = pretrain([(Store(clips=2), Corpus())], tmp_path, steps=1, batch=4, model=SMALL, captions=captions)
+    assert report["settings"]["captions"] == captions
+    vocabulary = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
+    assert "part" in vocabulary and "dark" not in vocabulary
