@@ -16,6 +16,7 @@ localrules:
     all_tables,
     lga_tables,
     task_adapter_tables,
+    crossglg_tables,
 
 
 rule all_tables:
@@ -35,6 +36,12 @@ rule task_adapter_tables:
     input:
         [paper_table(paper, number) for paper, number in PLAN.tables("task_adapter")],
         cell_files("task_adapter"),
+
+
+rule crossglg_tables:
+    input:
+        [paper_table(paper, number) for paper, number in PLAN.tables("crossglg")],
+        cell_files("crossglg"),
 
 
 onstart:
