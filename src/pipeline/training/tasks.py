@@ -189,13 +189,13 @@ class OneShotTask(Task):
 
     def schedule(self) -> dict[str, Any]:
         train = self.run.train
-        per_epoch = max(len(self.split("test").base) // train["batch"], 1)
-        lengths = {f"{name}_steps": round(train[f"{name}_epochs"] * per_epoch) for name in ("warmup",)}
-        milestones = [round(epoch * per_epoch) for epoch in train["milestones"]]
+        whole = train["steps"] or train["epochs"] * max(len(self.split("test").base) // train["batch"], 1)
+        per_epoch = whole / train["epochs"]
         every = max(round(train["validate_epochs"] * per_epoch), 1)
-        return train | lengths | {
-            "steps": train["epochs"] * per_epoch, "milestones": milestones, "validate_every": every,
-            "checkpoint_every": every, "items": train["batches_per_step"],
+        return train | {
+            "steps": whole, "warmup_steps": round(train["warmup_epochs"] * per_epoch),
+            "milestones": [round(epoch * per_epoch) for epoch in train["milestones"]],
+            "validate_every": every, "checkpoint_every": every, "items": train["batches_per_step"],
         }  # fmt: skip
 
     def build(self) -> SkeletonModel:

@@ -36,7 +36,10 @@ METHODS = {
     "crossglg_hdgcn": {**SMALL["hdgcn"], **GUIDED},
     "crossglg_motionbert": {**SMALL["motionbert"], **GUIDED},
 }
-TRAIN = {"epochs": 2, "batch": 20, "learning_rate": 0.01, "validate_epochs": 1, "milestones": [1], "warmup_epochs": 0}
+TRAIN = {
+    "epochs": 2, "steps": None, "batch": 20, "learning_rate": 0.01, "validate_epochs": 1, "milestones": [1],
+    "warmup_epochs": 0,
+}  # fmt: skip
 
 
 class SkeletonWorld:
@@ -160,6 +163,9 @@ def test_epochs_become_steps_and_a_base_set_makes_them_fewer(skeletons, tmp_path
     half = task_of(skeletons.cell("infogcn", train={"base_set": "50%"}).run, ws)
     assert half.classes()["train"] == 13
     assert half.schedule()["steps"] == 2 * (13 * 4 // 20) and half.schedule()["milestones"] == [2]
+    fixed = task_of(skeletons.cell("infogcn", train={"steps": 30, "base_set": "50%", "warmup_epochs": 0.2}).run, ws)
+    schedule = fixed.schedule()  # the same recipe, stretched
+    assert [schedule[key] for key in ("steps", "milestones", "warmup_steps", "validate_every")] == [30, [15], 3, 15]
     with pytest.raises(UserError, match=r"unknown base set '55%'"):
         task_of(skeletons.cell("infogcn", train={"base_set": "55%"}).run, ws).classes()
 
