@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 
 from pipeline.plan import Plan
+from pipeline.tables.results import records
 
 PRINTED = {"1": 69, "2": 20, "3": 6, "4": 20, "5": 20, "6": 10, "7": 3, "A1": 8}
 SHARES = ("20%", "40%", "60%", "80%", "100%")
@@ -153,6 +155,20 @@ def test_ablations_switch_what_they_name(entries):
                 ((name, value),) = parts.items()
                 other = {"alpha1": ("alpha2", 0.2), "alpha2": ("alpha1", 0.5)}[name]
                 assert model[name] == float(value) and model[other[0]] == other[1]
+
+
+def test_tables_are_written_with_what_stands_in_for_the_data(plan, entries, tmp_path):
+    """Also of methods without a pretrained backbone."""
+    for entry in entries.values():
+        for cell in entry.cells:
+            made = {"cell": cell.id, "run": cell.run.id, "metric": entry.metric, "value": 50.0, "ci95": 1.0, "n": 9}
+            (tmp_path / "cells").mkdir(exist_ok=True)
+            (tmp_path / "cells" / f"{cell.id}.json").write_text(json.dumps(made))
+    found = {(r.row, r.column): r for r in records(plan, "crossglg", "4", tmp_path)}
+    assert len(found) == 20 and all(r.status == "measured" for r in found.values())
+    note = found["G2L=1,L2G=1", C20].note
+    assert ("synthetic_skeleton in place of ntu120_oneshot" in note) is bool(plan.config.settings.substitute)
+    assert "backbone" not in note
 
 
 def test_blocks_before_the_guidance_are_one_sweep(plan):
