@@ -190,7 +190,7 @@ def _origin(plan: Plan, entry: Entry) -> list[str]:
     if slug(dataset) != entry.dataset:
         notes.append(f"measured on {entry.dataset} in place of {dataset}")
     method = plan.config.entry("methods", row.method or column.method, f"paper {entry.paper}")
-    asked = row.backbone or column.backbone or method["backbone"]
+    asked = row.backbone or column.backbone or method.get("backbone")
     if used := plan.config.settings.substitute_backbone.get(asked):
         notes.append(f"backbone {used} in place of {asked}")
     return notes
