@@ -17,6 +17,7 @@ localrules:
     lga_tables,
     task_adapter_tables,
     crossglg_tables,
+    sefar_tables,
 
 
 rule all_tables:
@@ -42,6 +43,12 @@ rule crossglg_tables:
     input:
         [paper_table(paper, number) for paper, number in PLAN.tables("crossglg")],
         cell_files("crossglg"),
+
+
+rule sefar_tables:
+    input:
+        [paper_table(paper, number) for paper, number in PLAN.tables("sefar")],
+        cell_files("sefar"),
 
 
 onstart:

@@ -18,6 +18,13 @@ FLOP_PER_FRAME = 35.2e9
 # Sustained speed of one current data-centre GPU on this model in fp32 with TF32 products, a stated assumption.
 GPU_FLOPS = 60e12
 TEST_CLIPS = {"hmdb51": 1292, "ucf101": 2745, "kinetics100": 2400, "ssv2_small": 2400, "ssv2_full": 2857}
+# Of the semi-supervised sets: training clips (where it is not known how many, a guess), and those of their tests.
+SEMI_CLIPS = {
+    "gym99": (26320, 8521), "gym288": (29334, 9646), "gym_new": (6508, 1998), "ub": (9594, 2814), "fx": (5408, 2226),
+    "ub_s1": (4964, 1471), "fx_s1": (1892, 777), "finediving": (2251, 749), "diving_10m": (600, 200),
+    "diving_5253b": (150, 60), "ucf101_semi": (9537, 3783), "hmdb51_semi": (5236, 1530), "ssv2_semi": (168913, 24777),
+}  # fmt: skip
+SMALL_VIT = 0.26  # of the operations of the base one
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,26 @@ def run_cost(run: Run) -> Cost:
     if "number" not in run.frames:  # skeletons: a thousandth of a video's work
         return Cost(0.0, 0.0)
     frames, train = run.frames["number"], run.train
+    if "label_rate" in train:
+        return _semi_cost(run)
     clips = 0
     if train:
         clips = train["steps"] * train["episodes_per_step"] * train["way"] * (train["shot"] + train["query"])
     dataset = run.dataset.rsplit("-", 1)[0]
     hours = FLOP_PER_FRAME * frames / GPU_FLOPS / 3600
     return Cost(3 * hours * clips, hours * 2 * TEST_CLIPS.get(dataset, 200))
+
+
+def _semi_cost(run: Run) -> Cost:
+    """GPU hours of a semi-supervised run: student on labelled, perturbed and mixed clips, teacher on the weak ones."""
+    train, dataset = run.train, run.dataset.rsplit("-", 1)[0]
+    clips, test = SEMI_CLIPS.get(dataset, (576, 216))
+    hours = FLOP_PER_FRAME * run.frames["number"] / GPU_FLOPS / 3600
+    hours *= SMALL_VIT if run.backbone.startswith("vit_s16") else 1.0
+    labelled = train["epochs"] * clips * train["label_rate"] / 100
+    share = 1 - train["warm_epochs"] / train["epochs"]
+    views = (1 + bool(run.model.get("mixing", 10))) * 3 + 1  # forward passes' worth
+    return Cost(hours * labelled * (3 + share * train["unlabelled"] * views), hours * test)
 
 
 def print_plan(plan: Plan, results: Path) -> None:

@@ -104,7 +104,7 @@ class Run(Frozen):
 class Measure(Frozen):
     """How a trained run is measured; none of this reaches `Run.id`."""
 
-    metric: Literal["accuracy_pct", "time_ms", "params_m"] = "accuracy_pct"
+    metric: Literal["accuracy_pct", "time_ms", "params_m", "teacher_time_share_pct"] = "accuracy_pct"
     way: int = 5
     shot: int = 1
     query: int = 1
@@ -139,6 +139,8 @@ class Measure(Frozen):
             changes |= {"alpha": 1.0, "alpha_grid": (), "val_episodes": 0, "episodes": 0, "score": "both"}
         if self.metric == "params_m":
             return Measure(metric="params_m", part=self.part, **changes)
+        if self.metric == "teacher_time_share_pct":
+            return Measure(metric="teacher_time_share_pct", **changes)
         changes["part"] = ""
         return self.model_copy(update=changes)
 

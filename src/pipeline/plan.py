@@ -202,6 +202,8 @@ class Plan:
         own, known = method.get("frames", {}), METHOD_FRAME_KEYS
         if dataset.spec["kind"] == "skeletons":
             known = ("policy", "feed")
+        elif dataset.spec["kind"] == "semi":
+            known = ("elements", "test_view")
         if odd := set(own) - set(known):
             raise unknown("key", min(odd), known, f"{self.config.folder}/methods/{name}.yaml, frames")
         return own
@@ -210,6 +212,8 @@ class Plan:
         """The rule that selects a checkpoint; a one-shot protocol without validation classes has the last one."""
         wanted = delta.get("selection") or self.config.settings.selection
         protocol = dataset.spec.get("protocol", {})
+        if dataset.spec["kind"] == "semi":
+            protocol = {"validation": dataset.spec.get("validation") or dataset.spec.get("clips", {}).get("val")}
         return "last" if wanted == "val" and protocol and not protocol.get("validation") else wanted
 
     def _base_set(self, dataset: Asset, name: str, where: str) -> str:

@@ -63,7 +63,11 @@ def combined_table(number):
 def dataset_files(run):
     """What a stage that reads the data of a run needs."""
     folder = f"results/data/{run.dataset}"
-    return [f"{folder}/{store_key(run.frames)}/manifest.json", f"{folder}/texts.json"]
+    texts = [] if PLAN.datasets[run.dataset].spec["kind"] == "semi" else ["texts.json"]
+    return [
+        f"{folder}/{name}"
+        for name in [f"{store_key(run.frames)}/manifest.json", *texts]
+    ]
 
 
 def backbone_files(key):

@@ -16,7 +16,7 @@ from pipeline.workspace import Workspace, write_json
 if TYPE_CHECKING:
     from pipeline.datasets.skeletons.prepare import SkeletonDefinition
 
-KINDS = ("synthetic", "folder", "list", "skeletons")
+KINDS = ("synthetic", "folder", "list", "skeletons", "semi")
 GENERATED = "generated"
 
 
@@ -86,6 +86,10 @@ def make_splits(asset: Asset, ws: Workspace, workers: int) -> Path:
         from pipeline.datasets.splits import prepare_list
 
         return Path(prepare_list(spec, folder))
+    if kind == "semi":
+        from pipeline.datasets.semi import prepare_semi
+
+        return prepare_semi(spec, folder)
     raise unknown("kind of data set", kind, KINDS, f"config/datasets/{asset.name}.yaml")
 
 

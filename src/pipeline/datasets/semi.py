@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from rich.console import Console
 
 from pipeline.datasets.frames import FrameStore
-from pipeline.datasets.splits import _lines
+from pipeline.datasets.index import SPLITS, Clip, read_index, write_index, write_prepared, write_text
+from pipeline.datasets.splits import _lines, _locate, check_keys, required, video_stem
 from pipeline.errors import UserError, unknown
 from pipeline.models.sefar.elements import ElementSampler
 
@@ -159,6 +165,166 @@ def _proportional(sizes: dict[int, int], rate: float) -> dict[int, int]:
     missing = round(rate * sum(sizes.values())) - sum(counts.values())
     by_remainder = sorted(sizes, key=lambda label: (counts[label] - rate * sizes[label], label))
     return {label: count + (label in by_remainder[:missing]) for label, count in counts.items()}
+
+
+# --------------------------------------------------------------------------------------- prepared data sets
+LABELLED = "labelled.json"
+VALIDATION_SEED = 3  # of the videos that are held out to select a checkpoint
+
+
+def prepare_semi(spec: Mapping[str, Any], out_folder: str | Path) -> Path:
+    """Prepare a data set with all its classes in training and test; returns its `index.csv`.
+
+    The split "train" holds labelled and unlabelled videos alike. spec has one of
+    - lists: a folder with a folder for each published label rate in per cent, named so (`5`, `10`), each with
+      train.csv, unlabel.csv and test.csv (`read_semi_lists`). Which videos are labelled at which rate goes to
+      `labelled.json`; for other rates `draw_labelled` draws them.
+    - labels: a CSV file with the columns path, label and split (train, test, and perhaps val).
+    - reads: the index of a generated set, of which each class gives its first clips by `clips: {train: n, val: n,
+      test: n}`.
+    and root: folder of the videos, which are found by their file names; strip: a regular expression, what it finds
+    in the name of a class is left out, so that classes become one; validation: share of the training videos held
+    out for the choice of a checkpoint (none with 0), drawn among those that no published list labels. Missing videos
+    are listed in `unreadable.csv` and left out.
+
+    Raises UserError when a list, a column or all videos are missing, or an entry is unknown.
+    """
+    check_keys(spec, ("root", "lists", "labels", "reads", "clips", "strip", "validation"))
+    folder, root, strip = Path(out_folder), Path(required(spec, "root")), spec.get("strip", "")
+    if "reads" in spec:
+        clips = [replace(clip, label=_stripped(clip.label, strip)) for clip in _shares(root, spec["clips"])]
+        write_text(folder / LABELLED, "{}\n")
+        return write_index(folder / "index.csv", clips)
+    clips, rates = _published(Path(spec["lists"])) if spec.get("lists") else (_table(required(spec, "labels")), {})
+    clips = [replace(clip, label=_stripped(clip.label, strip)) for clip in clips]
+    clips = _held_out(clips, float(spec.get("validation", 0)), {name for names in rates.values() for name in names})
+    found = list(_locate(root, [clip.path for clip in clips]))
+    if not any(found):
+        raise UserError(f"none of the {len(clips)} videos of the lists is found in {root}; correct the root")
+    placed = [replace(clip, path=path or clip.path) for clip, path in zip(clips, found, strict=True)]
+    missing = [(clip.path, "the file is missing") for clip, path in zip(clips, found, strict=True) if not path]
+    write_text(folder / LABELLED, json.dumps({rate: sorted(names) for rate, names in rates.items()}, indent=1) + "\n")
+    index = write_prepared(folder, root, placed, missing, 1)
+    _report(placed, rates, spec.get("expected", {}))
+    return index
+
+
+def _stripped(label: str, pattern: str) -> str:
+    return re.sub(pattern, "", label).strip() if pattern else label
+
+
+def _shares(root: Path, counts: Mapping[str, int]) -> list[Clip]:
+    """The first clips of every class of a generated set for the splits in turn."""
+    if odd := set(counts) - set(SPLITS):
+        raise unknown("split", min(odd), SPLITS, "the data set's configuration, clips")
+    order = [split for split in SPLITS for _ in range(counts.get(split, 0))]
+    place: Counter[str] = Counter()
+    chosen = []
+    for clip in sorted(read_index(root / "index.csv"), key=lambda clip: clip.clip):
+        if place[clip.label] < len(order):
+            chosen.append(replace(clip, split=order[place[clip.label]]))
+        place[clip.label] += 1
+    if few := [label for label, count in place.items() if count < len(order)]:
+        raise UserError(
+            f"clips asks for {len(order)} clips a class and {few[0]!r} has {place[few[0]]}; lower the counts"
+        )
+    return chosen
+
+
+def _name(path: str) -> str:
+    """Name of a listed video: its folder and its file name without the suffix (roots differ from list to list)."""
+    return f"{Path(path).parent.name}/{video_stem(path)}"
+
+
+def _published(folder: Path) -> tuple[list[Clip], dict[str, set[str]]]:
+    """All videos of the published lists, and the names of the labelled ones by rate."""
+    rates = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    if not rates:
+        raise UserError(f"{folder} has no folder of lists named by a label rate, such as 5; fetch the lists")
+    clips: dict[str, Clip] = {}
+    labelled: dict[str, set[str]] = {}
+    for rate in rates:
+        split = read_semi_lists(folder / rate)
+        unlabelled = read_video_list(_find(folder / rate, "unlabel"))
+        labelled[rate] = {_name(video.path) for video in split.labelled}
+        for part, videos in (("train", (*split.labelled, *unlabelled)), ("test", split.test)):
+            for video in videos:
+                clip = Clip(_name(video.path), video.path, f"class {video.label:03d}", part)
+                if (known := clips.setdefault(clip.clip, clip)) and (known.label, known.split) != (clip.label, part):
+                    raise UserError(
+                        f"{folder}: {clip.clip} is {known.label} in {known.split} and {clip.label} in {part}"
+                    )
+    return list(clips.values()), labelled
+
+
+def _table(path: str | Path) -> list[Clip]:
+    """Videos of a CSV file with the columns path, label and split."""
+    rows = list(csv.DictReader(_lines(Path(path))))
+    if not rows or {"path", "label", "split"} - set(rows[0]):
+        raise UserError(f"{path} needs a header and the columns path, label and split; write it so")
+    if odd := {row["split"] for row in rows} - set(SPLITS):
+        raise unknown("split", min(odd), SPLITS, str(path))
+    return [Clip(_name(row["path"]), row["path"], row["label"], row["split"]) for row in rows]
+
+
+def _held_out(clips: Sequence[Clip], share: float, labelled: set[str]) -> list[Clip]:
+    """The clips, of which a share of the training ones now is in the split "val"; none of the labelled ones."""
+    if not 0 <= share < 1:
+        raise UserError(f"validation is {share:g}; give the share of training videos to hold out, such as 0.05")
+    free = sorted(clip.clip for clip in clips if clip.split == "train" and clip.clip not in labelled)
+    count = min(round(share * sum(clip.split == "train" for clip in clips)), len(free))
+    held = {free[i] for i in np.random.default_rng(VALIDATION_SEED).permutation(len(free))[:count]}
+    return [replace(clip, split="val") if clip.clip in held else clip for clip in clips]
+
+
+def _report(clips: Sequence[Clip], rates: Mapping[str, Iterable[str]], expected: Mapping[str, int]) -> None:
+    """Print what was found beside the published counts, and the rates whose labels leave classes out."""
+    console, label_of = Console(), {clip.clip: clip.label for clip in clips}
+    tested = {clip.label for clip in clips if clip.split == "test"}
+    found = {
+        "classes": len(set(label_of.values())),
+        "train": sum(clip.split != "test" for clip in clips),
+        "test": sum(clip.split == "test" for clip in clips),
+        **{str(rate): len(set(names)) for rate, names in rates.items()},
+    }
+    for what, count in found.items():
+        wanted = {str(key): value for key, value in expected.items()}.get(what)
+        name = f"labelled at {what} %" if what in rates else what
+        console.print(f"{name}: {count}" + (f" (published: {wanted})" if wanted is not None else ""), highlight=False)
+    for rate, names in rates.items():
+        if absent := tested - {label_of[name] for name in names}:
+            console.print(f"the published labels at {rate} % leave {len(absent)} tested classes without any")
+
+
+class SemiVideos(NamedTuple):
+    """Places in a frame store. Of `unlabelled` nothing else is known to training; labels are numbers of `classes`."""
+
+    classes: list[str]
+    labelled: np.ndarray
+    labels: np.ndarray
+    unlabelled: np.ndarray
+
+
+def semi_videos(store: FrameStore, folder: str | Path, rate: float, seed: int) -> SemiVideos:
+    """Which training clips of a store are labelled at a rate in per cent: as published, else drawn with the seed.
+
+    A class of which the draw would label none has one labelled video, on top of the others.
+    Raises UserError for a wrong rate, or when no published video is in the store.
+    """
+    classes = store.classes()
+    number = {name: i for i, name in enumerate(classes)}
+    train = [i for i, split in enumerate(store.splits) if split == "train"]
+    published = json.loads((Path(folder) / LABELLED).read_text())
+    if names := published.get(f"{rate:g}"):
+        chosen = set(names)
+    else:
+        videos = [ListedVideo(store.clips[i], number[store.labels[i]]) for i in train]
+        chosen = {video.path for video in draw_labelled(videos, rate / 100, seed)[0]}
+    labelled = [i for i in train if store.clips[i] in chosen]
+    if not labelled:
+        raise UserError(f"no video that is labelled at {rate:g} % is in {store.folder}; prepare the data set again")
+    labels = np.array([number[store.labels[i]] for i in labelled])
+    return SemiVideos(classes, np.array(labelled), labels, np.array([i for i in train if store.clips[i] not in chosen]))
 
 
 # ---------------------------------------------------------------------------------------------------- clips

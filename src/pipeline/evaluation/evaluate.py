@@ -65,6 +65,8 @@ def value_path(ws: Workspace, run: Run, measure: Measure) -> Path:
     """File of what `measure` reads off the model itself: the milliseconds of tasks, or a number of parameters."""
     if measure.metric == "params_m":
         return ws.scores(run.id) / f"params-{measure.part or 'all'}.json"
+    if measure.metric == "teacher_time_share_pct":
+        return ws.scores(run.id) / "teacher-time.json"
     task = measure.model_dump(include={"way", "shot", "query", "episode_seed", "matcher"})
     return ws.scores(run.id) / f"time-{measure.way}way-{measure.shot}shot-{digest(task)}.json"
 
@@ -95,6 +97,8 @@ def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[
     }  # fmt: skip
     if measure.metric == "time_ms":
         record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text())["milliseconds"]))
+    elif measure.metric == "teacher_time_share_pct":
+        record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text())["percent"]))
     elif measure.metric == "params_m":
         count = json.loads(value_path(ws, run, measure).read_text())["parameters"]
         record |= {"value": count / 1e6, "ci95": None, "n": 1}

@@ -36,7 +36,7 @@ class EpisodeScores:
         """Write as .npz, atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp.npz")
-        arrays = {"log_vv": self.log_vv, "labels": self.labels.astype(np.int8)}
+        arrays = {"log_vv": self.log_vv, "labels": self.labels.astype(np.int16)}
         optional = {"log_vt": self.log_vt, "both": self.both}
         np.savez(temporary, **arrays, **{name: value for name, value in optional.items() if value is not None})
         temporary.replace(path)

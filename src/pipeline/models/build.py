@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +16,7 @@ from pipeline.errors import UserError, unknown
 from pipeline.experiment import Run
 from pipeline.models import methods  # noqa: F401  (registers the methods)
 from pipeline.models.methods.base import FewShotModel
+from pipeline.models.sefar import SeFARModel
 from pipeline.models.skeleton import baseline, crossglg, gap  # noqa: F401  (register the methods)
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.text.corpus import Corpus, load_corpus
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from pipeline.datasets.skeletons.prepare import SkeletonDefinition
 
 TEXT_KEYS = ("text", "template")
+BACKBONE_SETTINGS = ("drop_path", "activation_checkpointing")  # among the settings of a video classifier
 BACKBONES = {"clip": "CLIPBackbone", "resnet": "ResNetBackbone"}
 WEIGHTS = "model.safetensors"
+Model = TypeVar("Model", FewShotModel, SkeletonModel, SeFARModel)
 
 
 def class_sentences(corpus: Corpus, classes: Sequence[str], model: dict[str, Any]) -> list[list[str]]:
@@ -128,6 +131,23 @@ def build_skeleton_model(
         raise UserError(f"method {run.method}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from error
 
 
+def build_video_classifier(run: Run, ws: Workspace, classes: int) -> SeFARModel:
+    """The untrained classifier of a semi-supervised run, initialised from its seed.
+
+    Raises:
+        UserError: unknown setting, or weights of the backbone that can't be read.
+    """
+    asset = ws.read_asset(run.backbone)
+    settings = {key: value for key, value in run.model.items() if key != "type"}
+    backbone = {key: settings.pop(key) for key in BACKBONE_SETTINGS if key in settings}
+    backbone["source"] = asset.options.get("path") or asset.spec["source"]
+    torch.manual_seed(run.seed)
+    try:
+        return MODELS.get(run.model["type"])(backbone=backbone, classes=classes, **settings)
+    except TypeError as error:
+        raise UserError(f"method {run.method}: {str(error).split('__init__() ')[-1]}") from error
+
+
 def load_trained(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
     """The model of `run` with the weights that its training left, in evaluation mode.
 
@@ -137,7 +157,7 @@ def load_trained(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
     return load_weights(build_model(run, ws, store), run, ws)
 
 
-def load_weights(model: FewShotModel | SkeletonModel, run: Run, ws: Workspace) -> FewShotModel | SkeletonModel:
+def load_weights(model: Model, run: Run, ws: Workspace) -> Model:
     """`model` with the weights that the training of `run` left, in evaluation mode.
 
     Raises:

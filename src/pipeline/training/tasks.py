@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.hooks import Hook
 from torch.utils.data import Dataset
 
 from pipeline.compat import MODELS
@@ -30,6 +31,7 @@ from pipeline.evaluation.scores import EpisodeScores, accuracy
 from pipeline.experiment import Measure, Run
 from pipeline.models.build import build_model, build_skeleton_model
 from pipeline.models.methods.base import FewShotModel
+from pipeline.models.sefar import SeFARModel
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.models.skeleton.baseline import per_class_batches
 from pipeline.workspace import Workspace
@@ -58,6 +60,10 @@ class Task:
     def items(self, model: torch.nn.Module) -> Dataset:
         """What training sees, in its order: item i is one worker's iteration, and depends on (seed, i) alone."""
         raise NotImplementedError
+
+    def hooks(self, model: torch.nn.Module, every: int) -> list[Hook]:
+        """What the training of this kind does beside the steps; `every` iterations of a worker are a step."""
+        return []
 
     def validate(self, model: torch.nn.Module) -> float:
         """Accuracy in per cent by which a checkpoint is selected; the model stays as it was."""
@@ -234,11 +240,14 @@ def task_of(run: Run, ws: Workspace) -> Task:
     Raises:
         UserError: no such model.
     """
+    from pipeline.training.semi_task import SemiTask  # here: it is a Task itself
+
+    tasks = {FewShotModel: FewShotTask, SkeletonModel: OneShotTask, SeFARModel: SemiTask}
     kind = MODELS.get(run.model["type"])
     if isinstance(kind, type):
-        for base, task in ((FewShotModel, FewShotTask), (SkeletonModel, OneShotTask)):
+        for base, task in tasks.items():
             if issubclass(kind, base):
                 return task(run, ws)
     kinds = {name: entry for name, entry in MODELS.module_dict.items() if isinstance(entry, type)}
-    known = [name for name, entry in kinds.items() if issubclass(entry, FewShotModel | SkeletonModel)]
+    known = [name for name, entry in kinds.items() if issubclass(entry, tuple(tasks))]
     raise unknown("model type", run.model["type"], known, f"method {run.method}")

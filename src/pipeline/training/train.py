@@ -285,7 +285,7 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None) -> dict[str
         start = int(json.loads((checkpoint / "meta.json").read_text())["step"])
     curve = Curve(run, folder / "curve.csv", every, start)
     keeper = Keeper(run, train, curve, task.validate, report, every)
-    hooks: list[Hook] = [EpisodeSeed(run.seed), curve, keeper]
+    hooks: list[Hook] = [EpisodeSeed(run.seed), *task.hooks(model, every), curve, keeper]
     if checkpoint:
         hooks.append(Restore(checkpoint, keeper, every))
     items = Skipping(task.items(model), start * train["items"])

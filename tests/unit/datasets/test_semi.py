@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import json
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from pipeline.datasets.index import read_index
 from pipeline.datasets.semi import (
     PAPER_COUNTS,
     ElementView,
     ListedVideo,
     draw_labelled,
+    prepare_semi,
     read_elements,
     read_semi_lists,
     read_video_list,
@@ -86,6 +90,83 @@ def test_lists_of_own(tmp_path):
 def test_wrong_lists(tmp_path, lists, words):
     with pytest.raises(UserError, match=words):
         read_semi_lists(_write(tmp_path, **lists))
+
+
+# ------------------------------------------------------------------------------------------ prepared data sets
+@pytest.mark.parametrize("name", sorted({key.rpartition("_")[0] for key in PAPER_COUNTS} - {"vt"}))
+def test_definitions_have_the_published_counts(repo, name):
+    stem = f"{name}_semi" if name in ("ucf101", "hmdb51") else name
+    expected = yaml.safe_load((repo / "config" / "datasets" / f"{stem}.yaml").read_text())["expected"]
+    rates = {key.rpartition("_")[2]: counts for key, counts in PAPER_COUNTS.items() if key.rpartition("_")[0] == name}
+    for rate, (labelled, unlabelled, test, classes) in rates.items():
+        assert expected[rate] == labelled
+        assert (expected["train"], expected["test"], expected["classes"]) == (labelled + unlabelled, test, classes)
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A spec of lists at two rates, of two classes and twenty training videos, and the videos, empty files."""
+    names = [f"{label}_{i:02d}.mp4 {label}" for i in range(12) for label in (0, 1)]
+    for rate, count in (("5", 1), ("10", 2)):
+        folder = tmp_path / "lists" / rate
+        folder.mkdir(parents=True)
+        train, test = names[:20], names[20:]
+        lists = {"train": train[:count], "unlabel": train[count:], "test": test}
+        _write(folder, **{part: "".join(f"/a/video/{line}\n" for line in lines) for part, lines in lists.items()})
+    (tmp_path / "video").mkdir()
+    for name in names:
+        (tmp_path / "video" / name.split()[0]).touch()
+    return {"kind": "semi", "root": str(tmp_path), "lists": str(tmp_path / "lists"), "validation": 0.25}
+
+
+def test_lists_become_an_index_and_labels_by_rate(listed, tmp_path, capsys):
+    listed["expected"] = {"train": 20, "5": 1}
+    clips = {clip.clip: clip for clip in read_index(prepare_semi(listed, tmp_path / "out"))}
+    splits = [clip.split for clip in clips.values()]
+    assert (splits.count("train"), splits.count("val"), splits.count("test")) == (15, 5, 4)
+    assert clips["video/1_00"].label == "class 001" and clips["video/1_00"].path == "video/1_00.mp4"
+    labelled = json.loads((tmp_path / "out" / "labelled.json").read_text())
+    assert labelled == {"10": ["video/0_00", "video/1_00"], "5": ["video/0_00"]}
+    assert all(clips[name].split == "train" for name in labelled["10"])
+    out = capsys.readouterr().out
+    assert "train: 20 (published: 20)" in out and "labelled at 5 %: 1 (published: 1)" in out
+    assert "published labels at 5 % leave 1 tested classes without any" in out
+
+
+def test_a_table_of_videos_needs_no_lists(listed, tmp_path):
+    table = tmp_path / "videos.csv"
+    rows = [f"video/{i % 2}_{i // 2:02d}.mp4,jump {i % 2} left,{'test' if i > 19 else 'train'}" for i in range(25)]
+    table.write_text("path,label,split\n" + "\n".join(rows) + "\n")
+    spec = {"kind": "semi", "root": listed["root"], "labels": str(table), "strip": " (left|right)$"}
+    clips = read_index(prepare_semi(spec, tmp_path / "out"))
+    assert len(clips) == 24 and {clip.label for clip in clips} == {"jump 0", "jump 1"}  # one file is missing
+    assert {clip.split for clip in clips} == {"train", "test"}
+    assert (tmp_path / "out" / "labelled.json").read_text() == "{}\n"
+    assert "the file is missing" in (tmp_path / "out" / "unreadable.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lists": "nowhere"}, "no folder of lists named by a label rate"),
+        ({"lists": None, "labels": None}, "lacks labels"),
+        ({"validation": 1.5}, "validation is 1.5"),
+        ({"validate": 0.1}, "did you mean 'validation'"),
+        ({"root": "lists"}, "none of the 24 videos"),
+    ],
+)
+def test_wrong_definitions(listed, tmp_path, change, words):
+    if change.get("root"):
+        change = {"root": str(tmp_path / "lists")}
+    with pytest.raises(UserError, match=words):
+        prepare_semi(listed | change, tmp_path / "out")
+
+
+def test_lists_that_contradict_each_other(listed, tmp_path):
+    path = tmp_path / "lists" / "10" / "unlabel.csv"
+    path.write_text(path.read_text().replace("0_05.mp4 0", "0_05.mp4 1"))
+    with pytest.raises(UserError, match="0_05 is class 001 in train and class 000 in train"):
+        prepare_semi(listed, tmp_path / "out")
 
 
 # --------------------------------------------------------------------------------------------- label rates

@@ -203,13 +203,13 @@ class SeFARModel(BaseModel):
         """Make the student's present state the teacher's."""
         self.teacher = deepcopy(self.network).requires_grad_(False).eval()
 
-    def update_teacher(self) -> None:
-        """Move the teacher towards the student: decay * teacher + (1 - decay) * student (Eq. 1).
+    def update_teacher(self, times: int = 1) -> None:
+        """Move the teacher towards the student: decay * teacher + (1 - decay) * student (Eq. 1), `times` at once.
 
         Raises RuntimeError before `start_teacher`.
         """
         teacher, student = list(self._teacher().parameters()), list(self.network.parameters())
-        get_ema_multi_avg_fn(self.ema)(teacher, student, None)
+        get_ema_multi_avg_fn(self.ema**times)(teacher, student, None)
 
     @torch.no_grad()
     def teacher_logits(self, weak: Elements) -> Tensor:

@@ -1,0 +1,271 @@
+"""Semi-supervised runs (SeFAR, SVFormer, FixMatch): few labelled videos, many unlabelled ones, a teacher."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseDataPreprocessor
+from mmengine.runner import Runner
+from torch.utils.data import Dataset
+
+from pipeline.datasets.frames import FrameStore
+from pipeline.datasets.semi import ElementView, SemiVideos, read_elements, semi_videos
+from pipeline.errors import UserError, unknown
+from pipeline.evaluation.scores import EpisodeScores, accuracy
+from pipeline.experiment import Measure
+from pipeline.models.build import build_video_classifier
+from pipeline.models.sefar import ElementSampler, SeFARModel
+from pipeline.models.sefar.losses import ssl_progress
+from pipeline.training.tasks import Task
+
+TEST_CLIPS = 32  # videos that are tested at a time
+TIMED = 6  # iterations whose time is taken
+VIEWS = ("centre", "random")
+LABELLED, UNLABELLED = 0, 1  # streams of random numbers
+
+
+class OneItem(BaseDataPreprocessor):
+    """Takes items as the loader gives them, one in a batch, to what the model's loss takes."""
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        data = self.cast_data(data)
+        return {
+            key: [element[0] for element in value] if isinstance(value, list | tuple) else value[0]
+            for key, value in data.items()
+            if key != "episode"
+        } | ({"progress": float(data["progress"])} if "progress" in data else {})
+
+
+class Teacher(Hook):
+    """Starts the teacher when the supervised epochs are over, and moves it after each step.
+
+    The released code moves it after each iteration, of which several may make a step; that is the same decay, here
+    for all of them at once, so that the number of workers does not matter.
+    """
+
+    def __init__(self, model: SeFARModel, items: int, every: int) -> None:
+        self.model, self.items, self.every = model, items, every
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if "weak" in data_batch and self.model.teacher is None:
+            self.model.start_teacher()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        if self.model.teacher is not None and (runner.iter + 1) % self.every == 0:
+            self.model.update_teacher(self.items)
+
+
+class SemiItems(Dataset):
+    """Batches of labelled videos, each with a batch of unlabelled ones in the semi-supervised epochs.
+
+    Item i is a dict: labelled, a list of the elements (B, T, 3, h, w); labels (B,); and, after the warm-up, weak and
+    strong, two draws of the same unlabelled videos, and progress. episode: the number i. Each epoch has an order of
+    its own; the unlabelled videos come in an order that is drawn anew when all have come. Everything depends on
+    (seed, i) alone, and no label of an unlabelled video is known here.
+    """
+
+    def __init__(
+        self, store: FrameStore, videos: SemiVideos, sampler: ElementSampler, side: int, train: dict[str, Any],
+        per_epoch: int, seed: int,
+    ) -> None:  # fmt: skip
+        self.store, self.videos, self.sampler, self.seed = store, videos, sampler, seed
+        self.batch, self.per_epoch, self.epochs = train["batch"], per_epoch, train["epochs"]
+        self.others = train["unlabelled"] * self.batch if len(videos.unlabelled) else 0
+        self.warm = train["warm_epochs"] if self.others else self.epochs
+        self.strong = ElementView(side, tuple(train["scale"]), train["flip"])
+        self.weak = ElementView(side, tuple(train["scale"]), 0.0)
+
+    def __len__(self) -> int:
+        return self.epochs * self.per_epoch
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        epoch, place = divmod(i, self.per_epoch)
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, 2, i]))
+        chosen = self._order(epoch)[place * self.batch : (place + 1) * self.batch]
+        item: dict[str, Any] = {
+            "labelled": self._read(self.videos.labelled[chosen], self.strong, rng),
+            "labels": torch.from_numpy(self.videos.labels[chosen]),
+            "episode": torch.tensor(i),
+        }
+        if epoch >= self.warm:
+            clips = self._unlabelled((i - self.warm * self.per_epoch) * self.others)
+            item |= {"weak": self._read(clips, self.weak, rng), "strong": self._read(clips, self.strong, rng)}
+            item["progress"] = torch.tensor(ssl_progress(epoch, self.epochs, self.warm), dtype=torch.float64)
+        return item
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Places of the labelled videos in an epoch; where they fill no step, they come again."""
+        count = self.per_epoch * self.batch
+        order = np.random.default_rng(np.random.SeedSequence([self.seed, LABELLED, epoch]))
+        return np.resize(order.permutation(len(self.videos.labelled)), count)
+
+    def _unlabelled(self, first: int) -> np.ndarray:
+        """The unlabelled videos number `first` and on, of endless rounds through all of them."""
+        total, chosen = len(self.videos.unlabelled), []
+        places = np.arange(first, first + self.others)
+        for turn in range(places[0] // total, places[-1] // total + 1):
+            rng = np.random.default_rng(np.random.SeedSequence([self.seed, UNLABELLED, turn]))
+            chosen.append(rng.permutation(total)[places[places // total == turn] % total])
+        return self.videos.unlabelled[np.concatenate(chosen)]
+
+    def _read(self, clips: np.ndarray, view: ElementView, rng: np.random.Generator) -> list[torch.Tensor]:
+        return stack([read_elements(self.store, int(clip), self.sampler, view, rng) for clip in clips])
+
+
+def stack(videos: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+    """Elements of each of B videos -> B videos of each element, (B, T, 3, h, w)."""
+    return [torch.stack(parts) for parts in zip(*videos, strict=True)]
+
+
+class SemiTask(Task):
+    """A classifier of all classes, from a share of labelled videos."""
+
+    @cached_property
+    def store(self) -> FrameStore:
+        """The decoded frames."""
+        return FrameStore(self.ws.store(self.run))
+
+    @cached_property
+    def videos(self) -> SemiVideos:
+        """Which training videos are labelled."""
+        return semi_videos(
+            self.store, self.ws.dataset(self.run.dataset), self.run.train["label_rate"], self.run.seed
+        )  # fmt: skip
+
+    @cached_property
+    def sampler(self) -> ElementSampler:
+        """Which frames of a video each element shows."""
+        return ElementSampler(self.run.model["elements"], self.run.frames["elements"])
+
+    def classes(self) -> dict[str, int]:
+        found = {split: len(self.store.classes(split)) for split in ("train", "val", "test")}
+        return found | {"labelled": len(np.unique(self.videos.labels))}
+
+    def schedule(self) -> dict[str, Any]:
+        train = self.run.train
+        if train["labelled_per_step"] % train["batch"]:
+            raise UserError(
+                f"{self.run.id}: train.labelled_per_step is {train['labelled_per_step']}, no multiple of train.batch "
+                f"{train['batch']}; change one of them"
+            )
+        items = train["labelled_per_step"] // train["batch"]
+        # As released: what is left of an epoch after its last whole step is dropped.
+        whole = max(len(self.videos.labelled) // train["batch"] // items, 1)
+        per_epoch = max(train["steps"] // train["epochs"], 1) if train["steps"] else whole
+        every = max(round(train["validate_epochs"] * per_epoch), 1)
+        return train | {
+            "items": items, "steps": train["epochs"] * per_epoch,
+            "warmup_steps": round(train["warmup_epochs"] * per_epoch),
+            "milestones": [epoch * per_epoch for epoch in train["milestones"]],
+            "validate_every": every, "checkpoint_every": every,
+        }  # fmt: skip
+
+    def build(self) -> SeFARModel:
+        model = build_video_classifier(self.run, self.ws, len(self.videos.classes))
+        model.data_preprocessor = OneItem()
+        return model
+
+    def items(self, model: SeFARModel) -> SemiItems:
+        train = self.schedule()
+        per_epoch = train["steps"] * train["items"] // train["epochs"]
+        return SemiItems(self.store, self.videos, self.sampler, model.image_size, train, per_epoch, self.run.seed)
+
+    def hooks(self, model: SeFARModel, every: int) -> list[Hook]:
+        return [Teacher(model, self.schedule()["items"], every)]
+
+    def validate(self, model: SeFARModel) -> float:
+        found = self._predict(model, "test" if self.run.selection == "test" else "val")
+        return float(accuracy(found.trained, found.labels).mean())
+
+    def scores(self, model: SeFARModel, measure: Measure, split: str) -> EpisodeScores:
+        return self._predict(model, split)
+
+    @torch.inference_mode()
+    def _predict(self, model: SeFARModel, split: str) -> EpisodeScores:
+        """Log-probabilities of the videos of a split, each of them an episode of its own."""
+        number = {name: i for i, name in enumerate(self.videos.classes)}
+        clips = [i for i, of in enumerate(self.store.splits) if of == split]
+        if not clips:
+            raise UserError(f"{self.run.dataset} has no video in the split {split}; set selection: last")
+        device, training = next(model.parameters()).device, model.training
+        model.eval()
+        parts = []
+        for first in range(0, len(clips), TEST_CLIPS):
+            elements = stack([self._seen(clip, model.image_size) for clip in clips[first : first + TEST_CLIPS]])
+            parts.append(model.predict([x.to(device) for x in elements]).float().log_softmax(-1).cpu())
+        model.train(training)
+        labels = np.array([number[self.store.labels[clip]] for clip in clips])
+        return EpisodeScores(torch.cat(parts)[:, None].numpy(), None, labels[:, None])
+
+    def _seen(self, clip: int, side: int) -> list[torch.Tensor]:
+        """Elements of a video as a test shows them: without chance, or as released with a random crop and mirroring."""
+        kind = self.run.frames["test_view"]
+        if kind not in VIEWS:
+            raise unknown("view", kind, VIEWS, "frames.test_view")
+        if kind == "centre":
+            return read_elements(self.store, clip, self.sampler, ElementView(side))
+        rng = np.random.default_rng(np.random.SeedSequence([self.run.seed, 3, clip]))
+        return read_elements(self.store, clip, self.sampler, ElementView(side, (1.0, 1.0)), rng)
+
+    def teacher_shares(self, model: SeFARModel) -> list[float]:
+        """Share in per cent of the teacher's predictions in the time of each of some iterations: data, losses,
+        gradients, and the student's and the teacher's update. The weights stay as they are.
+
+        Raises UserError for a method without unlabelled videos.
+        """
+        items = self.items(model)
+        if items.warm >= items.epochs:
+            raise UserError(f"{self.run.id}: the method sees no unlabelled video, so it has no teacher")
+        without = model.teacher is None
+        if without:  # a checkpoint of the supervised epochs
+            model.start_teacher()
+        optimizer = torch.optim.SGD(model.network.parameters(), lr=0.0)
+        spent = [0.0]
+        predict = model.teacher_logits
+
+        def timed(weak: list[torch.Tensor]) -> torch.Tensor:
+            start = _now()
+            logits = predict(weak)
+            spent[0] += _now() - start
+            return logits
+
+        model.teacher_logits = timed
+        shares, first = [], items.warm * items.per_epoch
+        device = next(model.parameters()).device
+        model.to(device).train()
+        for i in range(TIMED + 2):
+            start, spent[0] = _now(), 0.0
+            item = items[first + i % (len(items) - first)]
+            batch = model.data_preprocessor({key: _batched(value) for key, value in item.items()}, True)
+            losses = model(mode="loss", **batch)
+            sum(value for name, value in losses.items() if name.startswith("loss_")).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            model.update_teacher(0)
+            shares.append(100 * spent[0] / (_now() - start))
+        del model.teacher_logits
+        if without:
+            model.teacher = None
+        model.eval()
+        return shares[2:]  # the first ones warm up
+
+
+def _now() -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _batched(value: Any) -> Any:
+    """As a loader of one item gives it."""
+    return [part[None] for part in value] if isinstance(value, list) else value[None]
