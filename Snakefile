@@ -25,23 +25,27 @@ rule all_tables:
     input:
         [combined_table(number) for number in PLAN.numbers()],
         [paper_table(paper, number) for paper, number in PLAN.tables()],
+        [figure for paper in PLAN.papers for figure in figure_files(paper)],
 
 
 rule lga_tables:
     input:
         [paper_table(paper, number) for paper, number in PLAN.tables("lga")],
+        figure_files("lga"),
         cell_files("lga"),
 
 
 rule task_adapter_tables:
     input:
         [paper_table(paper, number) for paper, number in PLAN.tables("task_adapter")],
+        figure_files("task_adapter"),
         cell_files("task_adapter"),
 
 
 rule crossglg_tables:
     input:
         [paper_table(paper, number) for paper, number in PLAN.tables("crossglg")],
+        figure_files("crossglg"),
         cell_files("crossglg"),
 
 

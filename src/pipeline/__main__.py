@@ -201,13 +201,58 @@ def table(
     config: ConfigFolder = Path("config"),
     overlay: Overlay = "{}",
 ) -> None:
-    """Write a table from the measured cells (CSV and Markdown)."""
+    """Write a table from the measured cells (CSV, Markdown, LaTeX, HTML)."""
     from pipeline.plan import Plan
     from pipeline.tables.results import write_combined, write_table
 
     plan = Plan.read(config, _overlay(overlay, ""))
     for path in write_table(plan, paper, number, results) if paper else write_combined(plan, number, results):
         print(path)
+
+
+@app.command()
+def figure(
+    number: Annotated[str, typer.Argument(help="The figure: fig3.")],
+    paper: Annotated[str, typer.Option(help="The paper whose figure it is.")],
+    results: Results = Path("results"),
+    config: ConfigFolder = Path("config"),
+    overlay: Overlay = "{}",
+) -> None:
+    """Draw a figure from the measured cells (PNG, SVG and PDF)."""
+    from pipeline.figures.draw import write_figure
+    from pipeline.plan import Plan
+
+    for path in write_figure(Plan.read(config, _overlay(overlay, "")), paper, number, results):
+        print(path)
+
+
+@app.command()
+def curves(
+    paper: Annotated[str, typer.Option(help="The paper whose trainings are drawn.")],
+    results: Results = Path("results"),
+    config: ConfigFolder = Path("config"),
+    overlay: Overlay = "{}",
+) -> None:
+    """Draw the curves of a paper's trainings (PNG, SVG and PDF)."""
+    from pipeline.figures.training import write_training
+    from pipeline.plan import Plan
+
+    for path in write_training(Plan.read(config, _overlay(overlay, "")), paper, results):
+        print(path)
+
+
+@app.command()
+def report(
+    results: Results = Path("results"),
+    config: ConfigFolder = Path("config"),
+    scale: Scale = "",
+    overlay: Overlay = "{}",
+) -> None:
+    """Write every table and figure, as far as it is measured, into one page: results/report.html."""
+    from pipeline.plan import Plan
+    from pipeline.report.build import write_report
+
+    print(write_report(Plan.read(config, _overlay(overlay, scale)), results))
 
 
 @app.command()

@@ -117,7 +117,7 @@ class Config:
             UserError: a file or key is wrong; the message names both.
         """
         self.folder = Path(folder)
-        overlay = dict(overlay or {})
+        self.overlay = overlay = dict(overlay or {})
         default = read_yaml(self.folder / "config.yaml")
         scale = str(overlay.get("scale") or default.get("scale", "demo"))
         scales = {path.stem: path for path in sorted((self.folder / "scales").glob("*.yaml"))}

@@ -113,7 +113,8 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys, repo, tmp_path):
 
 
 STAGES = (
-    "videos", "splits", "text", "frames", "pretrain", "train", "sweep", "evaluate", "table", "show", "plan", "cluster",
+    "videos", "splits", "text", "frames", "pretrain", "train", "sweep", "evaluate", "table", "figure", "curves",
+    "report", "show", "plan", "cluster",
 )  # fmt: skip
 
 

@@ -64,6 +64,8 @@ def test_a_table_of_ablations_needs_its_own_trainings_only(workflow):
     [
         "results/table4.csv", "results/lga/table4.csv", "lga_tables", "results/fig3.csv", "task_adapter_tables",
         "results/task_adapter/table4.csv", "results/fig10.csv", "results/task_adapter/fig8a.md",
+        "results/lga/table4.tex", "results/lga/fig3.svg", "results/task_adapter/fig9.png", "results/lga/training.pdf",
+        "report",
     ],
 )  # fmt: skip
 def test_targets_exist(workflow, target):

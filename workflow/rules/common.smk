@@ -56,6 +56,30 @@ def cell_files(paper=None):
     return [f"results/cells/{cell}.json" for cell in dict.fromkeys(cells)]
 
 
+def figure_files(paper):
+    """The figures of a paper that are drawn, and the curves of its trainings."""
+    drawn = [
+        table_stem(number)
+        for _, number in PLAN.tables(paper)
+        if PLAN.papers[paper].tables[number].figure
+    ]
+    trained = ["training"] if trainings(paper) else []
+    return [f"results/{paper}/{stem}.svg" for stem in drawn + trained]
+
+
+def trainings(paper):
+    """Ids of the trainings behind the tables of a paper."""
+    cells = (
+        cell for entry in PLAN.entries if entry.paper == paper for cell in entry.cells
+    )
+    return list(dict.fromkeys(cell.run.id for cell in cells if cell.run.train))
+
+
+def trainings_of_paper(wildcards):
+    known(PLAN.papers, wildcards.paper, "paper")
+    return [f"results/runs/{run}/train.json" for run in trainings(wildcards.paper)]
+
+
 def combined_table(number):
     return f"results/{table_stem(number)}.csv"
 

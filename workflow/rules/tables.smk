@@ -1,10 +1,13 @@
-# Tables are views over cells; they compute nothing.
+# Tables, figures and the report are views over cells; they compute nothing.
 rule table_of_paper:
     input:
         cells_of_table,
     output:
         "results/{paper}/{stem}.csv",
         "results/{paper}/{stem}.md",
+        "results/{paper}/{stem}.tex",
+        "results/{paper}/{stem}.html",
+        "results/{paper}/{stem}.wide.csv",
     log:
         "results/logs/tables/{paper}-{stem}.log",
     benchmark:
@@ -18,6 +21,66 @@ rule table_of_paper:
     shell:
         "python -m pipeline table {params.number} --paper {wildcards.paper} --config {params.config}"
         " --overlay {params.overlay} > {log} 2>&1"
+
+
+rule figure_of_paper:
+    input:
+        cells_of_table,
+    output:
+        multiext("results/{paper}/{stem}", ".png", ".svg", ".pdf"),
+    log:
+        "results/logs/figures/{paper}-{stem}.log",
+    benchmark:
+        "results/benchmarks/figures/{paper}-{stem}.tsv"
+    wildcard_constraints:
+        stem="fig[0-9A-Za-z]+",
+    conda:
+        "../envs/pipeline.yaml"
+    params:
+        config=shlex.quote(str(CONFIG)),
+        overlay=shlex.quote(OVERLAY_JSON),
+    shell:
+        "python -m pipeline figure {wildcards.stem} --paper {wildcards.paper} --config {params.config}"
+        " --overlay {params.overlay} > {log} 2>&1"
+
+
+rule curves_of_paper:
+    input:
+        trainings_of_paper,
+    output:
+        multiext("results/{paper}/training", ".png", ".svg", ".pdf"),
+    log:
+        "results/logs/figures/{paper}-training.log",
+    benchmark:
+        "results/benchmarks/figures/{paper}-training.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    params:
+        config=shlex.quote(str(CONFIG)),
+        overlay=shlex.quote(OVERLAY_JSON),
+    shell:
+        "python -m pipeline curves --paper {wildcards.paper} --config {params.config}"
+        " --overlay {params.overlay} > {log} 2>&1"
+
+
+rule report:
+    input:
+        [paper_table(paper, number) for paper, number in PLAN.tables()],
+        [figure for paper in PLAN.papers for figure in figure_files(paper)],
+        cell_files(),
+    output:
+        "results/report.html",
+    log:
+        "results/logs/report.log",
+    benchmark:
+        "results/benchmarks/report.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    params:
+        config=shlex.quote(str(CONFIG)),
+        overlay=shlex.quote(OVERLAY_JSON),
+    shell:
+        "python -m pipeline report --config {params.config} --overlay {params.overlay} > {log} 2>&1"
 
 
 rule table_of_papers:

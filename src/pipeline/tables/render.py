@@ -1,6 +1,7 @@
-"""A table as people read it: Markdown for the result files, a rich table for the console.
+"""A table as people read it: one `Layout`, rows by columns as in the paper, and thin writers of it.
 
-Both show one `Layout`, rows by columns as in the paper; only the marks differ.
+Here are the layout itself, Markdown for the result files and a rich table for the console; `latex` and `html` are
+the other writers. Only the marks differ.
 """
 
 from __future__ import annotations
@@ -21,19 +22,47 @@ if TYPE_CHECKING:
 DECIMALS = {"time_ms": 2, "params_m": 3}  # of printed numbers; everything else has one
 LOWER_IS_BETTER = {"time_ms", "params_m", "teacher_time_share_pct"}
 MISSING = "–"
-LEGEND = "Entries: ours ± 95 % interval (published, difference); only in brackets: not measured here."
+LEGEND = (
+    "Entries: ours ± 95 % interval (published, difference); only in brackets: not measured here. "
+    "Bold: the best measured value of its column; underlined: the second best."
+)
 
 
 @dataclass
 class Place:
-    """What is written in one place of a table."""
+    """What is written in one place of a table; numbers are text with as many decimals as are shown."""
 
-    ours: str = ""
-    """Measured value and interval, or the mark of a missing one."""
-    printed: str = ""
-    """The paper's value and the difference to it, in brackets."""
-    best: bool = False
+    status: str = ""
+    """measured, published-only, missing, or empty where the paper has no such place."""
+    value: str = ""
+    half: str = ""
+    """Half width of the 95 % interval."""
+    published: str = ""
+    delta: str = ""
+    """value - published, with its sign."""
+    rank: int = 0
+    """1: best measured value of the column, 2: second best, 0: neither."""
     notes: list[int] = field(default_factory=list)
+    order: float | None = None
+    """What the place is sorted by: the measured value, or else the printed one."""
+    cells: str = ""
+    """Ids of the cells behind the value, joined by ";"."""
+
+    @property
+    def ours(self) -> str:
+        """Measured value and interval, or the mark of a missing one."""
+        if self.status == "missing":
+            return MISSING
+        return f"{self.value} ± {self.half}" if self.half else self.value
+
+    @property
+    def printed(self) -> str:
+        """The paper's value and the difference to it, in brackets."""
+        if not self.published:
+            return ""
+        if self.status == "published-only":
+            return f"({self.published})"
+        return f"(published {', '.join(filter(None, [self.published, self.delta]))})"
 
 
 @dataclass
@@ -47,13 +76,31 @@ class Layout:
     footnotes: list[str]
     measured: str
     """How it was measured: scale, selection, seeds."""
+    note: str = ""
+    """Of the sheet, on the whole table."""
+
+    @property
+    def groups(self) -> list[tuple[str, list[str]]]:
+        """The two lines of the head: "Set/1-shot", "Set/5-shot" -> ("Set", ["1-shot", "5-shot"]).
+
+        A column without a "/" is a group of its own, without a second line: (name, [""]).
+        """
+        out: list[tuple[str, list[str]]] = []
+        for name in self.columns:
+            group, _, leaf = name.partition("/")
+            if leaf and out and out[-1][0] == group and out[-1][1] != [""]:
+                out[-1][1].append(leaf)
+            else:
+                out.append((group, [leaf]))
+        return out
 
 
 def layout(table: Table, records: list[Record]) -> Layout:
     """Arranges the long `records` of a `table` as the paper does.
 
-    The best measured value of a column is marked where at least two rows are measured; what looks equal is
-    equally good. A note that holds for a whole row or column stands at its name, so that it is not repeated.
+    The best measured value of a column is marked where at least two rows are measured, the second best where there
+    are three; what looks equal is equally good. A note that holds for a whole row or column stands at its name, so
+    that it is not repeated.
     """
     at = {(record.row, record.column): record for record in records}
     best, notes = _best(records), _Footnotes(records)
@@ -65,11 +112,11 @@ def layout(table: Table, records: list[Record]) -> Layout:
             record = at.get((row.name, column))
             place = _place(record) if record else Place()
             if record and record.status == "measured":
-                place.best = _shown(record) == best.get(column)
+                place.rank = best.get(column, {}).get(_shown(record), 0)
             place.notes = notes.of(row.name, column)
             places.append(place)
         rows.append((row.name, places))
-    return Layout(columns, rows, notes.columns, notes.rows, notes.texts, _measured(records))
+    return Layout(columns, rows, notes.columns, notes.rows, notes.texts, _measured(records), table.note)
 
 
 def number(value: float, metric: str, sign: str = "") -> str:
@@ -78,14 +125,18 @@ def number(value: float, metric: str, sign: str = "") -> str:
 
 
 def _place(record: Record) -> Place:
-    published = None if record.published is None else number(record.published, record.metric)
-    if record.status == "published-only":
-        return Place(printed=f"({published})")
-    if record.status == "missing":
-        return Place(MISSING, f"(published {published})" if published else "")
-    half = "" if record.ci95 is None else f" ± {number(record.ci95, record.metric)}"
-    printed = f"(published {published}, {number(record.delta, record.metric, '+')})" if published else ""
-    return Place(number(record.value, record.metric) + half, printed)
+    def text(value: float | None, sign: str = "") -> str:
+        return "" if value is None else number(value, record.metric, sign)
+
+    return Place(
+        record.status,
+        text(record.value),
+        text(record.ci95),
+        text(record.published),
+        text(record.delta, "+"),
+        order=record.published if record.value is None else record.value,
+        cells=record.cell_id,
+    )
 
 
 def _shown(record: Record) -> float:
@@ -93,16 +144,17 @@ def _shown(record: Record) -> float:
     return round(record.value, DECIMALS.get(record.metric, 1))
 
 
-def _best(records: list[Record]) -> dict[str, float]:
+def _best(records: list[Record]) -> dict[str, dict[float, int]]:
+    """Column -> its best shown value (1) and its second best (2)."""
     values = defaultdict(list)
     for record in records:
         if record.status == "measured":
             values[record.column, record.metric].append(_shown(record))
-    return {
-        column: min(found) if metric in LOWER_IS_BETTER else max(found)
-        for (column, metric), found in values.items()
-        if len(found) > 1
-    }
+    ranks = {}
+    for (column, metric), found in values.items():
+        order = sorted(set(found), reverse=metric not in LOWER_IS_BETTER)
+        ranks[column] = dict(zip(order[: max(0, min(len(found) - 1, 2))], (1, 2), strict=False))
+    return ranks
 
 
 def _measured(records: list[Record]) -> str:
@@ -128,7 +180,7 @@ class _Footnotes:
         parts = {(r.row, r.column): r.note.split("; ") if r.note else [] for r in records}
         self.columns = self._whole(parts, [r for r in records if r.status == "measured"], "column")
         self.rows = self._whole(parts, records, "row")
-        self._places = {place: [self._number(text) for text in texts] for place, texts in parts.items()}
+        self._places = {place: self._marks(texts) for place, texts in parts.items()}
 
     def of(self, row: str, column: str) -> list[int]:
         """Footnotes of one place."""
@@ -143,15 +195,14 @@ class _Footnotes:
             if len(places) < 2:
                 continue
             shared = [text for text in parts[places[0]] if all(text in parts[place] for place in places)]
-            marks[name] = [self._number(text) for text in shared]
+            marks[name] = self._marks(shared)
             for place in places:
                 parts[place] = [text for text in parts[place] if text not in shared]
         return marks
 
-    def _number(self, text: str) -> int:
-        if text not in self.texts:
-            self.texts.append(text)
-        return self.texts.index(text) + 1
+    def _marks(self, texts: list[str]) -> list[int]:
+        self.texts += [text for text in dict.fromkeys(texts) if text not in self.texts]
+        return sorted(self.texts.index(text) + 1 for text in texts)
 
 
 def markdown(heading: str, table: Table, records: list[Record], prefix: str = "") -> str:
@@ -166,7 +217,7 @@ def markdown(heading: str, table: Table, records: list[Record], prefix: str = ""
         return "".join(f" [^{prefix}{note}]" for note in notes)
 
     def cell(place: Place) -> str:
-        ours = f"**{place.ours}**" if place.best else place.ours
+        ours = {0: "{}", 1: "**{}**", 2: "<ins>{}</ins>"}[place.rank].format(place.ours)
         return " ".join(filter(None, [ours, place.printed])) + marks(place.notes)
 
     head = [_escape(name) + marks(page.column_notes.get(name, [])) for name in page.columns]
@@ -225,7 +276,7 @@ def _rich(page: Layout, title: str) -> Any:
     def cell(place: Place) -> Text:
         below = "\n" if place.ours and place.printed else ""
         printed = Text(below + place.printed.replace("published ", ""), style="dim")
-        return Text(place.ours, style="bold" if place.best else "") + printed + marks(place.notes)
+        return Text(place.ours, style=("", "bold", "underline")[place.rank]) + printed + marks(place.notes)
 
     out = RichTable(title=Text(title), title_justify="left", show_lines=True)
     out.add_column("", overflow="fold")

@@ -1,4 +1,4 @@
-"""From measured cells to result files: `RESULTS/PAPER/TABLE.csv` (long) and `.md` (the paper's layout).
+"""From measured cells to result files: `RESULTS/PAPER/TABLE.csv` (long) and, in the paper's layout, `FORMATS`.
 
 A cell file `RESULTS/cells/CELL.json` holds one measured number (`CellFile`). Nothing here measures one: a
 table is a view of cells, of the printed values and of the notes in the sheet.
@@ -22,10 +22,14 @@ from pipeline.errors import UserError, unknown
 from pipeline.experiment import Cell, slug
 from pipeline.plan import Entry, Plan
 from pipeline.tables import render
+from pipeline.tables.html import html
+from pipeline.tables.latex import latex
 from pipeline.tables.spec import table_stem
 from pipeline.workspace import Workspace
 
 DIGITS = 4  # decimals kept in CSV files
+FORMATS = ("csv", "md", "tex", "html", "wide.csv")  # of one paper's table
+WIDE = ("value", "ci95", "published", "delta")  # of every column of a wide CSV file
 
 
 class CellFile(BaseModel):
@@ -213,18 +217,26 @@ def _remarks(entry: Entry, found: list[CellFile]) -> list[str]:
 # Writing
 
 
-def write_table(plan: Plan, paper: str, number: str, results_dir: Path | str = "results") -> tuple[Path, Path]:
-    """Writes `RESULTS/PAPER/TABLE.csv` (long) and `.md` (the paper's layout) and returns their paths.
+def write_table(plan: Plan, paper: str, number: str, results_dir: Path | str = "results") -> tuple[Path, ...]:
+    """Writes `RESULTS/PAPER/TABLE.csv` (long) and the other `FORMATS` (the paper's layout) and returns their paths.
 
     Raises:
         UserError: no such paper or table, or a cell file is missing or damaged.
     """
     found = records(plan, paper, number, results_dir)
-    page = render.markdown(heading(plan, paper, number), plan.papers[paper].tables[number], found)
-    return _write_both(Path(results_dir) / paper / table_stem(number), found, page)
+    table, title, stem = plan.papers[paper].tables[number], heading(plan, paper, number), table_stem(number)
+    page = render.layout(table, found)
+    contents = (
+        to_csv(found),
+        render.markdown(title, table, found),
+        latex(title, f"{paper}-{stem}", page),
+        html(title, f"{paper}-{stem}", page),
+        to_wide_csv(page, found),
+    )
+    return _write(Path(results_dir) / paper / stem, dict(zip(FORMATS, contents, strict=True)))
 
 
-def write_combined(plan: Plan, number: str, results_dir: Path | str = "results") -> tuple[Path, Path]:
+def write_combined(plan: Plan, number: str, results_dir: Path | str = "results") -> tuple[Path, ...]:
     """Writes `RESULTS/TABLE.csv` and `.md` with that table of every paper that has one.
 
     Raises:
@@ -237,7 +249,7 @@ def write_combined(plan: Plan, number: str, results_dir: Path | str = "results")
         everything += found
         title, sheet = heading(plan, paper, number), plan.papers[paper].tables[number]
         pages.append(render.markdown(title, sheet, found, prefix=paper))
-    return _write_both(Path(results_dir) / table_stem(number), everything, "\n".join(pages))
+    return _write(Path(results_dir) / table_stem(number), {"csv": to_csv(everything), "md": "\n".join(pages)})
 
 
 def to_csv(found: Iterable[Record]) -> str:
@@ -249,11 +261,26 @@ def to_csv(found: Iterable[Record]) -> str:
     return text.getvalue()
 
 
-def _write_both(stem: Path, found: list[Record], page: str) -> tuple[Path, Path]:
-    paths = stem.with_name(f"{stem.name}.csv"), stem.with_name(f"{stem.name}.md")
+def to_wide_csv(page: render.Layout, found: Iterable[Record]) -> str:
+    """The table as it is printed, one line a row: for each column its value, interval, published value, difference."""
+    at = {(record.row, record.column): record for record in found}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", *(f"{column} {key}" for column in page.columns for key in WIDE)])
+    for row, _ in page.rows:
+        places = [at.get((row, column)) for column in page.columns]
+        writer.writerow([row, *(getattr(place, key, None) for place in places for key in WIDE)])
+    return text.getvalue()
+
+
+def _write(stem: Path, contents: dict[str, str]) -> tuple[Path, ...]:
+    """Writes `stem`.ENDING for every ending of `contents`."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    for path, content in zip(paths, (to_csv(found), page), strict=True):
+    paths = []
+    for ending, content in contents.items():
+        path = stem.with_name(f"{stem.name}.{ending}")
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_text(content, encoding="utf-8")
         os.replace(temporary, path)
-    return paths
+        paths.append(path)
+    return tuple(paths)

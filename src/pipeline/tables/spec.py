@@ -6,7 +6,7 @@ computes a number, and nothing heavy is imported.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -62,6 +62,17 @@ class Sweep(Strict):
     axis: str = Field(description="the swept key, for instance model.atoms")
 
 
+class Figure(Strict):
+    """How a sheet is drawn."""
+
+    kind: Literal["lines", "bars", "scatter"] = Field(
+        description="lines: against the numbers in the names; bars: a group a column; scatter: second column on first"
+    )
+    x: str = Field(description="label of the axis, with its unit")
+    y: str = Field(description="label of the axis, with its unit")
+    series: Literal["rows", "columns"] = Field("rows", description="of lines: what one line is")
+
+
 class Table(Strict):
     """One table (or the data of a figure)."""
 
@@ -70,6 +81,7 @@ class Table(Strict):
     columns: list[Column]
     rows: list[Row]
     sweep: Sweep | None = None
+    figure: Figure | None = None
 
     @model_validator(mode="after")
     def _values_fit(self) -> Table:

@@ -18,6 +18,7 @@ from pipeline.tables import results
 from pipeline.tables.render import print_table
 from pipeline.tables.results import (
     COLUMNS,
+    FORMATS,
     records,
     write_combined,
     write_table,
@@ -142,7 +143,7 @@ def test_names_of_tables(number, stem):
 
 
 def test_long_file_has_every_place_in_order(make, folder):
-    path, _ = write_table(make({}, {CELL: [85.3]}), "one", "1", folder / "results")
+    path, *_ = write_table(make({}, {CELL: [85.3]}), "one", "1", folder / "results")
     assert path == folder / "results" / "one" / "table1.csv"
     lines = read(path)
     expected = "paper table row column metric value ci95 n published delta scale selection seeds run_id cell_id"
@@ -178,13 +179,13 @@ def test_a_printed_line_has_no_measurement(make, folder):
 
 
 def test_nothing_is_substituted_at_paper_scale(make, folder):
-    _, page = write_table(make({"scale": "paper"}), "one", "1", folder / "results")
+    _, page, *_ = write_table(make({"scale": "paper"}), "one", "1", folder / "results")
     assert "in place of" not in page.read_text()
     assert "not comparable" not in page.read_text()
 
 
 def test_selection_on_the_test_classes_is_labelled(make, folder):
-    path, page = write_table(make({"selection": "test"}), "one", "1", folder / "results")
+    path, page, *_ = write_table(make({"selection": "test"}), "one", "1", folder / "results")
     assert line(read(path), *CELL)["selection"] == "test (paper)"
     assert "checkpoint selection test (paper)" in page.read_text()
 
@@ -223,7 +224,7 @@ def test_page_has_the_layout_of_the_paper(make, folder):
         ("Ours", "Time"): [20.0],
         ("Plain", "Time"): [21.5],
     }
-    _, path = write_table(make({}, values), "one", "1", folder / "results")
+    _, path, *_ = write_table(make({}, values), "one", "1", folder / "results")
     page = path.read_text(encoding="utf-8")
     rows = [x for x in page.splitlines() if x.startswith("|")]
     assert page.startswith("## one, Table 1: Methods\n")
@@ -238,7 +239,7 @@ def test_page_has_the_layout_of_the_paper(make, folder):
 
 
 def test_every_note_is_a_footnote_once(make, folder):
-    _, path = write_table(make(), "one", "1", folder / "results")
+    _, path, *_ = write_table(make(), "one", "1", folder / "results")
     page = path.read_text(encoding="utf-8")
     for text in ("measured on fake in place of real", "the proposed one", "printed twice", "not implemented"):
         assert sum(x.startswith("[^") and x.endswith(f": {text}") for x in page.splitlines()) == 1
@@ -257,13 +258,13 @@ def test_tables_of_one_number_are_combined(make, folder):
 
 def test_a_figure_is_named_as_one(make, folder):
     paths = write_table(make(), "one", "fig3", folder / "results")
-    assert [path.name for path in paths] == ["fig3.csv", "fig3.md"]
+    assert [path.name for path in paths] == [f"fig3.{ending}" for ending in FORMATS]
     assert paths[1].read_text().startswith("## one, Figure 3: one bar")
 
 
 def test_an_interrupted_writing_leaves_the_old_file(make, folder, monkeypatch):
     plan = make()
-    path, _ = write_table(plan, "one", "1", folder / "results")
+    path, *_ = write_table(plan, "one", "1", folder / "results")
     before = path.read_text()
 
     def stop(*_):
