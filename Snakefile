@@ -17,7 +17,6 @@ localrules:
     lga_tables,
     task_adapter_tables,
     crossglg_tables,
-    sefar_tables,
 
 
 rule all_tables:
@@ -47,12 +46,6 @@ rule crossglg_tables:
         [paper_table(paper, number) for paper, number in PLAN.tables("crossglg")],
         figure_files("crossglg"),
         cell_files("crossglg"),
-
-
-rule sefar_tables:
-    input:
-        [paper_table(paper, number) for paper, number in PLAN.tables("sefar")],
-        cell_files("sefar"),
 
 
 onstart:

@@ -47,7 +47,7 @@ def _cell(cell) -> dict:
         depth = run.model.get("layers", run.model.get("order_layers", 4))
         depth = depth if isinstance(depth, int) else 4
         value = LEVEL.get(run.method, 50) + 8 * math.log(1 + depth) / math.log(13) + noise.gauss(0, 1.5)
-        value, half = value - 3 * (measure.way - 5) + 6 * (measure.shot > 1), 54 / math.sqrt(measure.episodes)
+        value, half = value - 3 * (measure.way - 5) + 6 * (measure.shot > 1), 54 / math.sqrt(measure.episodes or 200)
     return {
         "cell": cell.id, "run": run.id, "metric": measure.metric, "value": value, "ci95": half,
         "n": measure.episodes or 200, "alpha": 0.4 if searched else None, "alpha_curve": curve if searched else None,

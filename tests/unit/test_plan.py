@@ -14,7 +14,7 @@ from pipeline.plan import Plan, store_key
 from pipeline.workspace import Workspace
 
 SCALES = ("demo", "quick", "paper")
-SYNTHETIC = ("scene", "temporal", "skeleton", "fine", "semi")
+SYNTHETIC = ("scene", "temporal", "skeleton")
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def test_scales_differ_in_budgets_and_data(plans):
     demo, quick, paper = (plans[scale] for scale in SCALES)
     assert [entry.row for entry in demo.entries] == [entry.row for entry in paper.entries]
     kinds = [asset.spec["kind"] for asset in paper.datasets.values()]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"list": 5, "skeletons": 5, "semi": 13}
+    assert {kind: kinds.count(kind) for kind in kinds} == {"list": 5, "skeletons": 5}
     assert {asset.name for asset in demo.datasets.values()} == {f"synthetic_{name}" for name in SYNTHETIC}
-    videos = {"clip_vit_b16", "resnet50", "vit_s16", "vit_b16", "vit_s16_scratch"}
+    videos = {"clip_vit_b16", "resnet50"}
     assert {asset.name for asset in paper.backbones.values()} == videos
     assert not set(demo.runs) & set(quick.runs) and not set(quick.runs) & set(paper.runs)
     assert {c.measure.episodes for c in paper.cells.values() if c.measure.metric == "accuracy_pct"} == {10_000}
@@ -112,7 +112,7 @@ def test_full_model_is_one_cell_in_all_six_tables(plans):
 def test_swept_runs_are_trained_by_one_rule_only(plans):
     plan = plans["demo"]
     axes = [sweep.axis.removeprefix("model.") for sweep in plan.sweeps.values()]
-    counts = {"atoms": 2, "layers": 2, "order_layers": 2, "n_pre": 1, "passes": 1}  # two: scene and temporal
+    counts = {"atoms": 2, "layers": 2, "order_layers": 2, "n_pre": 1}  # two: scene and temporal
     assert {axis: axes.count(axis) for axis in axes} == counts
     for sweep in [sweep for sweep in plan.sweeps.values() if sweep.axis == "model.atoms"]:
         assert [plan.runs[run].model["atoms"] for run in sweep.runs] == [1, 2, 3, 4]
@@ -137,9 +137,7 @@ def test_published_only_rows_have_no_cells_and_measured_ones_have(plans):
     plan = plans["demo"]
     for entry in plan.entries:
         assert entry.cells or (entry.published is not None and entry.note), (entry.paper, entry.row)
-    assert {entry.dataset for entry in plan.entries if entry.cells} == {
-        f"synthetic_{name}" for name in SYNTHETIC if name != "fine"
-    }
+    assert {entry.dataset for entry in plan.entries if entry.cells} == {f"synthetic_{name}" for name in SYNTHETIC}
 
 
 # --------------------------------------------------------------------------------------------- specs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 
 import pytest
+import yaml
 
 from pipeline.plan import Plan
 
@@ -22,7 +23,13 @@ PERTURBATIONS = {
 
 @pytest.fixture(scope="module", params=["demo", "paper"])
 def plan(repo, request) -> Plan:
-    return Plan.read(repo / "config", {"scale": request.param})
+    return read(repo, request.param)
+
+
+def read(repo, scale: str) -> Plan:
+    """The plan with the sheet, which is no part of the default tables."""
+    sheet = yaml.safe_load((repo / "docs" / "examples" / "sefar.yaml").read_text())
+    return Plan.read(repo / "config", {**sheet, "scale": scale})
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +149,7 @@ def test_ablations_switch_what_they_name(entries):
 
 
 def test_backbones(repo):
-    plan = Plan.read(repo / "config", {"scale": "paper"})
+    plan = read(repo, "paper")
     names = {"ViT-S": "vit_s16", "ViT-B": "vit_b16"}
     for entry in plan.table_entries("sefar", "2"):
         for cell in entry.cells:
@@ -172,6 +179,6 @@ def test_a_part_of_a_note_has_no_separator_inside(plan):
 
 
 def test_the_demo_is_a_few_trainings(repo):
-    plan = Plan.read(repo / "config", {"scale": "demo"})
+    plan = read(repo, "demo")
     runs = {cell.run.id: cell.run for e in plan.entries if e.paper == "sefar" for cell in e.cells}
     assert len(runs) <= 46 and {run.dataset.rsplit("-", 1)[0] for run in runs.values()} == {"synthetic_semi"}
