@@ -37,6 +37,26 @@ class Cluster(BaseModel):
     dashboard: bool = Field(True, description="start Ray's dashboard with the shared cluster")
 
 
+class LLM(BaseModel):
+    """The language model that describes classes: any server that has OpenAI's chat completions."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str = Field("", description="name of the model, as the server calls it")
+    base_url: str = Field("", description="address up to /v1; empty: $OPENAI_BASE_URL, else OpenAI's")
+    key: str = Field(
+        "OPENAI_API_KEY", description="environment variable that holds the key; the key stands nowhere else"
+    )
+    parameters: dict[str, Any] = Field(
+        {"temperature": 0.0}, description="sent with every question: temperature, seed, max_tokens, ..."
+    )
+    prompts: list[str] = Field([], description="files of config/prompts; empty: those that the kind of data set needs")
+    concurrency: int = Field(4, ge=1, description="questions at a time")
+    timeout: float = Field(120, gt=0, description="seconds for an answer")
+    retries: int = Field(6, ge=0, description="further attempts after 408, 409, 429, 5xx, time-outs, lost connections")
+    repairs: int = Field(2, ge=0, description="further turns in which the model mends an answer of the wrong form")
+    price: dict[Literal["input", "output"], float] = Field({}, description="of a million tokens, for the cost")
+
+
 class Settings(BaseModel):
     """`config/config.yaml`, checked."""
 
@@ -65,6 +85,8 @@ class Settings(BaseModel):
     methods: dict[str, dict[str, Any]] = Field({}, description="overlay on config/methods/NAME.yaml, or a new one")
     backbones: dict[str, dict[str, Any]] = Field({}, description="overlay on config/backbones.yaml, or a new one")
     tables: dict[str, Any] = Field({}, description="overlay on config/tables/PAPER.yaml, or a new paper")
+    llm: LLM = Field(default_factory=LLM, description="for data sets with the key describe")
+    mirror: str = Field("", description="folder or server that has every file to download, by its address")
     resources: dict[str, Any] = Field({}, description="read by the rules' resources only")
 
 

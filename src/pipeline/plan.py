@@ -20,7 +20,8 @@ from pipeline.tables.spec import Column, Paper, Row, Table, read_papers, table_s
 
 # Keys of a data set's definition that say where and how on this machine, not what.
 DATASET_OPTIONS = (
-    "root", "lists", "labels", "missing", "texts", "corpora", "expected", "workers", "licence", "homepage", "note",
+    "root", "lists", "labels", "missing", "texts", "corpora", "describe", "expected", "workers", "licence", "homepage",
+    "note", "download", "available",
 )  # fmt: skip
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "backbone", "recipe")
@@ -189,7 +190,7 @@ class Plan:
             dataset=dataset.key,
             frames=merge(self.frames(dataset), self._method_frames(method, delta["method"], dataset)),
             backbone=backbone,
-            text=_content(_texts_of(dataset, model | delta.get("model", {}))),
+            text=_texts_of(dataset, model | delta.get("model", {})),
             scale=settings.scale,
             seed=seed if train else 0,
             selection=self._selection(delta, dataset) if train else "last",
@@ -231,6 +232,7 @@ class Plan:
                 f"{self.config.folder}/datasets/{name}.yaml: key kind is missing (synthetic, folder or list)"
             )
         options = {key: definition[key] for key in DATASET_OPTIONS if key in definition}
+        options |= self._described(definition, f"{self.config.folder}/datasets/{name}.yaml")
         spec = {key: value for key, value in definition.items() if key not in DATASET_OPTIONS}
         files = ("lists", "labels", "missing")
         contents = {key: _content(options[key]) for key in files if isinstance(options.get(key), str)}
@@ -239,6 +241,21 @@ class Plan:
             spec["reads"] = self.dataset(spec["reads"], f"{self.config.folder}/datasets/{name}.yaml, key reads").key
         asset = Asset(name=name, spec=spec, options=options)
         return self.datasets.setdefault(asset.key, asset)
+
+    def _described(self, definition: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The keys that say how a language model writes the texts, with its settings and the prompts' words."""
+        from pipeline.text.prompts import resolve
+
+        made: dict[str, Any] = {}
+        config, kind = self.config, definition["kind"]
+        if definition.get("describe") not in (None, False):
+            made["describe"] = resolve(config, definition["describe"], kind, f"{where}, describe")
+        if corpora := definition.get("corpora"):
+            made["corpora"] = {
+                name: given if isinstance(given, str) else resolve(config, given, kind, f"{where}, corpora.{name}")
+                for name, given in corpora.items()
+            }
+        return made
 
     def backbone(self, name: str, dataset: Asset, where: str) -> Asset:
         """The backbone `name`, registered in the plan.
@@ -253,7 +270,7 @@ class Plan:
             own = spec["sources"] == "own"
             assets = [dataset] if own else [self.dataset(source, here) for source in spec["sources"]]
             stores = [store_key(self.frames(asset)) for asset in assets]
-            texts = [_content(asset.options.get("texts")) for asset in assets]
+            texts = [_texts_of(asset, {}) for asset in assets]
             spec = spec | {"sources": [a.key for a in assets], "stores": stores, "texts": texts}
         asset = Asset(name=name, spec=spec, options=options)
         return self.backbones.setdefault(asset.key, asset)
@@ -358,11 +375,18 @@ def _content(path: str | None) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:8]
 
 
-def _texts_of(dataset: Asset, model: Mapping[str, Any]) -> str | None:
-    """The user's file of texts that a model reads: the data set's, or the corpus that the model names."""
+def _texts_of(dataset: Asset, model: Mapping[str, Any]) -> str:
+    """Short hash of the texts that a model reads: of the user's file, else of what a language model is asked.
+
+    The file is the data set's, or that of the corpus which the model names.
+    """
+    from pipeline.text.prompts import identity
+
     if name := model.get("corpus"):
-        return dataset.options.get("corpora", {}).get(name)
-    return dataset.options.get("texts")
+        given = dataset.options.get("corpora", {}).get(name)
+        return identity(given) if isinstance(given, dict) else _content(given)
+    asked = dataset.options.get("describe")
+    return _content(dataset.options.get("texts")) or (identity(asked) if asked else "")
 
 
 def store_key(frames: Mapping[str, Any]) -> str:

@@ -49,6 +49,11 @@ class Workspace:
         return self.root / "cells" / f"{cell_id}.json"
 
     @property
+    def answers(self) -> Path:
+        """Folder of what language models answered, kept for ever."""
+        return self.root / "text"
+
+    @property
     def ray(self) -> Path:
         """Folder of the shared cluster: its address, token and logs."""
         return self.root / "ray"

@@ -134,3 +134,17 @@ def test_environment_is_the_one_of_the_project(repo):
     pins = dict(line.split("==") for line in (repo / "constraints.txt").read_text().split() if "==" in line)
     assert {"torch", "snakemake", "ray", "transformers", "pandas", "openai", "decord"} <= set(pins)
     assert "mmaction2==1.2.0" in (repo / "requirements-openmmlab.txt").read_text()
+
+
+def test_a_download_and_described_classes_are_planned(workflow):
+    own = {"kind": "folder", "root": "data/own", "splits": {"train": 5, "val": 2, "test": 5}, "texts": "none.json"}
+    described = {**own, "describe": {"model": "m", "base_url": "http://127.0.0.1:9/v1"}}
+    path = workflow.folder / "described.yaml"
+    path.write_text(yaml.safe_dump({"substitute": {"hmdb51": "own"}, "datasets": {"own": described}}))
+    options = ("--configfile", "tiny.yaml", path.name, "-n", "-p")
+    status, out = workflow.run("results/lga/table2.csv", "results/download/hmdb51.json", *options)
+    assert status == 0, out[-3000:]
+    jobs = _jobs(out)
+    assert jobs["download"] == 1 and jobs["describe_classes"] == 1
+    assert "python -m pipeline text own-" in out
+    assert "python -m pipeline download hmdb51 --record results/download/hmdb51.json" in out

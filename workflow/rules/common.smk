@@ -39,6 +39,7 @@ wildcard_constraints:
     run=r"[a-z0-9_]+-[a-z0-9_]+-s\d+-[0-9a-f]{8}",
     paper="[a-z0-9_]+",
     stem=r"(table|fig)[0-9A-Za-z]+",
+    name="[a-z0-9_]+",
 
 
 STEMS = {(paper, table_stem(number)): number for paper, number in PLAN.tables()}
@@ -134,6 +135,22 @@ def videos_of(wildcards):
 def texts_of(wildcards):
     given = known(PLAN.datasets, wildcards.dataset, "data set").options.get("texts")
     return [given] if given and os.path.exists(given) else []
+
+
+def asked_of(wildcards):
+    """What language models are asked for the texts, so that other questions are asked anew; else nothing."""
+    from pipeline.text.prompts import identity
+
+    options = PLAN.datasets[wildcards.dataset].options
+    asked = {"": options.get("describe"), **options.get("corpora", {})}
+    return json.dumps(
+        {
+            name: identity(given)
+            for name, given in asked.items()
+            if isinstance(given, dict) and not (name == "" and texts_of(wildcards))
+        },
+        sort_keys=True,
+    )
 
 
 def pretraining_inputs(wildcards):

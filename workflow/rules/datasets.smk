@@ -49,6 +49,8 @@ rule describe_classes:
         "results/benchmarks/describe_classes/{dataset}.tsv"
     conda:
         "../envs/pipeline.yaml"
+    params:
+        asked=asked_of,
     shell:
         "python -m pipeline text {wildcards.dataset} > {log} 2>&1"
 
@@ -67,3 +69,22 @@ rule extract_frames:
     threads: 2
     shell:
         "python -m pipeline frames {wildcards.dataset} {wildcards.store} --workers {threads} > {log} 2>&1"
+
+
+rule download:
+    # Asked for by name: `snakemake results/download/hmdb51.json`. Nothing else depends on it.
+    output:
+        "results/download/{name}.json",
+    log:
+        "results/logs/download/{name}.log",
+    benchmark:
+        "results/benchmarks/download/{name}.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 2
+    params:
+        config=shlex.quote(str(CONFIG)),
+        overlay=shlex.quote(OVERLAY_JSON),
+    shell:
+        "python -m pipeline download {wildcards.name} --record {output} --config {params.config}"
+        " --overlay {params.overlay} > {log} 2>&1"

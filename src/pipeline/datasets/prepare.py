@@ -102,16 +102,19 @@ def make_texts(asset: Asset, ws: Workspace) -> Path:
     from pipeline.datasets.index import read_index
     from pipeline.text.corpus import load_corpus
 
+    given = asset.options.get("texts")
     if asset.spec["kind"] == "synthetic" or "reads" in asset.spec:
         source = video_root(asset, ws) / "texts.json"
-    else:
-        given = asset.options.get("texts")
-        if not given or not Path(given).is_file():
-            raise UserError(
-                f"data set {asset.name}: no texts ({given or 'key texts is missing'}); write the descriptions of its "
-                "classes in the form that docs/add-a-dataset.md shows and name the file in `texts:`"
-            )
+    elif given and Path(given).is_file():
         source = Path(given)
+    elif asked := asset.options.get("describe"):
+        source = describe_classes(asset, ws, asked, "llm")
+    else:
+        raise UserError(
+            f"data set {asset.name}: no texts ({given or 'key texts is missing'}); write the descriptions of its "
+            "classes in the form that docs/add-a-dataset.md shows and name the file in `texts:`, or set `describe:` "
+            "to have a language model write them"
+        )
     corpus = load_corpus(source)
     for name in sorted({clip.label for clip in read_index(ws.dataset(asset.key) / "index.csv")}):
         corpus.label(name)  # raises, naming the class and the file
@@ -124,6 +127,25 @@ def make_texts(asset: Asset, ws: Workspace) -> Path:
     return target
 
 
+def describe_classes(asset: Asset, ws: Workspace, asked: Mapping[str, Any], name: str) -> Path:
+    """Have the language model of `asked` (see `text.prompts.resolve`) describe the classes; returns the corpus's file.
+
+    Raises:
+        UserError: no key, model or server; a class without a usable answer.
+    """
+    from pipeline.datasets.index import read_index
+    from pipeline.text.describe import describe_with
+
+    labels = {clip.label for clip in read_index(ws.dataset(asset.key) / "index.csv")}
+    joints: tuple[str, ...] = ()
+    if asset.spec["kind"] == "skeletons":
+        from pipeline.models.skeleton.graph import get_graph
+
+        joints = get_graph(asset.spec.get("graph", "ntu25")).names
+    corpus = describe_with(asked, labels, ws.answers, joints)
+    return corpus.save(ws.dataset(asset.key) / f".texts-{name}.json")
+
+
 def _corpora(asset: Asset, ws: Workspace) -> dict[str, Path]:
     """Files with the words of further language models, by name."""
     if "reads" in asset.spec:  # a generated set, whose grammar has other voices
@@ -134,7 +156,10 @@ def _corpora(asset: Asset, ws: Workspace) -> dict[str, Path]:
             made[voice] = ws.dataset(asset.key) / f".texts-{voice}.json"
             write_json(made[voice], content)
         return made
-    given = {name: Path(path) for name, path in asset.options.get("corpora", {}).items()}
+    given = {
+        name: describe_classes(asset, ws, path, name) if isinstance(path, dict) else Path(path)
+        for name, path in asset.options.get("corpora", {}).items()
+    }
     if absent := [name for name, path in given.items() if not path.is_file()]:
         raise UserError(f"data set {asset.name}: no file {given[absent[0]]}, of the corpus {absent[0]!r}")
     return given

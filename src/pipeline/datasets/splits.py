@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from rich.console import Console
 
 from pipeline.datasets.frames import VIDEO_SUFFIXES, Failure, natural_key, probe_clips
@@ -27,7 +27,10 @@ PAPER_COUNTS = {
     "ssv2_full": {"train": (64, 67013), "val": (12, 1926), "test": (24, 2857)},
 }
 # Entries of a data set's configuration that other parts of the pipeline read.
-OTHER_KEYS = ("kind", "name", "texts", "workers", "licence", "homepage", "note", "frames", "expected")
+OTHER_KEYS = (
+    "kind", "name", "texts", "corpora", "describe", "download", "workers", "licence", "homepage", "note", "frames",
+    "expected",
+)  # fmt: skip
 MIN_CLIPS = 2  # one to support a class and one to ask for it
 _LINE = re.compile(r"(train|val|test)(\d+)/+(.+)")
 
@@ -225,11 +228,7 @@ def prepare_list(spec: Mapping[str, Any], out_folder: str | Path, workers: int =
     """
     check_keys(spec, ("root", "lists", "names_from", "probe", "min_clips"))
     root = Path(required(spec, "root"))
-    files, named_files = _list_files(required(spec, "lists"), spec.get("names_from"))
-    listed = [clip for split in SPLITS if split in files for clip in read_few_shot_list(files[split])]
-    given = _read_names(files["class_names"]) if "class_names" in files else {}
-    named = {clip: name for file in named_files for clip, name in read_named_list(file).items()}
-    names = class_names(listed, given, named)
+    listed, names = read_lists(spec)
     paths = list(_locate(root, [clip.path for clip in listed]))
     if not any(paths):
         raise UserError(f"none of the {len(paths)} videos of the lists is found in {root}; correct the root")
@@ -243,6 +242,18 @@ def prepare_list(spec: Mapping[str, Any], out_folder: str | Path, workers: int =
         probes = zip(found, probe_clips(root, found, workers), strict=True)
         unreadable += [(clip.path, probe.reason) for clip, probe in probes if isinstance(probe, Failure)]
     return write_prepared(out_folder, root, clips, unreadable, int(spec.get("min_clips", MIN_CLIPS)))
+
+
+def read_lists(spec: Mapping[str, Any]) -> tuple[list[ListedClip], dict[tuple[str, int], str]]:
+    """The lines of a data set's few-shot lists, and its class names; no video is looked for.
+
+    spec: `lists` and `names_from` as in `prepare_list`. Raises UserError when lists are missing or wrong.
+    """
+    files, named_files = _list_files(required(spec, "lists"), spec.get("names_from"))
+    listed = [clip for split in SPLITS if split in files for clip in read_few_shot_list(files[split])]
+    given = _read_names(files["class_names"]) if "class_names" in files else {}
+    named = {clip: name for file in named_files for clip, name in read_named_list(file).items()}
+    return listed, class_names(listed, given, named)
 
 
 def check_keys(spec: Mapping[str, Any], keys: Sequence[str]) -> None:
@@ -266,9 +277,7 @@ def _list_files(lists: Any, names_from: Any) -> tuple[dict[str, Path], list[Path
         return {key: Path(file) for key, file in lists.items()}, extra
     folder = Path(lists)
     files = {}
-    for key, pattern in [(split, f"*{split}_few_shot.txt*") for split in SPLITS] + [
-        ("class_names", "*class_names.json")
-    ]:
+    for key, pattern in [(split, f"*{split}_few_shot.txt*") for split in SPLITS] + [("class_names", "*class_names.*")]:
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
             raise UserError(f"{folder} has {len(found)} files {pattern}; name the right one in lists")
@@ -280,12 +289,21 @@ def _list_files(lists: Any, names_from: Any) -> tuple[dict[str, Path], list[Path
 
 
 def _read_names(path: Path) -> dict[str, list[str]]:
-    """Names by split from class_names.json; other entries, such as notes, are passed over."""
+    """Names by split from {split: [names]}, or from a recipe of CLIP-FSAR, {TRAIN: {CLASS_NAME: [names]}}.
+
+    JSON or YAML; other entries are passed over.
+    """
     try:
-        content = json.loads("\n".join(_lines(path)))
-        return {split: [str(name) for name in content[split]] for split in SPLITS if split in content}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is not {{split: [class names]}} in JSON ({error}); fetch it again") from None
+        content = yaml.safe_load("\n".join(_lines(path)))
+        recipes = {split: content[split.upper()]["CLASS_NAME"] for split in SPLITS if split.upper() in content}
+        return {split: [str(name) for name in names] for split, names in {**recipes, **_by_split(content)}.items()}
+    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path} is not {{split: [class names]}} in JSON or YAML ({said}); fetch it again") from None
+
+
+def _by_split(content: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    return {split: content[split] for split in SPLITS if split in content}
 
 
 def _without_suffix(path: str) -> str:

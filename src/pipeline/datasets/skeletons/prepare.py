@@ -32,7 +32,10 @@ from pipeline.errors import UserError
 from pipeline.experiment import Frozen
 
 # Keys of a definition that other parts of the pipeline read.
-OTHER_KEYS = ("kind", "name", "texts", "workers", "licence", "homepage", "note", "contents")
+OTHER_KEYS = (
+    "kind", "name", "texts", "corpora", "describe", "download", "available", "workers", "licence", "homepage", "note",
+    "contents",
+)  # fmt: skip
 
 
 class SkeletonDefinition(Frozen):
