@@ -86,8 +86,9 @@ class Plan:
         """Keys of the settings that would be passed over in silence."""
         settings, where = self.config.settings, f"the settings ({self.config.folder}/config.yaml, scale, command line)"
         methods = [self.config.entry("methods", name, where) for name in self.config.names("methods")]
-        for part in ("train", "model"):
-            known = {key for method in methods for key in method.get(part, {})}
+        few_shot = [method for method in methods if "episodes_per_step" in method.get("train", {})]
+        for part, readers in (("train", few_shot), ("model", methods)):
+            known = {key for method in readers for key in method.get(part, {})}
             if odd := set(getattr(settings, part)) - known:
                 raise unknown(f"{part} key", min(odd), known, where)
         for name in [*settings.substitute, *settings.substitute.values()]:
@@ -160,7 +161,8 @@ class Plan:
             here = f"{self.config.folder}/methods/{delta['method']}.yaml, schedules"
             raise unknown("train key", min(odd), method.get("train", {}), here)
         budget = settings.budgets.get(delta["method"], {})
-        train = merge(train, {key: value for key, value in settings.train.items() if key in train})
+        if "episodes_per_step" in train:  # a scale's rates and lengths are of episodes; others have their budgets
+            train = merge(train, {key: value for key, value in settings.train.items() if key in train})
         train = merge(train, budget.get("train", {}))
         model = merge(method.get("model", {}), method.get("models", {}).get(name, {}))
         model = merge(model, {key: value for key, value in settings.model.items() if key in model})

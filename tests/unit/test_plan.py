@@ -109,6 +109,18 @@ def test_full_model_is_one_cell_in_all_six_tables(plans):
         assert found == list(rows)
 
 
+@pytest.mark.parametrize("scale", ["demo", "quick"])
+def test_schedules_of_episodes_do_not_reach_other_recipes(plans, scale):
+    """A scale's milestones and rates are counted in episodes; those of skeletons and labelled videos are their own."""
+    plan = plans[scale]
+    few_shot = plan.config.settings.train
+    for run in plan.runs.values():
+        if run.train and "episodes_per_step" not in run.train:
+            recipe = plan.config.entry("methods", run.method, "test")["train"]
+            assert run.train["milestones"] == recipe["milestones"], run.id
+            assert run.train["learning_rate"] != few_shot["learning_rate"], run.id
+
+
 def test_swept_runs_are_trained_by_one_rule_only(plans):
     plan = plans["demo"]
     axes = [sweep.axis.removeprefix("model.") for sweep in plan.sweeps.values()]
