@@ -128,7 +128,8 @@ class InfoGCN(SkeletonEncoder):
         if not self.training:
             return mu
         noise = torch.randn_like(mu) if noise is None else noise
-        return mu + noise * (self.noise_ratio * logvar).exp().clamp(max=MAX_STD)
+        # The cap is on the exponent: exp would overflow first, and its gradient be inf * 0.
+        return mu + noise * (self.noise_ratio * logvar).clamp(max=math.log(MAX_STD)).exp()
 
     def head(self, pooled: Tensor) -> Tensor:
         """(N, D) -> the latent z (N, D)."""

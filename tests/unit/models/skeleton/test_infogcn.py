@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +137,16 @@ def test_latent_noise_is_scaled_and_capped(arrays):
     torch.manual_seed(3)
     _close(model.sample(mu, logvar, torch.randn_like(mu)), drawn, rtol=0, atol=0)
     _close(model.eval().sample(mu, logvar, noise), arrays["latent/z_eval"], atol=0)
+
+
+def test_a_huge_variance_has_finite_gradients():
+    """The factor is capped; where exp itself would be infinite, the cap must not turn the gradient into NaN."""
+    model = InfoGCN(channels=(8,), strides=(1,))
+    logvar = torch.tensor([[0.0, 9.0, 500.0]], requires_grad=True)
+    out = model.sample(torch.zeros(1, 3), logvar, torch.ones(1, 3))
+    assert out[0].tolist() == pytest.approx([1, math.exp(4.5), 100])
+    out.sum().backward()
+    assert logvar.grad[0].tolist() == pytest.approx([0.5, 0.5 * math.exp(4.5), 0])
 
 
 def test_losses(arrays):
