@@ -252,7 +252,7 @@ def test_every_released_schedule_falls_below_its_first_rate_and_stays_positive(w
     """Factors of a recipe are of its first rate, so each later one is lower."""
     for name in world.plan.config.names("methods"):
         method = world.plan.config.entry("methods", name, "test")
-        for schedule in [{}, *method.get("schedules", {}).values()] if "steps" in method.get("train", {}) else ():
+        for schedule in [{}, *method.get("schedules", {}).values()] if method.get("train", {}).get("steps") else ():
             train = {**method["train"], **schedule}
             optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=train["learning_rate"])
             schedule = StepFactors(optimizer, milestones=train["milestones"], by_epoch=False)

@@ -93,7 +93,7 @@ def test_kinetics_class_lists(repo, reference_data):
 
 @pytest.mark.parametrize("name, file, clips, sizes", [
     ("kinder_gator", "kinder_gator.npz", 1159, {"base": 799, "queries": 342, "50%": 399, "100%": 799}),
-    ("nw_ucla", "nw_ucla_all_sqe.tar.gz", 1484, {"base": 726, "queries": 753}),
+    ("nw_ucla", "nw_ucla_all_sqe.tar.gz", 1484, {"base": 726, "queries": 753, "100%": 726}),
 ])  # fmt: skip
 def test_real_sets_end_to_end(repo, reference_data, tmp_path, name, file, clips, sizes):
     made = definition(repo, name, root=str(reference_data / "skeletons" / file))
