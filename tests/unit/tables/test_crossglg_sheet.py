@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import pytest
+from sheets import cell_ids
 
 from pipeline.plan import Plan
 from pipeline.tables.results import records
 
+PAPER = "crossglg"
 PRINTED = {"1": 69, "2": 20, "3": 6, "4": 20, "5": 20, "6": 10, "7": 3, "A1": 8}
 SHARES = ("20%", "40%", "60%", "80%", "100%")
 C20 = "NTU120/20 base classes"
@@ -21,31 +22,6 @@ FULL = [
     ("A1", "alpha2=0.2"),
 ]
 ABSENT = ["APSR", "uDTW", "SL-DML", "Skeleton-DML", "ALCA-GCN"]
-
-
-@pytest.fixture(scope="module", params=["demo", "paper"])
-def plan(repo, request) -> Plan:
-    return Plan.read(repo / "config", {"scale": request.param})
-
-
-@pytest.fixture(scope="module")
-def entries(plan):
-    return {(e.table, e.row, e.column): e for e in plan.entries if e.paper == "crossglg"}
-
-
-@pytest.fixture(scope="module")
-def values(entries):
-    return {place: entry.published for place, entry in entries.items() if entry.published is not None}
-
-
-@pytest.fixture(scope="module")
-def printed(reference_data):
-    path = reference_data.parent / "papers" / "published.csv"
-    if not path.is_file():
-        pytest.skip(f"no printed numbers in {path}")
-    with path.open(newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["paper"] == "crossglg"]
-    return lines
 
 
 def test_every_printed_number_is_in_the_sheet_and_no_other(printed, values, entries):
@@ -71,13 +47,8 @@ def test_number_of_values_per_table(values):
     assert len(tables) == sum(PRINTED.values())
 
 
-def ids(entry):
-    """Identities of the numbers of one place."""
-    return tuple(cell.id for cell in entry.cells)
-
-
 def test_the_full_model_is_one_cell_wherever_it_stands(entries, values):
-    assert len({ids(entries[table, row, C20]) for table, row in FULL}) == 1
+    assert len({cell_ids(entries[table, row, C20]) for table, row in FULL}) == 1
     assert {values[table, row, C20] for table, row in FULL} == {45.3}
 
 
@@ -93,14 +64,14 @@ def test_the_full_model_is_one_cell_wherever_it_stands(entries, values):
 def test_rows_of_one_experiment_are_the_same_cells(entries, values, one, other):
     for share in (20, 40, 60, 80, 100):
         column = f"NTU120/{share} base classes"
-        assert ids(entries[*one, column]) == ids(entries[*other, column])
+        assert cell_ids(entries[*one, column]) == cell_ids(entries[*other, column])
         assert values[*one, column] == values[*other, column]
 
 
 def test_rows_of_a_column_are_different_experiments(plan):
     for number, table in plan.papers["crossglg"].tables.items():
         for column in table.columns:
-            here = [ids(e) for e in plan.table_entries("crossglg", number) if e.column == column.name and e.cells]
+            here = [cell_ids(e) for e in plan.table_entries("crossglg", number) if e.column == column.name and e.cells]
             assert len(set(here)) == len(here) - (1 if number == "A1" else 0), f"table {number}, {column.name}"
 
 

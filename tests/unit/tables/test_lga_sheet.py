@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-
 import pytest
+from sheets import cell_ids
 
-from pipeline.plan import Entry, Plan
-
+PAPER = "lga"
 PRINTED = {"1": 162, "2": 16, "3": 20, "4": 28, "5": 16, "6": 16, "fig3": 8}
 IN_SHEET = PRINTED | {"4": 32, "fig3": 4}
 """Table 4: four numbers stand for both shots; Figure 3: its four multiples stand in notes."""
@@ -21,35 +19,6 @@ FULL = [
     ("6", "Number=3"),
 ]
 TWO_SETS = [f"{name}/{shot}-shot" for name in ("HMDB51", "SSv2-Small") for shot in (1, 5)]
-
-
-@pytest.fixture(scope="module", params=["demo", "paper"])
-def plan(repo, request) -> Plan:
-    return Plan.read(repo / "config", {"scale": request.param})
-
-
-@pytest.fixture(scope="module")
-def entries(plan):
-    return {(e.table, e.row, e.column): e for e in plan.entries if e.paper == "lga"}
-
-
-@pytest.fixture(scope="module")
-def values(entries):
-    return {place: entry.published for place, entry in entries.items() if entry.published is not None}
-
-
-@pytest.fixture(scope="module")
-def printed(reference_data):
-    path = reference_data.parent / "papers" / "published.csv"
-    if not path.is_file():
-        pytest.skip(f"no printed numbers in {path}")
-    with path.open(newline="") as file:
-        return [line for line in csv.DictReader(file) if line["paper"] == "lga"]
-
-
-def cell_ids(entry: Entry) -> tuple[str, ...]:
-    """Identities of the numbers of one place."""
-    return tuple(cell.id for cell in entry.cells)
 
 
 def places(line: dict[str, str]) -> list[str]:

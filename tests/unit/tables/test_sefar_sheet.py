@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-
 import pytest
-import yaml
+from sheets import cell_ids
 
-from pipeline.plan import Plan
-
+PAPER, SHEET = "sefar", "docs/examples/sefar.yaml"
 PRINTED = {"1a": 35, "1b": 30, "1c": 30, "2": 63, "3": 12, "4": 40, "6": 10, "7": 32, "8": 1}
 FULL = "SeFAR-S [ViT-S, V, ImgNet=yes, 8 frames, 30 epochs]"
 WHOLE = "Dual-Ele=1,Mod-Perturb=1,Ada-Reg=1"
@@ -21,35 +18,9 @@ PERTURBATIONS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["demo", "paper"])
-def plan(repo, request) -> Plan:
-    return read(repo, request.param)
-
-
-def read(repo, scale: str) -> Plan:
-    """The plan with the sheet, which is no part of the default tables."""
-    sheet = yaml.safe_load((repo / "docs" / "examples" / "sefar.yaml").read_text())
-    return Plan.read(repo / "config", {**sheet, "scale": scale})
-
-
 @pytest.fixture(scope="module")
-def entries(plan):
-    return {(e.table, e.row, e.column): e for e in plan.entries if e.paper == "sefar"}
-
-
-@pytest.fixture(scope="module")
-def values(entries):
-    return {place: entry.published for place, entry in entries.items() if entry.published is not None}
-
-
-@pytest.fixture(scope="module")
-def printed(reference_data):
-    path = reference_data.parent / "papers" / "published.csv"
-    if not path.is_file():
-        pytest.skip(f"no printed numbers in {path}")
-    with path.open(newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["paper"] == "sefar"]
-    return [line for line in lines if line["table"] != "5"]  # that table has no experiment yet
+def printed(printed):
+    return [line for line in printed if line["table"] != "5"]  # that table has no experiment yet
 
 
 def test_every_printed_number_is_in_the_sheet_and_no_other(printed, values, entries):
@@ -73,11 +44,6 @@ def test_number_of_values_per_table(values):
     assert len(tables) == sum(PRINTED.values())
 
 
-def ids(entry):
-    """Identities of the numbers of one place."""
-    return tuple(cell.id for cell in entry.cells)
-
-
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -96,12 +62,12 @@ def ids(entry):
     ],
 )
 def test_rows_of_one_experiment_are_the_same_cells(entries, values, one, other):
-    assert ids(entries[one]) == ids(entries[other]) and values[one] == values[other]
+    assert cell_ids(entries[one]) == cell_ids(entries[other]) and values[one] == values[other]
 
 
 def test_a_row_without_regulation_is_one_cell_though_two_numbers_are_printed(entries, values):
     places = ("3", "Dual-Ele=1,Mod-Perturb=1,Ada-Reg=0", "Diving"), ("6", "SeFAR w/o Ada-Reg", "FineDiving/5%")
-    assert ids(entries[places[0]]) == ids(entries[places[1]])
+    assert cell_ids(entries[places[0]]) == cell_ids(entries[places[1]])
     assert [values[place] for place in places] == [67.4, 67.2]
     assert "67.2" in entries[places[0]].note and "67.4" in entries[places[1]].note
 
@@ -110,7 +76,7 @@ def test_the_accuracy_at_ten_predictions_is_that_of_table_1a(entries):
     row = "number of teacher predictions=10"
     accuracy = entries["8", row, "Gym99/5%"]
     (time,) = entries["8", row, "teacher prediction time / total training time"].cells
-    assert ids(accuracy) == ids(entries["1a", FULL, "Gym99/5%"]) and time.run == accuracy.cells[0].run
+    assert cell_ids(accuracy) == cell_ids(entries["1a", FULL, "Gym99/5%"]) and time.run == accuracy.cells[0].run
 
 
 def test_rows_of_a_column_are_different_experiments(plan):
@@ -119,10 +85,10 @@ def test_rows_of_a_column_are_different_experiments(plan):
         for column in table.columns:
             here = [e for e in plan.table_entries("sefar", number) if e.column == column.name and e.cells]
             if plan.config.settings.scale == "paper":
-                assert len({ids(e) for e in here}) == len(here), (number, column.name)
+                assert len({cell_ids(e) for e in here}) == len(here), (number, column.name)
             else:
                 settings = {(c.run.method, str(c.run.model)) for e in here for c in e.cells}
-                assert len({ids(e) for e in here}) == len(settings), (number, column.name)
+                assert len({cell_ids(e) for e in here}) == len(settings), (number, column.name)
 
 
 def test_columns_are_label_rates(entries):
@@ -148,8 +114,8 @@ def test_ablations_switch_what_they_name(entries):
                 assert model["passes"] == int(row.split("=")[1])
 
 
-def test_backbones(repo):
-    plan = read(repo, "paper")
+def test_backbones(read_plan):
+    plan = read_plan("paper")
     names = {"ViT-S": "vit_s16", "ViT-B": "vit_b16"}
     for entry in plan.table_entries("sefar", "2"):
         for cell in entry.cells:
@@ -178,7 +144,7 @@ def test_a_part_of_a_note_has_no_separator_inside(plan):
             assert not any("; " in note for note in (row.published_only, row.note, *row.notes.values()))
 
 
-def test_the_demo_is_a_few_trainings(repo):
-    plan = read(repo, "demo")
+def test_the_demo_is_a_few_trainings(read_plan):
+    plan = read_plan("demo")
     runs = {cell.run.id: cell.run for e in plan.entries if e.paper == "sefar" for cell in e.cells}
     assert len(runs) <= 46 and {run.dataset.rsplit("-", 1)[0] for run in runs.values()} == {"synthetic_semi"}

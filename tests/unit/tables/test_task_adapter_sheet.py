@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-
 import pytest
+from sheets import cell_ids
 
-from pipeline.plan import Entry, Plan
+from pipeline.plan import Plan
 
+PAPER = "task_adapter"
 PRINTED = {"1": 67, "2": 116, "3": 7, "4": 6, "5": 6, "6": 4, "7": 24, "8": 20, "9": 5}
 FIGURES = ("fig8a", "fig8b", "fig9", "fig10")
 ONE_SHOT = "SSv2-Small/1-shot"
@@ -42,38 +42,9 @@ SETS = {
 ABSENT = "its released facts do not suffice: see docs/reproduction-notes.md"
 
 
-@pytest.fixture(scope="module", params=["demo", "paper"])
-def plan(repo, request) -> Plan:
-    return Plan.read(repo / "config", {"scale": request.param})
-
-
-@pytest.fixture(scope="module")
-def entries(plan):
-    return {(e.table, e.row, e.column): e for e in plan.entries if e.paper == "task_adapter"}
-
-
 @pytest.fixture(scope="module")
 def of_lga(plan):
     return {(e.table, e.row, e.column): e for e in plan.entries if e.paper == "lga"}
-
-
-@pytest.fixture(scope="module")
-def values(entries):
-    return {place: entry.published for place, entry in entries.items() if entry.published is not None}
-
-
-@pytest.fixture(scope="module")
-def printed(reference_data):
-    path = reference_data.parent / "papers" / "published.csv"
-    if not path.is_file():
-        pytest.skip(f"no printed numbers in {path}")
-    with path.open(newline="") as file:
-        return [line for line in csv.DictReader(file) if line["paper"] == "task_adapter"]
-
-
-def cell_ids(entry: Entry) -> tuple[str, ...]:
-    """Identities of the numbers of one place."""
-    return tuple(cell.id for cell in entry.cells)
 
 
 def runs(plan: Plan, method: str, dataset: str) -> dict[int, set[str]]:

@@ -1,0 +1,45 @@
+"""What the tests of all sheets read; each module names its PAPER, and SHEET where it is not one of config/tables."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import yaml
+
+from pipeline.plan import Plan
+
+
+@pytest.fixture(scope="module")
+def read_plan(repo, request):
+    """`read_plan("paper")` is the plan at that scale, with the sheet of the module."""
+    sheet = getattr(request.module, "SHEET", None)
+    overlay = yaml.safe_load((repo / sheet).read_text()) if sheet else {}
+    return lambda scale: Plan.read(repo / "config", {**overlay, "scale": scale})
+
+
+@pytest.fixture(scope="module", params=["demo", "paper"])
+def plan(read_plan, request) -> Plan:
+    return read_plan(request.param)
+
+
+@pytest.fixture(scope="module")
+def entries(plan, request):
+    """The places of the module's paper."""
+    return {(e.table, e.row, e.column): e for e in plan.entries if e.paper == request.module.PAPER}
+
+
+@pytest.fixture(scope="module")
+def values(entries):
+    """The printed value of each place that has one."""
+    return {place: entry.published for place, entry in entries.items() if entry.published is not None}
+
+
+@pytest.fixture(scope="module")
+def printed(reference_data, request):
+    """The lines of the list of all printed numbers that are of the module's paper."""
+    path = reference_data.parent / "papers" / "published.csv"
+    if not path.is_file():
+        pytest.skip(f"no printed numbers in {path}")
+    with path.open(newline="") as file:
+        return [line for line in csv.DictReader(file) if line["paper"] == request.module.PAPER]
