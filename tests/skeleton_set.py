@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from pipeline.datasets.index import Clip, write_index
 from pipeline.datasets.skeletons.feeder import SkeletonDataset
@@ -14,9 +15,21 @@ from pipeline.datasets.skeletons.protocols import OneShotSplit
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.datasets.synthetic import grammar, motion, write_skeleton
 from pipeline.datasets.synthetic.figure import forward_kinematics, make_body
+from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.text.corpus import Corpus
 
 BASE, NOVEL, FRAMES = 5, 3, 16
+
+GCN = {"channels": (8, 8, 16, 16), "strides": (1, 1, 2, 1)}
+MMACTION = {"width": 8, "num_stages": 4, "inflate_stages": [3], "down_stages": [3]}
+SMALL = {
+    "infogcn": GCN,
+    "hdgcn": GCN,
+    "motionbert": {"width": 16, "depth": 4, "heads": 2, "representation": 12, "embedding": 20},
+    "stgcn": MMACTION,
+    "aagcn": {**MMACTION, "data_bn_type": "VC"},
+}
+"""Arguments of tiny encoders, by their names in a recipe."""
 
 
 class SkeletonSet(NamedTuple):
@@ -64,3 +77,17 @@ def make_skeleton_set(folder: Path, clips: int = 6) -> SkeletonSet:
     make_skeleton_store(made, folder / "data", folder / "store")
     store = SkeletonStore(folder / "store")
     return SkeletonSet(made, store, load_split(folder / "data", store), Corpus(**grammar.texts("scene")))
+
+
+def training_curve(model: SkeletonModel, dataset: SkeletonDataset, optimizer: torch.optim.Optimizer) -> list[dict]:
+    """What twelve steps on a whole data set report, one dict a step."""
+    curve = []
+    for epoch in range(12):
+        dataset.set_epoch(epoch)
+        x, labels, _ = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
+        losses = model(mode="loss", x=torch.stack(x), labels=torch.tensor(labels))
+        optimizer.zero_grad()
+        sum(value for name, value in losses.items() if name.startswith("loss_")).backward()
+        optimizer.step()
+        curve.append({name: float(value.detach()) for name, value in losses.items()})
+    return curve

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from skeleton_set import BASE, NOVEL, make_skeleton_set
+from skeleton_set import BASE, GCN, NOVEL, make_skeleton_set
 
 from pipeline.datasets.skeletons.feeder import MotionBertDataset
 from pipeline.evaluation.calibration import Calibration
@@ -19,7 +19,6 @@ from pipeline.evaluation.one_shot import (
 from pipeline.models.skeleton.baseline import SkeletonBaseline
 
 torch.set_num_threads(1)
-GCN = {"channels": (8, 8, 16, 16), "strides": (1, 1, 2, 1)}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from skeleton_set import BASE, make_skeleton_set
+from skeleton_set import BASE, GCN, SMALL, make_skeleton_set, training_curve
 
 from pipeline.errors import UserError
 from pipeline.models.skeleton.base import ENCODERS, ClassTexts
@@ -21,15 +21,6 @@ from pipeline.models.skeleton.graph import get_graph
 
 torch.set_num_threads(1)
 JOINTS, CLASSES = 17, 4
-GCN = {"channels": (8, 8, 16, 16), "strides": (1, 1, 2, 1)}
-MMACTION = {"width": 8, "num_stages": 4, "inflate_stages": [3], "down_stages": [3]}
-SMALL = {
-    "infogcn": GCN,
-    "hdgcn": GCN,
-    "motionbert": {"width": 16, "depth": 4, "heads": 2, "representation": 12, "embedding": 20},
-    "stgcn": MMACTION,
-    "aagcn": {**MMACTION, "data_bn_type": "VC"},
-}
 every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 
 
@@ -365,16 +356,7 @@ def test_training_lowers_the_losses(skeletons, tmp_path):
     small = {"space": 16, "heads": 2, "mlp_hidden": 32, "layers": 2}
     model = CrossGLG(graph, 1, BASE, given, settings={**GCN, "k": 8}, **small)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True)
-    dataset = skeletons.training()
-    curve = []
-    for epoch in range(12):
-        dataset.set_epoch(epoch)
-        x, labels, _ = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
-        losses = model(mode="loss", x=torch.stack(x), labels=torch.tensor(labels))
-        optimizer.zero_grad()
-        sum(value for name, value in losses.items() if name.startswith("loss_")).backward()
-        optimizer.step()
-        curve.append({name: float(value) for name, value in losses.items()})
+    curve = training_curve(model, skeletons.training(), optimizer)
     first, last = ({k: np.mean([c[k] for c in part]) for k in curve[0]} for part in (curve[:3], curve[-3:]))
     print(first, last)
     assert all(last[name] < first[name] for name in ("loss_class", "loss_calibration", "loss_guidance"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from skeleton_set import BASE, make_skeleton_set
+from skeleton_set import BASE, GCN, make_skeleton_set, training_curve
 
 from pipeline.errors import UserError
 from pipeline.models.backbones.clip import CLIPBackbone
@@ -18,7 +18,6 @@ from pipeline.models.skeleton.graph import SKELETONS, get_graph
 
 torch.set_num_threads(1)
 CLASSES = 4
-GCN = {"channels": (8, 8, 16, 16), "strides": (1, 1, 2, 1)}
 
 
 def _close(got, want, tolerance=1e-5):
@@ -202,15 +201,8 @@ def test_on_generated_skeletons(tmp_path_factory, tmp_path):
     torch.manual_seed(0)
     model = GAP(graph, 1, BASE, given, settings=GCN, width=16)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    dataset, curve = data.training(), []
-    for epoch in range(12):
-        dataset.set_epoch(epoch)
-        x, labels, _ = zip(*(dataset[i] for i in range(len(dataset))), strict=True)
-        losses = model(mode="loss", x=torch.stack(x), labels=torch.tensor(labels))
-        optimizer.zero_grad()
-        sum(value for name, value in losses.items() if name.startswith("loss_")).backward()
-        optimizer.step()
-        curve.append([float(losses[name]) for name in ("loss_class", "loss_text")])
+    steps = training_curve(model, data.training(), optimizer)
+    curve = [[step[name] for name in ("loss_class", "loss_text")] for step in steps]
     assert (np.mean(curve[-3:], 0) < np.mean(curve[:3], 0)).all()
 
 

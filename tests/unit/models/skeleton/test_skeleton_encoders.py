@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from skeleton_set import GCN, MMACTION
+from skeleton_set import SMALL as BY_RECIPE
 from torch import Tensor
 
 from pipeline.compat import MODELS
 from pipeline.errors import UserError
 from pipeline.models.skeleton import ENCODERS, SkeletonEncoder, build_encoder
+from pipeline.models.skeleton.base import ENCODERS as NAMES
 
 torch.set_num_threads(1)
-GCN = {"channels": (8, 8, 16, 16), "strides": (1, 1, 2, 1)}
-MMACTION = {"width": 8, "num_stages": 4, "inflate_stages": [3], "down_stages": [3]}
-SMALL = {
-    "InfoGCN": GCN,
-    "HDGCN": GCN,
-    "DSTformer": {"width": 16, "depth": 4, "heads": 2, "representation": 12, "embedding": 20},
-    "STGCNEncoder": MMACTION,
-    "AAGCNEncoder": {**MMACTION, "data_bn_type": "VC"},
-}
+SMALL = {NAMES[recipe]: settings for recipe, settings in BY_RECIPE.items()}
 every_encoder = pytest.mark.parametrize("kind", ENCODERS)
 
 
