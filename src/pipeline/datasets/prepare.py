@@ -6,6 +6,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +180,7 @@ def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: 
 
 
 def pretrain_backbone(asset: Asset, ws: Workspace, threads: int) -> Path:
-    """Pretrain a tiny backbone (`kind`: clip or resnet) on the base classes of its sources; returns its config.json.
+    """Pretrain a tiny backbone (`kind`: clip, resnet, vit) on base classes of its sources; returns its config.json.
 
     Raises:
         UserError: an unknown kind or setting; no clips or texts to train on.
@@ -188,14 +189,15 @@ def pretrain_backbone(asset: Asset, ws: Workspace, threads: int) -> Path:
 
     from pipeline.datasets.frames import FrameStore
     from pipeline.text.corpus import load_corpus
-    from pipeline.training.pretrain import pretrain, pretrain_resnet
+    from pipeline.training.pretrain import IMAGE_NETWORKS, pretrain, pretrain_classifier
 
-    trainers, where = {"clip": pretrain, "resnet": pretrain_resnet}, f"config/backbones.yaml, {asset.name}"
+    trainers = {"clip": pretrain, **{kind: partial(pretrain_classifier, kind=kind) for kind in IMAGE_NETWORKS}}
+    where = f"config/backbones.yaml, {asset.name}"
     kind = asset.spec.get("kind", "clip")
     if kind not in trainers:
         raise unknown("kind of backbone", kind, trainers, where)
     settings = {key: value for key, value in asset.spec.items() if key not in ("kind", "sources", "stores", "texts")}
-    known = set(inspect.signature(trainers[kind]).parameters) - {"sources", "out_folder", "progress"}
+    known = set(inspect.signature(trainers[kind]).parameters) - {"sources", "out_folder", "progress", "kind"}
     if odd := set(settings) - known:
         raise unknown("key", min(odd), known, where)
     torch.set_num_threads(threads)

@@ -57,12 +57,12 @@ def class_sentences(corpus: Corpus, classes: Sequence[str], model: dict[str, Any
     ]
 
 
-def backbone_source(key: str, ws: Workspace) -> str:
-    """Folder or hub id of a planned backbone."""
+def backbone_source(key: str, ws: Workspace) -> str | dict[str, Any]:
+    """Folder, hub id, or architecture for random weights, of a planned backbone."""
     asset = ws.read_asset(key)
     if "sources" in asset.spec:
         return str(ws.backbone(key))
-    return str(asset.options.get("path") or asset.spec["source"])
+    return asset.options.get("path") or asset.spec["source"]
 
 
 def backbone_arguments(key: str, ws: Workspace) -> dict[str, Any]:
@@ -137,10 +137,9 @@ def build_video_classifier(run: Run, ws: Workspace, classes: int) -> SeFARModel:
     Raises:
         UserError: unknown setting, or weights of the backbone that can't be read.
     """
-    asset = ws.read_asset(run.backbone)
     settings = {key: value for key, value in run.model.items() if key != "type"}
     backbone = {key: settings.pop(key) for key in BACKBONE_SETTINGS if key in settings}
-    backbone["source"] = asset.options.get("path") or asset.spec["source"]
+    backbone["source"] = backbone_source(run.backbone, ws)
     torch.manual_seed(run.seed)
     try:
         return MODELS.get(run.model["type"])(backbone=backbone, classes=classes, **settings)

@@ -26,14 +26,18 @@ from pipeline.errors import UserError, unknown
 from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD, CLIPBackbone
 from pipeline.models.backbones.nano_clip import SPECIAL_TOKENS, UNK, build_tokenizer, init_nano, nano_config
 from pipeline.models.backbones.resnet import NANO_RESNET, ResNetBackbone
+from pipeline.models.sefar.timesformer import ElementTimeSformer
 
 if TYPE_CHECKING:
     from pipeline.datasets.frames import FrameStore
     from pipeline.text.corpus import Corpus
 
+MAX_WORDS = 77  # of a sentence
 PHASES = 3  # thirds of a clip, described by the three atomic actions of its class
 CAPTIONS = ("{label}", "a photo of {label}", "{description}", "{atomic}")
 """What is said of a frame: label and global description of its class, atomic action of its third of the clip."""
+Encode = Callable[[Tensor], Tensor]
+"""Normalised frames (n, 3, S, S) -> features (n, D)."""
 Progress = Callable[[int, int, float], None]
 """Called after every step as progress(step, steps, loss)."""
 _MARGIN = 8 / 7  # frames are held this much larger than the crop, as CLIP-FSAR's 256 for 224
@@ -138,10 +142,11 @@ def pretrain(
     return _write(clip, report, start, Path(out_folder))
 
 
-def pretrain_resnet(
+def pretrain_classifier(
     sources: Sequence[tuple[FrameStore, Corpus]],
     out_folder: str | os.PathLike,
     *,
+    kind: str = "resnet",
     steps: int = 300,
     batch: int = 64,
     lr: float = 2e-3,
@@ -152,10 +157,11 @@ def pretrain_resnet(
     held_out: float = 0.1,
     max_frames: int = 6_000,
     image_size: int = 64,
+    words: bool = False,
     model: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train a nano ResNet to tell the thirds of the base classes' clips apart and write it to `out_folder`.
+    """Train a nano network to tell the thirds of the base classes' clips apart and write it to `out_folder`.
 
     Each frame has one label: its class and the third of the clip that it lies in, as the frames of nano CLIP have
     sentences of both. The loss is the cross-entropy of a linear classifier, which is thrown away afterwards. Same
@@ -164,43 +170,79 @@ def pretrain_resnet(
     Args:
         sources, steps, batch, lr, weight_decay, warmup, max_frames: as in `pretrain`.
         out_folder: gets config.json, model.safetensors and pretrain.json; all or nothing.
+        kind: a key of IMAGE_NETWORKS.
         held_out: part of the base clips of each class that is kept to measure the classifier.
         image_size: side of the crops in pixels.
-        model: arguments of `SmallResNet` that differ from `NANO_RESNET`.
+        words: the words said of a frame are predicted too (see `_word_reader`): a ViT needs them as nano CLIP does.
+        model: what differs from the nano architecture of that kind.
         progress: told the loss of every step.
 
     Returns: what pretrain.json holds (settings, loss, recognition, seconds).
-    Raises UserError: as `pretrain`.
+    Raises UserError: as `pretrain`; an unknown kind.
     """
     start = time.perf_counter()
+    if kind not in IMAGE_NETWORKS:
+        raise unknown("kind of image network", kind, IMAGE_NETWORKS)
     generator = torch.Generator().manual_seed(seed)
     pool = _read_pool(sources, split, round(image_size * _MARGIN), held_out, max_frames, np.random.default_rng(seed))
-    architecture = {**NANO_RESNET, **(model or {})}
     with torch.random.fork_rng(devices=[]):  # layers draw their weights globally
         torch.manual_seed(seed)
-        resnet = ResNetBackbone(architecture)
-        classifier = torch.nn.Linear(resnet.dim, len(pool.kinds))
-    normalise = _Normalise(resnet.mean, resnet.std)
+        network, architecture, encode = IMAGE_NETWORKS[kind](model or {}, image_size)
+        classifier = torch.nn.Linear(network.dim, len(pool.kinds))
+    normalise = _Normalise(network.mean, network.std)
     recipe = _Recipe(steps, batch, lr, weight_decay, warmup)
+    table = _words_of(pool) if words else None
+    reader = _word_reader(network.dim, table, generator) if words else None
 
     def classification(index: Tensor) -> tuple[Tensor, Tensor]:
         frames = normalise(_augment(pool.frames[index], image_size, generator))
-        loss = F.cross_entropy(classifier(resnet.encode_frames(frames[None])[0]), pool.group[index])
-        return loss, loss
+        feature = encode(frames)
+        loss = F.cross_entropy(classifier(feature), pool.group[index])
+        if reader is None:
+            return loss, loss
+        said = F.binary_cross_entropy_with_logits(reader(feature), table[pool.group[index]], reduction="sum")
+        return loss + said / len(frames), loss
 
-    resnet.train()
-    loss = _descend([*resnet.parameters(), *classifier.parameters()], classification, pool, recipe, generator, progress)
-    resnet.eval()
+    network.train()
+    trained = [value for value in network.parameters() if value.requires_grad]
+    trained += [*classifier.parameters(), *(reader.parameters() if reader else ())]
+    loss = _descend(trained, classification, pool, recipe, generator, progress)
+    network.eval()
     report = {
         "settings": {
-            **asdict(recipe), "seed": seed, "held_out": held_out, "max_frames": max_frames,
-            "image_size": image_size, "model": architecture, "classes": _classes(sources),
+            **asdict(recipe), "kind": kind, "seed": seed, "held_out": held_out, "max_frames": max_frames,
+            "image_size": image_size, "words": words, "model": architecture, "classes": _classes(sources),
         },
         "frames": len(pool.frames),
         "loss": loss,
-        "recognition": _held_out_top1(_class_scores(resnet, classifier), pool, normalise, image_size),
+        "recognition": _held_out_top1(_class_scores(encode, classifier), pool, normalise, image_size),
     }  # fmt: skip
-    return _write(resnet, report, start, Path(out_folder))
+    return _write(network, report, start, Path(out_folder))
+
+
+def _resnet(changes: dict[str, Any], image_size: int) -> tuple[ResNetBackbone, dict[str, Any], Encode]:
+    """A new nano ResNet, its architecture, and what gives the features of frames."""
+    architecture = {**NANO_RESNET, **changes}
+    resnet = ResNetBackbone(architecture)
+    return resnet, architecture, lambda frames: resnet.encode_frames(frames[None])[0]
+
+
+def _vit(changes: dict[str, Any], image_size: int) -> tuple[ElementTimeSformer, dict[str, Any], Encode]:
+    """A new nano ViT, as `_resnet`: a TimeSformer that sees single frames, and whose parts over time stay as new."""
+    vit = ElementTimeSformer({**changes, "image_size": image_size}, [1], drop_path=0.0)
+    vit.requires_grad_(False)
+    for name, value in vit.image_parameters().items():
+        value.requires_grad_(True)
+        # The usual deviation of 0.02 suits widths of hundreds; a narrow ViT hardly learns from it.
+        if value.ndim > 1 and "patch_embed" not in name:
+            torch.nn.init.trunc_normal_(value, std=value.shape[-1] ** -0.5)
+    return vit, vit.architecture, lambda frames: vit(frames[:, None])
+
+
+IMAGE_NETWORKS: dict[str, Callable[[dict[str, Any], int], tuple[Any, dict[str, Any], Encode]]] = {
+    "resnet": _resnet,
+    "vit": _vit,
+}
 
 
 def _classes(sources: Sequence[tuple[FrameStore, Corpus]]) -> list[list[str]]:
@@ -430,6 +472,14 @@ def _word_table(tokens: Tensor, holds: Tensor) -> Tensor:
     return words[:, (words.mean(0) > 0) & (words.mean(0) < 1)]
 
 
+def _words_of(pool: _Pool) -> Tensor:
+    """`_word_table` of all sentences of a pool."""
+    tokens = build_tokenizer(pool.sentences, MAX_WORDS)(pool.sentences, padding=True, return_tensors="pt")["input_ids"]
+    return _word_table(
+        tokens, torch.zeros(len(pool.kinds), len(tokens), dtype=torch.bool).scatter_(1, pool.kinds, True)
+    )
+
+
 def _word_reader(dim: int, words: Tensor, generator: torch.Generator) -> torch.nn.Linear:
     """A linear map from frame features to the words said of the frame, for pretraining only.
 
@@ -464,11 +514,11 @@ def _prompt_scores(clip: CLIPBackbone, pool: _Pool) -> Callable[[Tensor], Tensor
     return lambda frames: text @ F.normalize(clip.encode_frames(frames[None])[0], dim=-1).mean(0)
 
 
-def _class_scores(resnet: ResNetBackbone, classifier: torch.nn.Linear) -> Callable[[Tensor], Tensor]:
+def _class_scores(encode: Encode, classifier: torch.nn.Linear) -> Callable[[Tensor], Tensor]:
     """Frames of a clip (T, 3, S, S) -> (classes,): mean log-probability of each class, whatever the third."""
 
     def scores(frames: Tensor) -> Tensor:
-        log = classifier(resnet.encode_frames(frames[None])[0]).log_softmax(-1)
+        log = classifier(encode(frames)).log_softmax(-1)
         return log.unflatten(-1, (-1, PHASES)).logsumexp(-1).mean(0)
 
     return scores
@@ -500,7 +550,7 @@ def _held_out_top1(
 
 
 def _write(
-    backbone: CLIPBackbone | ResNetBackbone, report: dict[str, Any], start: float, folder: Path
+    backbone: CLIPBackbone | ResNetBackbone | ElementTimeSformer, report: dict[str, Any], start: float, folder: Path
 ) -> dict[str, Any]:
     """All files of the model, or none: written beside `folder`, then renamed. Returns the report, now with its time."""
     report = {**report, "seconds": round(time.perf_counter() - start, 1)}

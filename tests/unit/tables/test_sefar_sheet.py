@@ -87,7 +87,7 @@ def test_rows_of_a_column_are_different_experiments(plan):
             if plan.config.settings.scale == "paper":
                 assert len({cell_ids(e) for e in here}) == len(here), (number, column.name)
             else:
-                settings = {(c.run.method, str(c.run.model)) for e in here for c in e.cells}
+                settings = {(c.run.method, c.run.backbone, str(c.run.model)) for e in here for c in e.cells}
                 assert len({cell_ids(e) for e in here}) == len(settings), (number, column.name)
 
 
@@ -147,4 +147,4 @@ def test_a_part_of_a_note_has_no_separator_inside(plan):
 def test_the_demo_is_a_few_trainings(read_plan):
     plan = read_plan("demo")
     runs = {cell.run.id: cell.run for e in plan.entries if e.paper == "sefar" for cell in e.cells}
-    assert len(runs) <= 46 and {run.dataset.rsplit("-", 1)[0] for run in runs.values()} == {"synthetic_semi"}
+    assert len(runs) <= 51 and {run.dataset.rsplit("-", 1)[0] for run in runs.values()} == {"synthetic_semi"}

@@ -9,23 +9,30 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.datasets.prepare import pretrain_backbone
 from pipeline.errors import UserError
 from pipeline.experiment import Asset
 from pipeline.models.backbones.clip import CLIPBackbone
 from pipeline.models.backbones.resnet import NANO_RESNET, ResNetBackbone
+from pipeline.models.sefar.timesformer import ElementTimeSformer
 from pipeline.training import pretrain as module
-from pipeline.training.pretrain import contrastive_loss, pretrain, pretrain_resnet
+from pipeline.training.pretrain import contrastive_loss, pretrain, pretrain_classifier
 from pipeline.workspace import Workspace
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "yellow": (220, 210, 40)}
 SMALL = {"width": 32, "mlp_width": 64, "layers": 3, "image_size": 32, "patch_size": 8, "projection_dim": 32}
 SMALL_RESNET = {"width": 4}
+SMALL_VIT = {"width": 32, "depth": 2, "heads": 4, "patch": 8}
 BOTH = pytest.mark.parametrize(
     "train",
-    [partial(pretrain, model=SMALL), partial(pretrain_resnet, image_size=32, model=SMALL_RESNET)],
-    ids=["clip", "resnet"],
+    [
+        partial(pretrain, model=SMALL),
+        partial(pretrain_classifier, image_size=32, model=SMALL_RESNET),
+        partial(pretrain_classifier, kind="vit", words=True, image_size=32, model=SMALL_VIT),
+    ],
+    ids=["clip", "resnet", "vit"],
 )
 
 
@@ -115,7 +122,7 @@ def test_words_never_seen_say_nothing(trained):
 
 def test_resnet_learns(tmp_path):
     losses = []
-    report = pretrain_resnet(
+    report = pretrain_classifier(
         [(Store(), Corpus())], tmp_path / "nano", steps=60, batch=32, held_out=0.2, image_size=32, model=SMALL_RESNET,
         progress=lambda step, steps, loss: losses.append(loss),
     )  # fmt: skip
@@ -132,9 +139,33 @@ def test_resnet_learns(tmp_path):
     assert backbone.resnet.conv1.bn.num_batches_tracked == 60
 
 
+def test_vit_learns_and_its_parts_over_time_stay_new(tmp_path):
+    settings = {"kind": "vit", "words": True, "batch": 32, "held_out": 0.2, "image_size": 32, "model": SMALL_VIT}
+    report = pretrain_classifier([(Store(), Corpus())], tmp_path / "nano", steps=60, **settings)
+    assert report["recognition"]["clips"] == 8 and report["recognition"]["top1"] >= 0.75
+    names = {path.name for path in (tmp_path / "nano").iterdir()}
+    assert names == {"config.json", "model.safetensors", "pretrain.json"}
+    torch.manual_seed(1)
+    vit = ElementTimeSformer(tmp_path / "nano", [2, 4]).eval()
+    assert vit.architecture == SMALL_VIT | {"image_size": 32}
+    saved = load_file(tmp_path / "nano" / "model.safetensors")
+    assert saved.keys() == vit.image_parameters().keys()
+    assert all(torch.equal(value, saved[name]) for name, value in vit.image_parameters().items())
+    assert all(not block.temporal_fc.weight.any() for block in vit.blocks)
+    # A clip of one picture is that picture.
+    one = ElementTimeSformer(tmp_path / "nano", [1]).eval()
+    frame = torch.rand(1, 1, 3, 32, 32)
+    torch.testing.assert_close(vit(frame.expand(1, 4, 3, 32, 32), 1), one(frame))
+
+
+def test_unknown_kind(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'vit'"):
+        pretrain_classifier([(Store(), Corpus())], tmp_path / "x", kind="vot")
+
+
 def test_resnet_of_several_sets(tmp_path):
     stores = [Store(("red", "green"), clips=4), Store(("blue", "yellow", "red"), clips=4)]
-    report = pretrain_resnet(
+    report = pretrain_classifier(
         [(store, Corpus()) for store in stores], tmp_path / "x", steps=2, batch=8, held_out=0.25, image_size=32,
         model=SMALL_RESNET,
     )  # fmt: skip
@@ -143,12 +174,17 @@ def test_resnet_of_several_sets(tmp_path):
     assert report["recognition"]["chance"] == pytest.approx((2 / 2 + 3 / 3) / 5)
 
 
-@pytest.mark.parametrize(("kind", "loads"), [("resnet", ResNetBackbone), (None, CLIPBackbone)])
+def load_vit(folder):
+    return ElementTimeSformer(folder, [1])
+
+
+@pytest.mark.parametrize(("kind", "loads"), [("resnet", ResNetBackbone), ("vit", load_vit), (None, CLIPBackbone)])
 def test_stage_trains_the_kind_that_the_backbone_has(tmp_path, monkeypatch, kind, loads):
     monkeypatch.setattr("pipeline.datasets.frames.FrameStore", lambda folder: Store(clips=2))
     monkeypatch.setattr("pipeline.text.corpus.load_corpus", lambda path: Corpus())
     spec = {"sources": ["set"], "stores": ["frames"], "texts": [""], "steps": 1, "batch": 4}
-    spec |= {"kind": "resnet", "model": SMALL_RESNET, "image_size": 32} if kind else {"model": SMALL}
+    small = {"resnet": SMALL_RESNET, "vit": SMALL_VIT}
+    spec |= {"kind": kind, "model": small[kind], "image_size": 32} if kind else {"model": SMALL}
     asset = Asset(name="nano", spec=spec)
     config = pretrain_backbone(asset, Workspace(tmp_path), 1)
     assert config == tmp_path / "backbones" / asset.key / "config.json"

@@ -7,6 +7,7 @@ ImageNet weights of a ViT load as they are.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,6 +37,8 @@ ARCHITECTURES: dict[str, dict[str, int]] = {
 _WEIGHTS = "model.safetensors"
 _PICKLED = (".pth", ".pt", ".bin")
 _CLASSIFIER = ("head.", "pre_logits.")
+_OVER_TIME = re.compile("temporal_|time_embed")
+MODEL_TYPE = "image_vit"  # in the config.json that `save` writes
 
 
 class Attention(nn.Module):
@@ -196,9 +200,22 @@ class ElementTimeSformer(nn.Module):
         for block in self.blocks:
             nn.init.zeros_(block.temporal_fc.weight)
 
+    def image_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the image ViT, by their names: all but those over time."""
+        return {name: value for name, value in self.named_parameters() if not _OVER_TIME.search(name)}
+
+    def save(self, folder: Path) -> None:
+        """Write the image ViT to `folder` (config.json, model.safetensors), from which `source` loads it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: value.detach().contiguous() for name, value in self.image_parameters().items()}, folder / _WEIGHTS
+        )
+        config = {"model_type": MODEL_TYPE, **self.architecture}
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
     def _load(self, weights: Mapping[str, Tensor], path: Path) -> None:
         """Copy an image ViT into the network; none of its tensors may be missing or left over."""
-        own = {name: value for name, value in self.state_dict().items() if not re.search(r"temporal_|time_embed", name)}
+        own = self.image_parameters()
         for what, names in (("lacks", own.keys() - weights.keys()), ("has too many:", weights.keys() - own.keys())):
             if names:
                 raise UserError(f"{path} {what} {len(names)} tensors, such as {min(names)}; {_WANTED}")
@@ -257,8 +274,6 @@ def _locate(source: str | os.PathLike) -> Path:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """Tensors of a file by name, without the classifier; nothing in the file is executed."""
-    from safetensors.torch import load_file
-
     try:
         state: Any = (
             torch.load(path, map_location="cpu", weights_only=True) if path.suffix in _PICKLED else load_file(path)
@@ -272,7 +287,15 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _architecture(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Architecture of a ViT from the shapes of its tensors."""
+    """From the config.json that `save` wrote beside the weights; else from the shapes of the tensors."""
+    config = path.with_name("config.json")
+    if path.name == _WEIGHTS and config.is_file():
+        try:
+            content = json.loads(config.read_text(encoding="utf-8"))
+            if content.get("model_type") == MODEL_TYPE:
+                return {key: content[key] for key in ARCHITECTURES["nano"]}
+        except (ValueError, AttributeError, KeyError) as error:
+            raise UserError(f"can't read {config} ({error}); make or download the folder again") from error
     try:
         width, _, patch, _ = weights["patch_embed.proj.weight"].shape
         side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
