@@ -361,6 +361,22 @@ def plan(
     print_plan(planned, results)
 
 
+@app.command()
+def status(
+    results: Results = Path("results"),
+    config: ConfigFolder = Path("config"),
+    scale: Scale = "",
+    overlay: Overlay = "{}",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for a program.")] = False,
+) -> None:
+    """Say what is done, what runs now and how far it is, and what has failed and why."""
+    from pipeline.plan import Plan
+    from pipeline.status import print_status, read_status
+
+    found = read_status(Plan.read(config, _overlay(overlay, scale)), results)
+    print(json.dumps(found)) if as_json else print_status(found)
+
+
 @cluster_app.command("serve", hidden=True)
 def cluster_serve(results: Results = Path("results"), settings: Settings = "") -> None:
     """Run the shared cluster in the foreground."""
