@@ -13,6 +13,7 @@ import typer
 
 from pipeline.config import Cluster, Config, read_yaml
 from pipeline.errors import UserError
+from pipeline.progress import follow, job
 from pipeline.workspace import Workspace
 
 app = typer.Typer(
@@ -68,7 +69,8 @@ def videos(key: Key, results: Results = Path("results"), workers: Workers = 1) -
     from pipeline.datasets.prepare import synthesize
 
     ws = Workspace(results)
-    print(synthesize(ws.read_asset(key), ws, workers))
+    with job(ws, "videos", key):
+        print(synthesize(ws.read_asset(key), ws, workers))
 
 
 @app.command()
@@ -103,7 +105,8 @@ def splits(key: Key, results: Results = Path("results"), workers: Workers = 1) -
     from pipeline.datasets.prepare import make_splits
 
     ws = Workspace(results)
-    print(make_splits(ws.read_asset(key), ws, workers))
+    with job(ws, "splits", key):
+        print(make_splits(ws.read_asset(key), ws, workers))
 
 
 @app.command()
@@ -132,7 +135,8 @@ def text(key: Key, results: Results = Path("results")) -> None:
     from pipeline.datasets.prepare import make_texts
 
     ws = Workspace(results)
-    print(make_texts(ws.read_asset(key), ws))
+    with job(ws, "text", key):
+        print(make_texts(ws.read_asset(key), ws))
 
 
 @app.command()
@@ -172,7 +176,8 @@ def frames(
     from pipeline.datasets.prepare import make_frames
 
     ws = Workspace(results)
-    print(make_frames(ws.read_asset(key), ws, store, ws.read_store(store), workers))
+    with job(ws, "frames", f"{key}-{store}"):
+        print(make_frames(ws.read_asset(key), ws, store, ws.read_store(store), workers))
 
 
 @app.command()
@@ -181,7 +186,8 @@ def pretrain(key: Key, results: Results = Path("results"), threads: Annotated[in
     from pipeline.datasets.prepare import pretrain_backbone
 
     ws = Workspace(results)
-    print(pretrain_backbone(ws.read_asset(key), ws, threads))
+    with job(ws, "pretrain", key):
+        print(pretrain_backbone(ws.read_asset(key), ws, threads))
 
 
 @app.command()
@@ -192,27 +198,17 @@ def train(run: RunId, results: Results = Path("results"), settings: Settings = "
     """
     ws, cluster = Workspace(results), _settings(settings)
     spec = ws.read_run(run)
-    if cluster.mode == "shared":
-        from pipeline.cluster import Client
+    with follow(ws, "train", spec.id):
+        if cluster.mode == "shared":
+            from pipeline.cluster import Client
 
-        Client(ws, cluster).run(spec.id, "train", {"run": spec.id}, progress=_progress())
-    else:
-        _own_cluster()
-        from pipeline.training.ray_train import fit
+            Client(ws, cluster).run(spec.id, "train", {"run": spec.id})
+        else:
+            _own_cluster()
+            from pipeline.training.ray_train import fit
 
-        fit(spec, ws, cluster)
+            fit(spec, ws, cluster)
     print(ws.run(spec.id) / "train.json")
-
-
-def _progress():
-    last = [-1]
-
-    def show(metrics: dict) -> None:
-        if metrics["step"] != last[0]:
-            last[0] = metrics["step"]
-            print(f"step {metrics['step']}/{metrics['steps']} loss {metrics['loss']:.3f}", flush=True)
-
-    return show
 
 
 @app.command()
@@ -227,7 +223,8 @@ def sweep(
     cluster = _settings(settings)
     if cluster.mode == "job":
         _own_cluster()
-    print(tune_sweep(name, Workspace(results), cluster))
+    with job(Workspace(results), "sweep", name):
+        print(tune_sweep(name, Workspace(results), cluster))
 
 
 @app.command()
@@ -247,14 +244,16 @@ def evaluate(run: RunId, results: Results = Path("results"), settings: Settings 
 
             client = Client(ws, cluster)
             if needed_work(cells, ws):
-                client.run(f"score-{spec.id}", "score", {"run": spec.id})
+                with follow(ws, "evaluate", spec.id):
+                    client.run(f"score-{spec.id}", "score", {"run": spec.id})
         else:
             _own_cluster()
             import ray
 
             from pipeline.evaluation.score import score_run
 
-            score_run(spec, cells, ws)
+            with job(ws, "evaluate", spec.id):
+                score_run(spec, cells, ws)
             ray.init(log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
         from pipeline.evaluation.alpha import search_with_tune
 
@@ -360,6 +359,22 @@ def plan(
     if write:
         planned.write_specs(results / "specs")
     print_plan(planned, results)
+
+
+@app.command()
+def status(
+    results: Results = Path("results"),
+    config: ConfigFolder = Path("config"),
+    scale: Scale = "",
+    overlay: Overlay = "{}",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for a program.")] = False,
+) -> None:
+    """Say what is done, what runs now and how far it is, and what has failed and why."""
+    from pipeline.plan import Plan
+    from pipeline.status import print_status, read_status
+
+    found = read_status(Plan.read(config, _overlay(overlay, scale)), results)
+    print(json.dumps(found)) if as_json else print_status(found)
 
 
 @cluster_app.command("serve", hidden=True)

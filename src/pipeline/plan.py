@@ -323,6 +323,12 @@ class Plan:
         """(paper, table) of every table, or of one paper's."""
         return [(p, t) for p, sheet in self.papers.items() for t in sheet.tables if paper in (None, p)]
 
+    def figures(self, paper: str) -> list[str]:
+        """Stems of the files of the figures of a paper: drawn sheets, and the curves of its trainings."""
+        drawn = [table_stem(number) for number, table in self.papers[paper].tables.items() if table.figure]
+        trained = any(cell.run.train for entry in self.entries if entry.paper == paper for cell in entry.cells)
+        return [*drawn, *(["training"] if trained else [])]
+
     def numbers(self) -> list[str]:
         """Every table number that some paper has."""
         return list(dict.fromkeys(table for _, table in self.tables()))

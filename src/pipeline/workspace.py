@@ -48,6 +48,10 @@ class Workspace:
         """File of a measured number."""
         return self.root / "cells" / f"{cell_id}.json"
 
+    def progress(self, stage: str, name: str) -> Path:
+        """File that says how far a stage is; there while it runs, and after it has failed."""
+        return self.root / "progress" / f"{stage}-{name}.json"
+
     @property
     def answers(self) -> Path:
         """Folder of what language models answered, kept for ever."""

@@ -126,7 +126,16 @@ def test_targets_that_the_pages_name_exist(repo):
             )
 
 
+def anchors(page: Path) -> set[str]:
+    """What links within a page may name: its headings, as GitHub spells them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
 def test_links_between_pages_lead_somewhere(repo):
-    for page in [repo / "README.md", *DOCS.glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), (page.name, target)
+    for page in [repo / "README.md", *DOCS.rglob("*.md")]:
+        links = re.findall(r"\]\((?![a-z]+:)([^)#]*)(?:#([^)]+))?\)", page.read_text())
+        for target, anchor in links:
+            there = page.parent / target if target else page
+            assert there.exists(), (page.name, target)
+            assert not anchor or anchor in anchors(there), (page.name, target, anchor)

@@ -59,13 +59,7 @@ def cell_files(paper=None):
 
 def figure_files(paper):
     """The figures of a paper that are drawn, and the curves of its trainings."""
-    drawn = [
-        table_stem(number)
-        for _, number in PLAN.tables(paper)
-        if PLAN.papers[paper].tables[number].figure
-    ]
-    trained = ["training"] if trainings(paper) else []
-    return [f"results/{paper}/{stem}.svg" for stem in drawn + trained]
+    return [f"results/{paper}/{stem}.svg" for stem in PLAN.figures(paper)]
 
 
 def trainings(paper):

@@ -30,8 +30,6 @@ import av
 import cv2
 import decord
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from pipeline.datasets.index import (
     Clip,
@@ -44,6 +42,7 @@ from pipeline.datasets.index import (
 )
 from pipeline.datasets.sampling import sample_positions
 from pipeline.errors import UserError, unknown
+from pipeline.progress import bar
 
 decord.logging.set_level(decord.logging.QUIET)
 
@@ -514,13 +513,11 @@ def _write_shards(
         return
     paths = [str(root / clips[i].path) for i in numbers]
     results = guarded_map(partial(encode_clip, policy=policy), paths, workers, timeout)
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("decoding", total=len(clips), completed=len(clips) - len(numbers))
+    with bar("decoding", len(clips), "clips", len(clips) - len(numbers)) as decoding:
         try:
             for shard in todo:
                 count = min(len(clips), (shard + 1) * size) - shard * size
-                _write_shard(folder, shard, results, count, partial(progress.advance, task))
+                _write_shard(folder, shard, results, count, decoding.advance)
         finally:
             results.close()  # ends the workers
 

@@ -24,6 +24,7 @@ from pipeline.evaluation.scores import EpisodeScores
 from pipeline.experiment import Run
 from pipeline.models.build import class_sentences
 from pipeline.models.methods.base import FewShotModel
+from pipeline.progress import bar
 from pipeline.text.corpus import load_corpus
 from pipeline.workspace import Workspace
 
@@ -51,12 +52,14 @@ def encode_clips(run: Run, model: FewShotModel, store: FrameStore, clips: Sequen
     transform = ClipTransform(crop=run.frames["crop"], mean=model.mean, std=model.std, train=False)
     device = next(model.parameters()).device
     features = None
-    for first in range(0, len(clips), ENCODE_CLIPS):
-        part = clips[first : first + ENCODE_CLIPS]
-        encoded = model.encode(torch.stack([read_clip(run, store, clip, transform) for clip in part]).to(device))
-        if features is None:
-            features = _space((len(clips), *encoded.shape[1:]), device)
-        features[first : first + len(part)] = encoded.float()
+    with bar("encoding", len(clips), "clips") as encoding:
+        for first in range(0, len(clips), ENCODE_CLIPS):
+            part = clips[first : first + ENCODE_CLIPS]
+            encoded = model.encode(torch.stack([read_clip(run, store, clip, transform) for clip in part]).to(device))
+            if features is None:
+                features = _space((len(clips), *encoded.shape[1:]), device)
+            features[first : first + len(part)] = encoded.float()
+            encoding.advance(len(part))
     return features
 
 
@@ -86,21 +89,23 @@ def score_episodes(
     queries = _queries(model, features, device) if model.queries_alone else None
     known = _prototypes(model, features, table, texts, device)
     parts: dict[str, list[Tensor]] = {}
-    for first in range(0, len(table.classes), model.episodes_at_once):
-        part = slice(first, first + model.episodes_at_once)
-        support, query, classes = (torch.from_numpy(a[part]) for a in (table.support, table.query, table.classes))
-        episode_texts = None if texts is None else texts[classes]
-        if known is None:
-            prototypes = model.prototypes(model.relate_supports(features[support].to(device)), episode_texts)
-        else:
-            prototypes = _take(known.prototypes, known.places[part])
-        asked = model.relate_queries(features[query].to(device)) if queries is None else _take(queries, query)
-        scores = model.match(asked, prototypes, episode_texts, matcher)
-        scores["log_vv"] = scores.get("log_vv", scores["vv"].log_softmax(-1))
-        if "vt" in scores:
-            scores["log_vt"] = scores["vt"].log_softmax(-1)
-        for name in {"log_vv", "log_vt", "both"} & set(scores):
-            parts.setdefault(name, []).append(scores[name].float().cpu())
+    with bar("matching", len(table.classes), "episodes") as matching:
+        for first in range(0, len(table.classes), model.episodes_at_once):
+            part = slice(first, first + model.episodes_at_once)
+            support, query, classes = (torch.from_numpy(a[part]) for a in (table.support, table.query, table.classes))
+            episode_texts = None if texts is None else texts[classes]
+            if known is None:
+                prototypes = model.prototypes(model.relate_supports(features[support].to(device)), episode_texts)
+            else:
+                prototypes = _take(known.prototypes, known.places[part])
+            asked = model.relate_queries(features[query].to(device)) if queries is None else _take(queries, query)
+            scores = model.match(asked, prototypes, episode_texts, matcher)
+            scores["log_vv"] = scores.get("log_vv", scores["vv"].log_softmax(-1))
+            if "vt" in scores:
+                scores["log_vt"] = scores["vt"].log_softmax(-1)
+            for name in {"log_vv", "log_vt", "both"} & set(scores):
+                parts.setdefault(name, []).append(scores[name].float().cpu())
+            matching.advance(len(support))
     arrays = {name: torch.cat(part).numpy() for name, part in parts.items()}
     return EpisodeScores(arrays["log_vv"], arrays.get("log_vt"), table.labels, arrays.get("both"))
 

@@ -21,6 +21,7 @@ from pipeline.evaluation.calibration import Calibration, base_statistics, predic
 from pipeline.evaluation.intervals import ci95
 from pipeline.experiment import Frozen
 from pipeline.models.skeleton.base import Feature, SkeletonModel
+from pipeline.progress import bar
 
 DATASETS = {"graph": SkeletonDataset, "motionbert": MotionBertDataset}
 BATCH = 64
@@ -90,12 +91,13 @@ def features(
     device, training = next(model.parameters()).device, model.training
     model.eval()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), bar("encoding", len(indices), "clips") as encoding:
             torch.manual_seed(0)
-            parts = [
-                model.embed(sequences(dataset, indices[first : first + batch]).to(device), feature).float().cpu()
-                for first in range(0, len(indices), batch)
-            ]
+            parts = []
+            for first in range(0, len(indices), batch):
+                x = sequences(dataset, indices[first : first + batch]).to(device)
+                parts.append(model.embed(x, feature).float().cpu())
+                encoding.advance(len(x))
     finally:
         model.train(training)
     return torch.cat(parts).numpy()

@@ -27,6 +27,7 @@ from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD, CLIPBackbone
 from pipeline.models.backbones.nano_clip import SPECIAL_TOKENS, UNK, build_tokenizer, init_nano, nano_config
 from pipeline.models.backbones.resnet import NANO_RESNET, ResNetBackbone
 from pipeline.models.sefar.timesformer import ElementTimeSformer
+from pipeline.progress import bar
 
 if TYPE_CHECKING:
     from pipeline.datasets.frames import FrameStore
@@ -405,19 +406,23 @@ def _descend(
     """
     usable = torch.nonzero(~pool.held_out[pool.clip]).flatten()
     optimiser, schedule = _optimiser(parameters, recipe)
-    reported = []
-    for step in range(recipe.steps):
-        total, loss = losses_of(usable[torch.randint(len(usable), (recipe.batch,), generator=generator)])
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
-        reported.append(loss.item())
-        if not math.isfinite(reported[-1]):
-            raise UserError(f"pretraining diverged at step {step + 1} (loss {reported[-1]}); lower lr, now {recipe.lr}")
-        if progress:
-            progress(step + 1, recipe.steps, reported[-1])
+    reported: list[float] = []
+    with bar("pretraining", recipe.steps, "steps") as pretraining:
+        for step in range(recipe.steps):
+            total, loss = losses_of(usable[torch.randint(len(usable), (recipe.batch,), generator=generator)])
+            optimiser.zero_grad(set_to_none=True)
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            schedule.step()
+            reported.append(loss.item())
+            if not math.isfinite(reported[-1]):
+                raise UserError(
+                    f"pretraining diverged at step {step + 1} (loss {reported[-1]}); lower lr, now {recipe.lr}"
+                )
+            pretraining.advance(note=f"loss {reported[-1]:.3f}")
+            if progress:
+                progress(step + 1, recipe.steps, reported[-1])
     return float(np.mean(reported[-max(1, recipe.steps // 10) :]))
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.cluster import NAMESPACE
 from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.experiment import Run
+from pipeline.progress import job
 from pipeline.workspace import Workspace
 
 FAILURES = 3  # lost workers that one training survives
@@ -77,7 +79,9 @@ def _prepare_worker(threads: int) -> None:
 def _worker(config: dict[str, Any]) -> None:
     _prepare_worker(config["threads"])
     run = Run.model_validate(config["run"])
-    _train(run, Workspace(config["root"]), _report(run))
+    ws, first = Workspace(config["root"]), ray.train.get_context().get_world_rank() == 0
+    with job(ws, "train", run.id, quiet=True) if first else nullcontext():
+        _train(run, ws, _report(run))
 
 
 def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
@@ -167,10 +171,13 @@ def _work(item: dict[str, Any], ws: Workspace, queue: Any) -> None:
             queue.progress.remote(item["key"], {**metrics, "steps": run.train["steps"]})
             to_ray(metrics, folder)
 
-        _train(run, ws, report)
+        with job(ws, "train", run.id, quiet=True):
+            _train(run, ws, report)
     elif item["kind"] == "score":
         from pipeline.evaluation.score import score_run
 
-        score_run(ws.read_run(arguments["run"]), ws.read_cells(arguments["run"]), ws)
+        run = ws.read_run(arguments["run"])
+        with job(ws, "evaluate", run.id, quiet=True):
+            score_run(run, ws.read_cells(run.id), ws)
     else:
         raise UserError(f"unknown kind of work {item['kind']!r}")

@@ -21,6 +21,7 @@ from pipeline.experiment import Measure
 from pipeline.models.build import build_video_classifier
 from pipeline.models.sefar import ElementSampler, SeFARModel
 from pipeline.models.sefar.losses import ssl_progress
+from pipeline.progress import bar
 from pipeline.training.tasks import Task
 
 TEST_CLIPS = 32  # videos that are tested at a time
@@ -199,9 +200,11 @@ class SemiTask(Task):
         device, training = next(model.parameters()).device, model.training
         model.eval()
         parts = []
-        for first in range(0, len(clips), TEST_CLIPS):
-            elements = stack([self._seen(clip, model.image_size) for clip in clips[first : first + TEST_CLIPS]])
-            parts.append(model.predict([x.to(device) for x in elements]).float().log_softmax(-1).cpu())
+        with bar("classifying", len(clips), "videos") as classifying:
+            for first in range(0, len(clips), TEST_CLIPS):
+                elements = stack([self._seen(clip, model.image_size) for clip in clips[first : first + TEST_CLIPS]])
+                parts.append(model.predict([x.to(device) for x in elements]).float().log_softmax(-1).cpu())
+                classifying.advance(len(elements[0]))
         model.train(training)
         labels = np.array([number[self.store.labels[clip]] for clip in clips])
         return EpisodeScores(torch.cat(parts)[:, None].numpy(), None, labels[:, None])

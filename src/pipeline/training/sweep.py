@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.cluster import Client
 from pipeline.config import Cluster
 from pipeline.errors import UserError
+from pipeline.progress import Bar, bar
 from pipeline.workspace import Workspace
 
 
@@ -54,6 +55,18 @@ def sweep(name: str, ws: Workspace, settings: Cluster) -> Path:
         Client(ws, settings)  # connects
     from ray import tune  # after the client has set Ray's environment
 
+    class Trials(tune.Callback):
+        """Counts the trials that have ended."""
+
+        shown: Bar
+
+        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            self.shown.advance()
+
+        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            self.shown.advance()
+
+    trials = Trials()
     tuner = tune.Tuner(
         tune.with_resources(_trial, {"cpu": 0.01}),
         param_space={
@@ -66,9 +79,12 @@ def sweep(name: str, ws: Workspace, settings: Cluster) -> Path:
             trial_name_creator=lambda trial: trial.config["run"],
             trial_dirname_creator=lambda trial: trial.config["run"],
         ),
-        run_config=tune.RunConfig(name=name, storage_path=str((ws.ray / "tune").resolve()), verbose=0),
+        run_config=tune.RunConfig(
+            name=name, storage_path=str((ws.ray / "tune").resolve()), verbose=0, callbacks=[trials]
+        ),
     )
-    results = tuner.fit()
+    with bar("sweeping", len(plan["runs"]), "trials") as trials.shown:
+        results = tuner.fit()
     if results.errors:
         reason = [line for line in str(results.errors[0]).splitlines() if line.strip()][-1]
         raise UserError(

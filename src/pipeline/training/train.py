@@ -32,6 +32,7 @@ from torch.utils.data import Dataset
 from pipeline.errors import UserError
 from pipeline.experiment import Run
 from pipeline.models.build import WEIGHTS
+from pipeline.progress import Bar, bar
 from pipeline.training.tasks import Task, task_of
 from pipeline.workspace import Workspace, write_json
 
@@ -134,6 +135,21 @@ class Curve(Hook):
 
     def after_train(self, runner: Runner) -> None:
         self.write()
+
+
+class Shown(Hook):
+    """Tells a progress bar each step."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self, shown: Bar, curve: Curve, every: int) -> None:
+        self.shown, self.curve, self.every = shown, curve, every
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        if (runner.iter + 1) % self.every == 0:
+            self.shown.to((runner.iter + 1) // self.every, f"loss {self.curve.rows[-1]['loss']:.3f}")
 
 
 def _read_curve(path: Path, steps: int) -> list[dict[str, Any]]:
@@ -289,8 +305,10 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None) -> dict[str
     if checkpoint:
         hooks.append(Restore(checkpoint, keeper, every))
     items = Skipping(task.items(model), start * train["items"])
-    runner = _runner(run, train, model, items, hooks, every, folder / f"log-{get_rank()}")
-    runner.train()
+    with bar("training", train["steps"], "steps", start) as shown:
+        hooks.append(Shown(shown, curve, every))
+        runner = _runner(run, train, model, items, hooks, every, folder / f"log-{get_rank()}")
+        runner.train()
     best = {"state": unwrap(runner.model).trained_state(), "step": train["steps"], "accuracy": None}
     if run.selection != "last":
         best = keeper.best

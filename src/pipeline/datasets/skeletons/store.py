@@ -26,14 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from pipeline.datasets.index import Clip, disk_full, read_index, write_bytes, write_csv, write_index, write_text
 from pipeline.datasets.skeletons.ntu import Unreadable
 from pipeline.datasets.skeletons.preprocess import SkeletonPolicy, prepare_clip
 from pipeline.datasets.skeletons.readers import Source
 from pipeline.errors import UserError
+from pipeline.progress import bar
 
 FORMAT = 1  # of the store's files
 SHARD = 512  # clips: little is lost when a build is killed
@@ -55,7 +54,7 @@ def build_skeleton_store(
 
     Returns its manifest. A complete store is left alone; a build that was interrupted goes on after its finished
     shards. Clips that cannot be used are left out and listed in `skipped.csv`. progress(done, all) is called after
-    each shard; without it a bar is shown on terminals. Memory does not grow with the number of clips. `workers` > 1
+    each shard; without it a `progress.bar` is shown. Memory does not grow with the number of clips. `workers` > 1
     starts processes (spawn), which the calling script must allow by a __main__ guard.
 
     Raises UserError when the folder holds a complete store of another policy, no clip can be used, a worker dies,
@@ -91,14 +90,12 @@ def build_skeleton_store(
 
 @contextmanager
 def _reporting(progress: ReportProgress | None, total: int) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of clips done: `progress`, or a bar where there is a terminal."""
+    """A function to call with the number of clips done: `progress`, or that of a bar."""
     if progress is not None:
         yield lambda done: progress(done, total)
         return
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("skeletons", total=total)
-        yield lambda done: bar.update(task, completed=done)
+    with bar("cleaning", total, "skeletons") as cleaning:
+        yield cleaning.to
 
 
 # ------------------------------------------------------------------------------------------------ building

@@ -16,6 +16,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +30,7 @@ from pipeline.datasets.synthetic import grammar, motion, render
 from pipeline.datasets.synthetic.figure import Body, Camera, forward_kinematics, make_body
 from pipeline.datasets.synthetic.skeleton_file import write_skeleton
 from pipeline.errors import UserError, unknown
+from pipeline.progress import bar
 
 VERSION = 1  # raise it when the same request gives other files
 SUBJECTS = 24
@@ -389,14 +391,15 @@ def generate(
 
 def _run(building: Path, request: Request, clips: list[tuple[str, int]], workers: int) -> None:
     arguments = dataclasses.asdict(request)
-    if workers <= 1:
-        _write_clips((str(building), arguments, clips))
-        return
-    share = max(1, min(32, -(-len(clips) // (4 * workers))))
+    share = max(1, min(32, -(-len(clips) // (4 * max(1, workers)))))
     jobs = [(str(building), arguments, clips[i : i + share]) for i in range(0, len(clips), share)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(_write_clips, jobs):
-            pass
+    with ExitStack() as stack:
+        generating = stack.enter_context(bar("generating", len(clips), "videos"))
+        run = map
+        if workers > 1:
+            run = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn"))).map
+        for count in run(_write_clips, jobs):
+            generating.advance(count)
 
 
 @dataclass(frozen=True)

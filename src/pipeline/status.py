@@ -1,0 +1,164 @@
+"""What is done, what runs and what has failed: from the plan and the files below the results folder alone.
+
+Done is what has its file. What runs, and how far it is, stands in the files of `pipeline.progress`. Why something has
+failed stands there too, or at the end of its log where it was killed, by Slurm say, or by the memory's end.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.plan import Plan, store_key
+from pipeline.progress import REASON_LINES, line, read_job, span
+from pipeline.tables.spec import table_stem
+from pipeline.workspace import Workspace
+
+STARTING = 120.0  # seconds in which a job that has said nothing yet is one that starts
+SILENT = 60.0  # seconds after which it is said how old the news is
+FAULT = re.compile(r"^error: |^Traceback|\w(Error|Exception)\b|\b([Kk]illed|CANCELLED|TIME LIMIT|[Oo]ut of memory)\b")
+_TAIL = 16_384  # bytes of a log that are read
+
+
+@dataclass(frozen=True)
+class Step:
+    """One job of the workflow: what it makes, and where it says how it goes."""
+
+    kind: str
+    name: str
+    stage: str
+    outputs: tuple[Path, ...]
+    log: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether everything that it makes is there."""
+        return all(path.is_file() for path in self.outputs)
+
+
+def steps_of(plan: Plan, root: Path | str) -> Iterator[Step]:
+    """Every job of the tables, in the order in which they come."""
+    ws, logs = Workspace(root), Path(root) / "logs"
+    read = {run.dataset for run in plan.runs.values()}  # others are generated for the sake of these
+    read |= {key for asset in plan.backbones.values() for key in asset.spec.get("sources", ())}
+    for key, asset in plan.datasets.items():
+        folder = ws.dataset(key)
+        if asset.spec["kind"] == "synthetic":
+            made = (folder / "generated" / "annotations.csv",)
+            yield Step("data sets", key, "videos", made, logs / "generate_videos" / f"{key}.log")
+        if key not in read:
+            continue
+        yield Step("data sets", key, "splits", (folder / "index.csv",), logs / "split_classes" / f"{key}.log")
+        if asset.spec["kind"] != "semi":
+            yield Step("data sets", key, "text", (folder / "texts.json",), logs / "describe_classes" / f"{key}.log")
+        store = store_key(plan.frames(asset))
+        made = (folder / store / "manifest.json",)
+        yield Step("data sets", f"{key}-{store}", "frames", made, logs / "extract_frames" / f"{key}-{store}.log")
+    for key, asset in plan.backbones.items():
+        if "sources" in asset.spec:
+            made = (ws.backbone(key) / "config.json",)
+            yield Step("backbones", key, "pretrain", made, logs / "pretrain_backbone" / f"{key}.log")
+    for run in plan.runs:
+        made = (ws.run(run) / "train.json",)
+        swept = logs / "sweep" / f"{plan.swept[run]}.log" if run in plan.swept else None
+        yield Step("trainings", run, "train", made, swept or logs / "train" / f"{run}.log")
+    for run, cells in plan.cells_of.items():
+        yield Step("measurements", run, "evaluate", tuple(map(ws.cell, cells)), logs / "evaluate" / f"{run}.log")
+    for paper, number in plan.tables():
+        name = f"{paper}-{table_stem(number)}"
+        made = (ws.root / paper / f"{table_stem(number)}.csv",)
+        yield Step("tables", name, "table", made, logs / "tables" / f"{name}.log")
+    for paper in plan.papers:
+        for stem in plan.figures(paper):
+            made = (ws.root / paper / f"{stem}.svg",)
+            yield Step("figures", f"{paper}-{stem}", "figure", made, logs / "figures" / f"{paper}-{stem}.log")
+
+
+def read_status(plan: Plan, root: Path | str = "results") -> dict[str, Any]:
+    """{scale, kinds: {kind: [done, all]}, running: [...], failed: [...]}, ready for JSON.
+
+    Of what runs: stage, name, fraction (or null) and left (seconds, or null), bars as `progress.Bar.state` gives them.
+    Of what has failed: stage, name, reason (lines) and log.
+    """
+    jobs = {path.stem: record for path in (Path(root) / "progress").glob("*.json") if (record := read_job(path))}
+    out: dict[str, Any] = {"scale": plan.config.settings.scale, "kinds": {}, "running": [], "failed": []}
+    # Logs that are read no more: trials of a sweep share one, and one that is being written speaks of no end yet.
+    seen = {
+        Path(root) / "logs" / "sweep" / f"{record['name']}.log"
+        for record in jobs.values()
+        if (record["stage"], record["state"]) == ("sweep", "running")
+    }
+    for step in steps_of(plan, root):
+        done, record = step.done, jobs.pop(f"{step.stage}-{step.name}", None)
+        count = out["kinds"].setdefault(step.kind, [0, 0])
+        count[0], count[1] = count[0] + done, count[1] + 1
+        if record is not None and record["state"] == "running":
+            out["running"].append(_running(record))
+        elif not done and (failure := _failure(step, record, seen)):
+            out["failed" if "reason" in failure else "running"].append(failure)
+    for record in jobs.values():  # sweeps, and what these settings do not ask for
+        if record["state"] == "running":
+            out["running"].append(_running(record))
+    return out
+
+
+def _running(record: dict[str, Any]) -> dict[str, Any]:
+    first = record["bars"][0] if record["bars"] else None
+    fraction = round(first["done"] / first["total"], 4) if first else None
+    kept = {key: record[key] for key in ("stage", "name", "bars", "started", "updated", "host")}
+    return kept | {"fraction": fraction, "left": first["left"] if first else None}
+
+
+def _failure(step: Step, record: dict[str, Any] | None, seen: set[Path]) -> dict[str, Any] | None:
+    """Why a job that is not done has failed; None where it has not been tried, or nothing speaks of a failure.
+
+    One whose log is new and empty has only begun, and is given as one that runs.
+    """
+    reason = record["reason"] if record and record["state"] == "failed" else None
+    if reason is None and step.log.is_file() and step.log not in seen:
+        lines = _tail(step.log)
+        if any(FAULT.search(text) for text in lines):
+            reason = lines[-REASON_LINES:]
+        elif not lines and time.time() - step.log.stat().st_mtime < STARTING:
+            seen.add(step.log)
+            return {"stage": step.stage, "name": step.name, "bars": [], "fraction": None, "left": None}
+    if reason is None and record:
+        reason = [f"its process on {record['host']} was ended"]
+    if reason is None:
+        return None
+    seen.add(step.log)
+    log = str(step.log) if step.log.is_file() else ""
+    return {"stage": step.stage, "name": step.name, "reason": reason, "log": log}
+
+
+def _tail(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        text = file.read().decode(errors="replace")
+    return [part.rstrip() for part in text.splitlines() if part.strip()][-40:]
+
+
+def print_status(found: dict[str, Any]) -> None:
+    """The status in words."""
+    parts = [f"{done} of {total} {kind}" for kind, (done, total) in found["kinds"].items()]
+    print(f"scale {found['scale']}, done: {', '.join(parts)}")
+    for entry in found["running"]:
+        share = "" if entry["fraction"] is None else f", {100 * entry['fraction']:.0f} %"
+        left = "" if entry["left"] is None else f", {span(entry['left'])} left"
+        silent = time.time() - entry.get("updated", time.time())
+        old = f" (as of {span(silent)} ago)" if silent > SILENT else ""
+        print(f"running: {entry['stage']} {entry['name']}{share}{left}{old}")
+        for state in entry["bars"]:
+            print(f"    {line(state)}")
+    if not found["running"]:
+        print("running: nothing")
+    for entry in found["failed"]:
+        print(f"failed: {entry['stage']} {entry['name']}")
+        for text in entry["reason"]:
+            print(f"    {text}")
+        if entry["log"]:
+            print(f"    log: {entry['log']}")
