@@ -25,6 +25,7 @@ SEMI_CLIPS = {
     "diving_5253b": (150, 60), "ucf101_semi": (9537, 3783), "hmdb51_semi": (5236, 1530), "ssv2_semi": (168913, 24777),
 }  # fmt: skip
 SMALL_VIT = 0.26  # of the operations of the base one
+LANGUAGE_PARAMETERS, QUESTION_TOKENS = 6.7e9, 150  # Vicuna-7B; about so many of a question with its options
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def run_cost(run: Run) -> Cost:
     if "number" not in run.frames:  # skeletons: a thousandth of a video's work
         return Cost(0.0, 0.0)
     frames, train = run.frames["number"], run.train
+    if "encoder" in run.model:
+        return _question_cost(run)
     if "label_rate" in train:
         return _semi_cost(run)
     clips = 0
@@ -60,6 +63,13 @@ def _semi_cost(run: Run) -> Cost:
     share = 1 - train["warm_epochs"] / train["epochs"]
     views = (1 + bool(run.model.get("mixing", 10))) * 3 + 1  # forward passes' worth
     return Cost(hours * labelled * (3 + share * train["unlabelled"] * views), hours * test)
+
+
+def _question_cost(run: Run) -> Cost:
+    """GPU hours of questions: gradients go back through the language model, which is frozen; four options at test."""
+    dataset, hours = run.dataset.rsplit("-", 1)[0], LANGUAGE_PARAMETERS * QUESTION_TOKENS * 2 / GPU_FLOPS / 3600
+    clips, test = SEMI_CLIPS.get(dataset, (576, 216))
+    return Cost(2 * hours * run.train.get("epochs", 0) * clips * run.train.get("label_rate", 0) / 100, 4 * hours * test)
 
 
 def print_plan(plan: Plan, results: Path) -> None:

@@ -20,12 +20,13 @@ from pipeline.tables.spec import Column, Paper, Row, Table, read_papers, table_s
 
 # Keys of a data set's definition that say where and how on this machine, not what.
 DATASET_OPTIONS = (
-    "root", "lists", "labels", "missing", "texts", "corpora", "describe", "expected", "workers", "licence", "homepage",
-    "note", "download", "available",
+    "root", "lists", "labels", "names", "missing", "texts", "corpora", "describe", "expected", "workers", "licence",
+    "homepage", "note", "download", "available",
 )  # fmt: skip
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
-METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "backbone", "recipe")
+METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
+ENCODER_KEYS = ("method", "backbone", "model", "train")
 READ_POLICY = ("single", "alignment", "axes")  # of a skeleton policy: what is done when a stored clip is read
 
 
@@ -183,6 +184,9 @@ class Plan:
             train["base_set"] = self._base_set(dataset, str(train["base_set"]), where)
         if train.get("shot") == "test":
             train["shot"] = measure.shot
+        text = _texts_of(dataset, model | delta.get("model", {}))
+        if encoder := self._encoder(method, delta, train, seed, where):
+            model, text = model | {"encoder": encoder.id}, _names_of(dataset)
         if train.get("steps") == 0:
             train = {}  # nothing is trained, so nothing of a recipe matters
         run = Run(
@@ -192,13 +196,29 @@ class Plan:
             dataset=dataset.key,
             frames=merge(self.frames(dataset), self._method_frames(method, delta["method"], dataset)),
             backbone=backbone,
-            text=_texts_of(dataset, model | delta.get("model", {})),
+            text=text,
             scale=settings.scale,
             seed=seed if train else 0,
             selection=self._selection(delta, dataset) if train else "last",
             recipe=method.get("recipe", 1),
         )
         return Cell(run=run, measure=measure)
+
+    def _encoder(
+        self, method: Mapping[str, Any], delta: Mapping[str, Any], train: Mapping[str, Any], seed: int, where: str
+    ) -> Run | None:
+        """The run whose features a method reads, registered in the plan: same data set, label rate and seed."""
+        wanted = merge(method.get("encoder", {}), delta.get("encoder", {}))
+        if not wanted:
+            return None
+        if "encoder" not in method:
+            raise UserError(f"{where}: the method {delta['method']} reads no features of another run; drop `encoder`")
+        here = f"{where}, encoder"
+        if odd := set(wanted) - set(ENCODER_KEYS):
+            raise unknown("key", min(odd), ENCODER_KEYS, here)
+        given = {key: delta[key] for key in ("dataset", "selection") if delta.get(key)}
+        run = self.cell(merge(given | {"train": {"label_rate": train["label_rate"]}}, wanted), seed, here).run
+        return self.runs.setdefault(run.id, run)
 
     def _method_frames(self, method: Mapping[str, Any], name: str, dataset: Asset) -> dict[str, Any]:
         """What a recipe says of the choice of frames, or of how skeletons are shown."""
@@ -395,6 +415,12 @@ def _texts_of(dataset: Asset, model: Mapping[str, Any]) -> str:
         return identity(given) if isinstance(given, dict) else _content(given)
     asked = dataset.options.get("describe")
     return _content(dataset.options.get("texts")) or (identity(asked) if asked else "")
+
+
+def _names_of(dataset: Asset) -> str:
+    """Short hash of the names of the classes, of a file or as the definition lists them; empty where there are none."""
+    names = dataset.options.get("names", "")
+    return _content(names) if isinstance(names, str) else digest(names)
 
 
 def store_key(frames: Mapping[str, Any]) -> str:

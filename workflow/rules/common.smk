@@ -100,7 +100,13 @@ def backbone_files(key):
 
 def training_inputs(run_id):
     run = PLAN.runs[run_id]
-    return dataset_files(run) + backbone_files(run.backbone)
+    return dataset_files(run) + backbone_files(run.backbone) + encoder_files(run)
+
+
+def encoder_files(run):
+    """The record of the training whose features a run reads, if it does."""
+    encoder = run.model.get("encoder")
+    return [f"results/runs/{encoder}/train.json"] if encoder else []
 
 
 def stop_cluster():

@@ -16,6 +16,7 @@ from pipeline.errors import UserError, unknown
 from pipeline.experiment import Run
 from pipeline.models import methods  # noqa: F401  (registers the methods)
 from pipeline.models.methods.base import FewShotModel
+from pipeline.models.questions import QuestionModel
 from pipeline.models.sefar import SeFARModel
 from pipeline.models.skeleton import baseline, crossglg, gap  # noqa: F401  (register the methods)
 from pipeline.models.skeleton.base import SkeletonModel
@@ -29,7 +30,7 @@ TEXT_KEYS = ("text", "template")
 BACKBONE_SETTINGS = ("drop_path", "activation_checkpointing")  # among the settings of a video classifier
 BACKBONES = {"clip": "CLIPBackbone", "resnet": "ResNetBackbone"}
 WEIGHTS = "model.safetensors"
-Model = TypeVar("Model", FewShotModel, SkeletonModel, SeFARModel)
+Model = TypeVar("Model", FewShotModel, SkeletonModel, SeFARModel, QuestionModel)
 
 
 def class_sentences(corpus: Corpus, classes: Sequence[str], model: dict[str, Any]) -> list[list[str]]:
@@ -143,6 +144,22 @@ def build_video_classifier(run: Run, ws: Workspace, classes: int) -> SeFARModel:
     torch.manual_seed(run.seed)
     try:
         return MODELS.get(run.model["type"])(backbone=backbone, classes=classes, **settings)
+    except TypeError as error:
+        raise UserError(f"method {run.method}: {str(error).split('__init__() ')[-1]}") from error
+
+
+def build_question_model(run: Run, ws: Workspace, width: int, names: Sequence[str]) -> QuestionModel:
+    """The untrained model of a run that answers questions, initialised from its seed.
+
+    width: of the visual features. names: the words for the classes.
+
+    Raises:
+        UserError: unknown setting, or a language model that can't be read.
+    """
+    settings = {key: value for key, value in run.model.items() if key not in ("type", "encoder")}
+    torch.manual_seed(run.seed)
+    try:
+        return MODELS.get(run.model["type"])(backbone_source(run.backbone, ws), width, names, **settings)
     except TypeError as error:
         raise UserError(f"method {run.method}: {str(error).split('__init__() ')[-1]}") from error
 

@@ -194,9 +194,13 @@ def _origin(plan: Plan, entry: Entry) -> list[str]:
     if slug(dataset) != entry.dataset:
         notes.append(f"measured on {entry.dataset} in place of {dataset}")
     method = plan.config.entry("methods", row.method or column.method, f"paper {entry.paper}")
-    asked = row.backbone or column.backbone or method.get("backbone")  # skeletons have none
-    if used := plan.config.settings.substitute_backbone.get(asked):
-        notes.append(f"backbone {used} in place of {asked}")
+    asked = [row.backbone or column.backbone or method.get("backbone")]  # skeletons have none
+    if encoder := method.get("encoder", {}) | column.encoder | row.encoder:
+        reads = plan.config.entry("methods", encoder["method"], f"paper {entry.paper}")
+        asked.append(encoder.get("backbone") or reads.get("backbone"))
+    for name in asked:
+        if used := plan.config.settings.substitute_backbone.get(name):
+            notes.append(f"backbone {used} in place of {name}")
     return notes
 
 

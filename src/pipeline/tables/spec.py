@@ -25,6 +25,7 @@ class Experiment(Strict):
     method: str | None = None
     dataset: str | None = None
     backbone: str | None = None
+    encoder: dict[str, Any] = Field({}, description="an experiment: the run whose features a method of questions reads")
     selection: str | None = None
     model: dict[str, Any] = {}
     train: dict[str, Any] = {}

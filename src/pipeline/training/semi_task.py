@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -149,7 +150,7 @@ class SemiTask(Task):
 
     def classes(self) -> dict[str, int]:
         found = {split: len(self.store.classes(split)) for split in ("train", "val", "test")}
-        return found | {"labelled": len(np.unique(self.videos.labels))}
+        return found | ({"labelled": len(np.unique(self.videos.labels))} if self.run.train else {})
 
     def schedule(self) -> dict[str, Any]:
         train = self.run.train
@@ -171,7 +172,7 @@ class SemiTask(Task):
         }  # fmt: skip
 
     def build(self) -> SeFARModel:
-        model = build_video_classifier(self.run, self.ws, len(self.videos.classes))
+        model = build_video_classifier(self.run, self.ws, len(self.store.classes()))
         model.data_preprocessor = OneItem()
         return model
 
@@ -193,21 +194,33 @@ class SemiTask(Task):
     @torch.inference_mode()
     def _predict(self, model: SeFARModel, split: str) -> EpisodeScores:
         """Log-probabilities of the videos of a split, each of them an episode of its own."""
-        number = {name: i for i, name in enumerate(self.videos.classes)}
+        number = {name: i for i, name in enumerate(self.store.classes())}
         clips = [i for i, of in enumerate(self.store.splits) if of == split]
         if not clips:
             raise UserError(f"{self.run.dataset} has no video in the split {split}; set selection: last")
+        scores = self._over(model, clips, lambda elements: model.predict(elements).float().log_softmax(-1))
+        labels = np.array([number[self.store.labels[clip]] for clip in clips])
+        return EpisodeScores(scores[:, None].numpy(), None, labels[:, None])
+
+    @torch.no_grad()
+    def features(self, model: SeFARModel, clips: list[int]) -> torch.Tensor:
+        """What the student sees in V videos, as in a test: the feature of each of n elements, (V, n, D)."""
+        return self._over(model, clips, model.features)
+
+    def _over(
+        self, model: SeFARModel, clips: list[int], see: Callable[[list[torch.Tensor]], torch.Tensor]
+    ) -> torch.Tensor:
+        """`see` of the elements of some videos, a few videos at a time, in evaluation mode; (V, ...) on the CPU."""
         device, training = next(model.parameters()).device, model.training
         model.eval()
         parts = []
-        with bar("classifying", len(clips), "videos") as classifying:
+        with bar("looking at", len(clips), "videos") as looking:
             for first in range(0, len(clips), TEST_CLIPS):
                 elements = stack([self._seen(clip, model.image_size) for clip in clips[first : first + TEST_CLIPS]])
-                parts.append(model.predict([x.to(device) for x in elements]).float().log_softmax(-1).cpu())
-                classifying.advance(len(elements[0]))
+                parts.append(see([x.to(device) for x in elements]).cpu())
+                looking.advance(len(elements[0]))
         model.train(training)
-        labels = np.array([number[self.store.labels[clip]] for clip in clips])
-        return EpisodeScores(torch.cat(parts)[:, None].numpy(), None, labels[:, None])
+        return torch.cat(parts)
 
     def _seen(self, clip: int, side: int) -> list[torch.Tensor]:
         """Elements of a video as a test shows them: without chance, or as released with a random crop and mirroring."""

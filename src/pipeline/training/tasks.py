@@ -31,6 +31,7 @@ from pipeline.evaluation.scores import EpisodeScores, accuracy
 from pipeline.experiment import Measure, Run
 from pipeline.models.build import build_model, build_skeleton_model
 from pipeline.models.methods.base import FewShotModel
+from pipeline.models.questions import QuestionModel
 from pipeline.models.sefar import SeFARModel
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.models.skeleton.baseline import per_class_batches
@@ -240,9 +241,10 @@ def task_of(run: Run, ws: Workspace) -> Task:
     Raises:
         UserError: no such model.
     """
-    from pipeline.training.semi_task import SemiTask  # here: it is a Task itself
+    from pipeline.training.question_task import QuestionTask  # here: they are Tasks themselves
+    from pipeline.training.semi_task import SemiTask
 
-    tasks = {FewShotModel: FewShotTask, SkeletonModel: OneShotTask, SeFARModel: SemiTask}
+    tasks = {FewShotModel: FewShotTask, SkeletonModel: OneShotTask, SeFARModel: SemiTask, QuestionModel: QuestionTask}
     kind = MODELS.get(run.model["type"])
     if isinstance(kind, type):
         for base, task in tasks.items():

@@ -49,7 +49,10 @@ class SemiWorld:
                 **datasets,
             },
             "frames": {"store": {"size": [36, 36], "frames": 12}},
-            "backbones": {"vit_nano": {"source": {"width": 16, "depth": 1, "heads": 2, "patch": 16, "image_size": 32}}},
+            "substitute_backbone": {"vit_s16": "vit_nano_scratch", "vit_b16": "vit_nano_scratch"},
+            "backbones": {
+                "vit_nano_scratch": {"source": {"width": 16, "depth": 1, "heads": 2, "patch": 16, "image_size": 32}}
+            },
         }
         return Plan.read(CONFIG, overlay)
 

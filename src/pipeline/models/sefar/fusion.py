@@ -92,6 +92,10 @@ class ElementNetwork(nn.Module):
         """Patch embeddings of the elements, each (B, T, 3, H, W) -> (B, T, P, D)."""
         return [self.backbone.patches(x) for x in elements]
 
+    def features(self, elements: Sequence[Tensor]) -> Tensor:
+        """Features of n elements, each (B, T, 3, H, W): (B, n, D)."""
+        return torch.stack([self.backbone(x, i) for i, x in enumerate(elements)], 1)
+
     def feature(self, patches: Sequence[Tensor]) -> Tensor:
         """What the head's dropout and classifier take, (B, F), from patch embeddings."""
         return self.head.feature([self.backbone.encode(x, i) for i, x in enumerate(patches)])

@@ -126,6 +126,10 @@ class SeFARModel(BaseModel):
         """Logits (B, C) of the student, which is what is tested. Call it in evaluation mode."""
         return self.network(elements)
 
+    def features(self, elements: Elements) -> Tensor:
+        """The student's feature of each of the n elements, (B, n, D), before they are fused."""
+        return self.network.features(elements)
+
     # --------------------------------------------------------------------------------------- in training
     def forward(self, mode: str = "loss", **batch: Any) -> dict[str, Tensor]:
         """Losses (names begin with loss_) and other numbers of a batch, see `loss`."""
