@@ -264,6 +264,73 @@ def evaluate(run: RunId, results: Results = Path("results"), settings: Settings 
         print(f"{path}: {record['value']:.2f}{half}")
 
 
+Model = Annotated[str, typer.Option("--model", help="Folder of an exported model, in place of a run.")]
+OwnRun = Annotated[str, typer.Option("--run", help="Id of a trained run, or its beginning.")]
+Method = Annotated[str, typer.Option("--method", help="The trained run of this method, if there is one only.")]
+StripPrefix = Annotated[bool, typer.Option("--strip-prefix", help="01_wave is the class wave.")]
+
+
+@app.command()
+def predict(
+    support: Annotated[Path, typer.Option(help="Folder with a folder of example clips for each class.")],
+    query: Annotated[Path, typer.Option(help="A clip, or a folder of clips.")],
+    run: OwnRun = "",
+    method: Method = "",
+    model: Model = "",
+    texts: Annotated[str, typer.Option(help="Descriptions of the classes (JSON); without them videos decide.")] = "",
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the video-video score (default: validation's).")
+    ] = None,
+    truth: Annotated[bool, typer.Option("--truth", help="--query has class folders: print the accuracy.")] = False,
+    strip_prefix: StripPrefix = False,
+    pictures: Annotated[int, typer.Option(min=0, help="Draw the first so many clips.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for predictions.json and the pictures.")] = Path("predictions"),
+    workers: Workers = 1,
+    results: Results = Path("results"),
+) -> None:
+    """Label clips of your own from a few examples of each class, with a trained few-shot run."""
+    from pipeline.actions.command import Asked, predict_clips
+    from pipeline.actions.model import find_model
+
+    asked = Asked(support, query, texts, alpha, truth, strip_prefix, pictures, workers)
+    print(predict_clips(find_model(model, run, method, results), asked, out))
+
+
+@app.command()
+def embed(
+    clips: Annotated[Path, typer.Argument(help="A clip, a folder of clips, or (--labelled) of class folders.")],
+    run: OwnRun = "",
+    method: Method = "",
+    model: Model = "",
+    labelled: Annotated[bool, typer.Option("--labelled", help="Folders are classes.")] = False,
+    strip_prefix: StripPrefix = False,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("features.npz"),
+    workers: Workers = 1,
+    results: Results = Path("results"),
+) -> None:
+    """Write what a trained few-shot run works out for each clip of your own (npz: features, clips, labels)."""
+    from pipeline.actions.clips import labelled_clips, loose_clips
+    from pipeline.actions.command import embed_clips
+    from pipeline.actions.model import find_model
+
+    found = labelled_clips(clips, strip_prefix) if labelled else loose_clips(clips)
+    count, bad = embed_clips(find_model(model, run, method, results), found, out, workers)
+    print(f"{out}: {count} clips{f', {len(bad)} left out' if bad else ''}")
+
+
+@app.command()
+def export(
+    run: RunId,
+    to: Annotated[Path, typer.Option(help="The folder to write.")],
+    results: Results = Path("results"),
+) -> None:
+    """Write a trained few-shot run into a folder of its own, which predict and embed take as --model."""
+    from pipeline.actions.model import choose_run, export_model
+
+    ws = Workspace(results)
+    print(export_model(choose_run(ws, run), ws, to))
+
+
 @app.command()
 def table(
     number: Annotated[str, typer.Argument(help="The table: 4, or fig3.")],

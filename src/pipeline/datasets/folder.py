@@ -25,7 +25,7 @@ from pipeline.datasets.splits import (
 )
 from pipeline.errors import UserError, unknown
 
-__all__ = ["display_label", "normalise_label", "prepare_folder"]
+__all__ = ["class_folders", "clips_below", "display_label", "normalise_label", "prepare_folder"]
 
 KEYS = ("root", "labels", "splits", "min_clips", "strip_prefix", "map")
 NUMBER_PREFIX = r"\d+[\s._-]+"
@@ -102,6 +102,26 @@ def prepare_folder(spec: Mapping[str, Any], out_folder: str | Path, workers: int
     ]
     write_csv(Path(out_folder) / "clips.csv", ("clip", "frames", "fps", "height", "width"), rows)
     return index
+
+
+def class_folders(root: str | Path) -> dict[str, list[str]]:
+    """{name of a class folder: paths below `root` of the clips in it}, in natural order; an empty folder has none.
+
+    A clip is a video file or a folder of jpg/png frames, perhaps in subfolders. Raises UserError when `root` has no
+    class folders.
+    """
+    found: dict[str, list[str]] = {}
+    for item in _from_folders(Path(root)):
+        found.setdefault(item.raw, []).extend([item.path] if item.path else [])
+    return found
+
+
+def clips_below(root: str | Path) -> list[str]:
+    """Paths below the folder `root` of all clips in it, at any depth, in natural order; "" if it is itself one."""
+    root = Path(root)
+    if _holds_images(root):
+        return [""]
+    return [path.removeprefix("./") for path in _clips_below(root, ".", set())]
 
 
 def _from_folders(root: Path) -> Iterator[_Found]:

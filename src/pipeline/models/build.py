@@ -80,25 +80,53 @@ def build_model(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
     Raises:
         UserError: unknown method type or setting, missing backbone or text.
     """
+    arguments = model_arguments(run, ws, store.classes("train"))
+    return make_model(run.model["type"], backbone_arguments(run.backbone, ws), arguments, run.method, run.seed)
+
+
+def model_arguments(run: Run, ws: Workspace, base_classes: Sequence[str]) -> dict[str, Any]:
+    """What the class of a few-shot run is made with beside its backbone: plain values, as JSON has them.
+
+    Raises:
+        UserError: unknown method type, missing text.
+    """
     settings = {key: value for key, value in run.model.items() if key not in ("type", *TEXT_KEYS)}
-    kind = MODELS.get(run.model["type"])
-    if not _is_method(kind):
-        known = [name for name, entry in MODELS.module_dict.items() if _is_method(entry)]
-        raise unknown("model type", run.model["type"], known, f"method {run.method}")
+    kind = few_shot_kind(run.model["type"], run.method)
     if kind.wants_text:
         corpus = load_corpus(ws.dataset(run.dataset) / "texts.json")
-        settings["base_texts"] = class_sentences(corpus, store.classes("train"), run.model)
+        settings["base_texts"] = class_sentences(corpus, base_classes, run.model)
     if "frames" in inspect.signature(kind).parameters:
         settings["frames"] = run.frames["number"]
     if kind.wants_classes:
-        settings["base_classes"] = len(store.classes("train"))
+        settings["base_classes"] = len(base_classes)
     if "video_text_weight" in run.train:
         settings["video_text_weight"] = run.train["video_text_weight"]
-    torch.manual_seed(run.seed)
+    return settings
+
+
+def make_model(
+    kind: str, backbone: dict[str, Any], arguments: dict[str, Any], method: str, seed: int = 0
+) -> FewShotModel:
+    """The few-shot model of class `kind` with untrained weights from `seed`; `method` is named in errors.
+
+    Raises:
+        UserError: unknown class or argument, or a backbone that can't be read.
+    """
+    made = few_shot_kind(kind, method)
+    torch.manual_seed(seed)
     try:
-        return kind(backbone=backbone_arguments(run.backbone, ws), **settings)
+        return made(backbone=backbone, **arguments)
     except TypeError as error:
-        raise UserError(f"method {run.method}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from error
+        raise UserError(f"method {method}: {str(error).removeprefix(made.__name__ + '.__init__() ')}") from error
+
+
+def few_shot_kind(name: str, method: str) -> type[FewShotModel]:
+    """The class of a few-shot method by its name in MODELS; raises UserError if there is none."""
+    kind = MODELS.get(name)
+    if not _is_method(kind):
+        known = [name for name, entry in MODELS.module_dict.items() if _is_method(entry)]
+        raise unknown("model type", name, known, f"method {method}")
+    return kind
 
 
 def _is_method(entry: Any) -> bool:

@@ -44,8 +44,10 @@ class ClipFsar(FewShotModel):
         self.matcher, self.lam = matcher, lam
 
     def prototypes(self, support: Tensor, texts: Tensor | None) -> Tensor:
-        """(E, N, K, T, D) and (E, N, L, D) -> (E, N, T, D)."""
+        """(E, N, K, T, D) and (E, N, L, D) -> (E, N, T, D); without texts the frames go through alone, as a query's."""
         frames = merge_shots(support)
+        if texts is None:
+            return self.neck(frames)
         tokens = torch.cat((frames, texts.mean(-2, keepdim=True)), dim=-2)
         return self.neck(tokens)[..., : frames.shape[-2], :]
 
@@ -54,15 +56,15 @@ class ClipFsar(FewShotModel):
         return Query(queries, self.neck(queries))
 
     def match(self, query: Query, prototypes: Tensor, texts: Tensor | None, matcher: str | None = None) -> Scores:
-        """{"vv": -D, "vt": scaled cosine, "log_vv": CLIP-FSAR's own softmax((8 - D) / 8)}, each (E, Q, N)."""
+        """{"vv": -D, "vt": scaled cosine (where there are texts), "log_vv": CLIP-FSAR's own softmax((8 - D) / 8)},
+        each (E, Q, N)."""
         distance = frame_distance(matcher or self.matcher, query.context, prototypes, self.lam)
+        scores = {"vv": -distance, "log_vv": clipfsar_visual_log_probability(distance)}
+        if texts is None:
+            return scores
         shape = query.frames.shape[:2]
         per_query = texts[:, None].expand(-1, shape[1], -1, -1, -1).flatten(0, 1)
-        return {
-            "vv": -distance,
-            "vt": self.video_text(query.frames.flatten(0, 1), per_query).unflatten(0, shape),
-            "log_vv": clipfsar_visual_log_probability(distance),
-        }
+        return scores | {"vt": self.video_text(query.frames.flatten(0, 1), per_query).unflatten(0, shape)}
 
     def video_text(self, features: Tensor, texts: Tensor) -> Tensor:
         """Learnt scale times the cosine of the mean backbone frame and the class text: (B, T, D) -> (B, C)."""

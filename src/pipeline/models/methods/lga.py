@@ -98,13 +98,15 @@ class LGA(FewShotModel):
         return Query(queries, self.neck(queries, mask, None), mask)
 
     def match(self, query: Query, prototypes: Phases, texts: Tensor | None, matcher: str | None = None) -> Scores:
-        """{"vv": -D (Eq. 2, 3), "vt": Eq. 4}, each (E, Q, N)."""
+        """{"vv": -D (Eq. 2, 3), "vt": Eq. 4, where there are texts}, each (E, Q, N)."""
         name = matcher or self.matcher
         if name == "ab_mhm":
             distance = abmhm_phases(query.features, query.mask, prototypes.features, prototypes.mask)
         else:
             frames = Phases(query.features, query.mask).frames()
             distance = frame_distance(name, frames, prototypes.frames(), self.lam)
+        if texts is None:
+            return {"vv": -distance}
         pooled = self._pool(query.frames, query.mask, texts)
         return {"vv": -distance, "vt": self.scale * phase_text_similarity(pooled, texts)}
 

@@ -214,8 +214,9 @@ class TaskAdapter(FewShotModel):
         """Mean of the shots, frame by frame (Eq. 10): (E, N, K, T, D) -> (E, N, T, D)."""
         return merge_shots(support)
 
-    def match(self, query: Tensor, prototypes: Tensor, texts: Tensor, matcher: str | None = None) -> Scores:
-        """{"vv", "vt", "both"}, each (E, Q, N), of queries (E, Q, T, D), prototypes (E, N, T, D), texts (E, N, L, D).
+    def match(self, query: Tensor, prototypes: Tensor, texts: Tensor | None, matcher: str | None = None) -> Scores:
+        """{"vv", "vt", "both"}, each (E, Q, N), of queries (E, Q, T, D), prototypes (E, N, T, D), texts (E, N, L, D);
+        without texts "vv" alone.
 
         Raises UserError for an unknown matcher, TRX without its weights, or a transposed score without one query a
         class.
@@ -223,14 +224,16 @@ class TaskAdapter(FewShotModel):
         matcher = matcher or self.matcher
         if matcher not in TASK_MATCHERS:
             raise unknown("matcher", matcher, TASK_MATCHERS)
-        query, prototypes, texts = query.float(), prototypes.float(), texts.float()
+        query, prototypes = query.float(), prototypes.float()
         with torch.autocast(query.device.type, enabled=False):  # 64 times a cosine in half precision would be coarse
-            scores = {"vt": self._text_score(query, texts)}
+            scores = {} if texts is None else {"vt": self._text_score(query, texts.float())}
             if matcher == "cosine":
                 scores["vv"] = self._cosine(query, prototypes)
             else:
                 scores["log_vv"] = (-self._distance(matcher, query, prototypes)).log_softmax(-1)
                 scores["vv"] = scores["log_vv"].exp()
+        if texts is None:
+            return scores
         if self.transposed and query.shape[1] != prototypes.shape[1]:
             raise UserError(
                 f"transposed: true with {query.shape[1]} queries for {prototypes.shape[1]} classes; "

@@ -1,0 +1,100 @@
+"""A prediction as a picture: the frames that the model saw, cut into phases, above the scores of the best classes."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.actions.clips import Sampled
+from pipeline.actions.predict import Prediction
+from pipeline.datasets.index import write_bytes
+from pipeline.figures.style import COLOURS, STYLE, content
+
+FRAME = 1.25  # inches
+BRANCHES = (("score", "both", 0.26), ("video_video", "video-video", 0.0), ("video_text", "video-text", -0.26))
+
+
+def write_picture(path: Path, found: Prediction, seen: Sampled) -> Path:
+    """Draw a prediction (PNG)."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = len(seen.pixels)
+    with matplotlib.rc_context(STYLE | {"savefig.dpi": 120}):
+        figure = Figure(figsize=(count * FRAME + 0.4, FRAME * seen.pixels.shape[1] / seen.pixels.shape[2] + 3.3))
+        FigureCanvasAgg(figure)
+        top, bottom = figure.add_gridspec(2, 1, height_ratios=(0.9 + FRAME, 2.0), hspace=0.32, top=0.9, bottom=0.06,
+                                          left=0.015, right=0.985)  # fmt: skip
+        figure.suptitle(_title(found), x=0.015, ha="left", fontsize=12)
+        frames = top.subgridspec(1, count, wspace=0.03)
+        for i in range(count):
+            _frame(figure.add_subplot(frames[i]), found, seen.pixels[i], i)
+        lower = bottom.subgridspec(1, 2, width_ratios=(1, 1.15), wspace=0.05)
+        _words(figure.add_subplot(lower[0]), found)
+        _bars(figure.add_subplot(lower[1]), found)
+        return write_bytes(path, content(figure, "png"))
+
+
+def _title(found: Prediction) -> str:
+    best = found.top[0]
+    said = f"{found.clip.name}: {best.label}, {100 * best.score:.0f} %"
+    if not found.truth:
+        return said
+    return f"{said} ({'right' if found.right else f'it is {found.truth}'})"
+
+
+def _frame(axes, found: Prediction, pixels: np.ndarray, i: int) -> None:
+    """One frame; the bar below it has the colour of its phase."""
+    axes.imshow(pixels)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    when = f"{found.seconds[i]:.1f} s" if found.seconds else f"frame {found.frames[i]}"
+    axes.set_title(when, fontsize=8, pad=2)
+    if found.phase:
+        colour = COLOURS[(found.phase[i] - 1) % len(COLOURS)]
+        axes.add_patch(_bar(axes, colour))
+        if i == 0 or found.phase[i] != found.phase[i - 1]:
+            axes.text(0.0, -0.2, f"phase {found.phase[i]}", transform=axes.transAxes, fontsize=8.5, color=colour,
+                      weight="bold", va="center")  # fmt: skip
+
+
+def _bar(axes, colour: str):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((-0.015, -0.1), 1.03, 0.07, transform=axes.transAxes, clip_on=False, color=colour)
+
+
+def _words(axes, found: Prediction) -> None:
+    """What the best class does in each phase."""
+    axes.axis("off")
+    texts = found.texts if len(found.texts) == len(set(found.phase)) else []
+    top = 0.97
+    for number, text in enumerate(texts):
+        lines = textwrap.wrap(f"{number + 1}  {text}", 52, max_lines=3, subsequent_indent="    ")
+        colour = COLOURS[number % len(COLOURS)]
+        axes.text(0.0, top, "\n".join(lines), transform=axes.transAxes, fontsize=9, va="top", color=colour)
+        top -= 0.1 * len(lines) + 0.08
+
+
+def _bars(axes, found: Prediction) -> None:
+    """Probabilities of the best classes, of both branches together and of each."""
+    places = np.arange(len(found.top))[::-1]
+    drawn = [branch for branch in BRANCHES if getattr(found.top[0], branch[0]) is not None]
+    if found.top[0].video_text is None:  # the videos alone
+        drawn = [("score", "video-video", 0.0)]
+    for number, (key, name, shift) in enumerate(drawn):
+        values = [100 * getattr(guess, key) for guess in found.top]
+        axes.barh(places + shift, values, height=0.24, color=COLOURS[(5, 0, 4)[number]], label=name)
+        for place, value in zip(places, values, strict=True):
+            axes.text(value + 1, place + shift, f"{value:.0f}", fontsize=6, va="center")
+    axes.set_yticks(places, [guess.label for guess in found.top])
+    axes.yaxis.tick_left()
+    axes.set_xlim(0, 108)
+    axes.set_xticks([0, 50, 100], ["0", "50", "100 %"], fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)

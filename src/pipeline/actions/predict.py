@@ -1,0 +1,174 @@
+"""Labels for clips from a few examples of each class, by a trained few-shot model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.actions.clips import OwnClip, Sampled
+from pipeline.actions.model import ActionModel, Encoded
+from pipeline.datasets.frames import Failure
+from pipeline.errors import UserError
+from pipeline.models.segmentation import SEGMENTERS
+from pipeline.text.corpus import Corpus
+
+TOP = 5
+ALPHA = 0.5  # where no validation chose one
+PHASES = 3  # of methods that have no number of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A class with its probability, and that of each branch by itself (None without texts)."""
+
+    label: str
+    score: float
+    video_video: float | None
+    video_text: float | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a clip.
+
+    top: the best classes, best first. frames, seconds: of the T frames that it saw, in the video (seconds empty where
+    the rate is unknown). phase: which of the phases each of them belongs to, from 1.
+    """
+
+    clip: OwnClip
+    top: list[Guess]
+    frames: list[int]
+    seconds: list[float]
+    phase: list[int]
+    texts: list[str] = field(default_factory=list)
+    """What the best class does in each phase, where the method reads atomic descriptions."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        made = {"clip": self.clip.name, "top": [asdict(guess) for guess in self.top], "frames": self.frames}
+        made |= {"seconds": self.seconds, "phase": self.phase}
+        return made | ({"texts": self.texts} if self.texts else {}) | ({"truth": self.clip.label} if self.truth else {})
+
+    @property
+    def truth(self) -> str:
+        """The clip's class, where it is known."""
+        return self.clip.label
+
+    @property
+    def right(self) -> bool:
+        """Whether the best class is the clip's own."""
+        return self.top[0].label == self.clip.label
+
+
+class Labeller:
+    """A model that has seen a few clips of each class.
+
+    Args:
+        model: the trained model.
+        support: clips of every class, encoded.
+        corpus: texts of the classes; None: the videos alone decide.
+        alpha: weight of the video-video score; None: the one that validation chose for this number of shots, the
+            method's own fusion if it has one, else 0.5.
+
+    Raises:
+        UserError: fewer than two classes, a method that is not made for single queries, a missing text, or an alpha
+            out of range or without texts.
+    """
+
+    def __init__(
+        self, model: ActionModel, support: Sequence[Encoded], corpus: Corpus | None = None, alpha: float | None = None
+    ) -> None:
+        if model.model.class_order:
+            raise UserError(f"{model.about.run} needs one query of each class (transposed: true); take another run")
+        if alpha is not None and not 0 <= alpha <= 1:
+            raise UserError(f"alpha is {alpha}; give a number from 0 (texts alone) to 1 (videos alone)")
+        self.model = model
+        self.classes = sorted({clip.clip.label for clip in support})
+        if len(self.classes) < 2:
+            raise UserError(f"the support has {len(self.classes)} class with readable clips; give at least two")
+        of_class = {name: [item.features for item in support if item.clip.label == name] for name in self.classes}
+        self.shots = {name: len(clips) for name, clips in of_class.items()}
+        self.alpha = model.alpha(max(self.shots.values())) if alpha is None else alpha
+        self.corpus = corpus if model.model.wants_text else None
+        if alpha is not None and self.corpus is None:
+            raise UserError("alpha weighs videos against texts; give texts, to a method that reads them, or no alpha")
+        self._texts = None if self.corpus is None else model.class_texts(self.corpus, self.classes)[None]
+        self._prototypes = self._prototypes_of(list(of_class.values()))
+
+    @torch.inference_mode()
+    def _prototypes_of(self, clips: list[list[Tensor]]) -> Any:
+        """Prototypes of one episode. Every class needs as many shots: one with fewer shows some of them again."""
+        most = max(map(len, clips))
+        rows = [torch.stack([shots[i % len(shots)] for i in range(most)]) for shots in clips]
+        related = self.model.model.relate_supports(torch.stack(rows)[None])
+        return self.model.model.prototypes(related, self._texts)
+
+    def label(
+        self, clips: Sequence[OwnClip], workers: int = 1
+    ) -> Iterator[tuple[OwnClip, Sampled, Prediction] | tuple[OwnClip, Failure]]:
+        """What each clip shows, with the frames that the model saw, or why it cannot be read; in their order."""
+        for item in self.model.encode(clips, workers):
+            yield (item.clip, item.seen, self.predict(item)) if isinstance(item, Encoded) else item
+
+    @torch.inference_mode()
+    def predict(self, query: Encoded) -> Prediction:
+        """What an encoded clip shows; every clip is a query of its own."""
+        model = self.model.model
+        scores = model.match(model.relate_queries(query.features[None, None]), self._prototypes, self._texts)
+        video = scores.get("log_vv", scores["vv"].log_softmax(-1))
+        text = scores["vt"].log_softmax(-1) if "vt" in scores else None
+        fused = self._fused(video, text, scores.get("both"))
+        columns = [_probabilities(fused), _probabilities(video), None if text is None else _probabilities(text)]
+        order = np.argsort(-columns[0], kind="stable")[:TOP]
+        top = [
+            Guess(self.classes[i], *(None if column is None else round(float(column[i]), 6) for column in columns))
+            for i in order
+        ]
+        seen = query.seen
+        seconds = (seen.positions / seen.fps).round(3).tolist() if seen.fps else []
+        return Prediction(
+            query.clip, top, seen.positions.tolist(), seconds, self._phases(query.features), self._atoms(top[0].label)
+        )
+
+    def _fused(self, video: Tensor, text: Tensor | None, own: Tensor | None) -> Tensor:
+        """Log-probabilities of both branches together (LGA, Eq. 5), or the method's own fusion."""
+        if own is not None and self.alpha is None:
+            return own
+        if text is None:
+            return video
+        alpha = ALPHA if self.alpha is None else self.alpha
+        return alpha * video + (1 - alpha) * text
+
+    def _phases(self, features: Tensor) -> list[int]:
+        """The phase of each frame, from 1: as the method cuts a video, else by clustering; empty without frames."""
+        if features.dim() != 2:
+            return []
+        kind = getattr(self.model.model, "segmenter", "cluster")
+        if kind == "none":
+            return [1] * len(features)
+        count = min(getattr(self.model.model, "atoms", PHASES), len(features))
+        return (SEGMENTERS[kind](features, count) + 1).tolist()
+
+    def _atoms(self, label: str) -> list[str]:
+        """The atomic descriptions of a class, one a phase, of a method that reads them."""
+        if self.corpus is None or self.model.about.texts.get("text") != "atomic":
+            return []
+        return self.corpus.atomic(label, self.model.about.texts.get("atoms", PHASES))
+
+
+def _probabilities(logits: Tensor) -> np.ndarray:
+    """(1, 1, N) -> (N,), which sum to 1."""
+    return logits[0, 0].double().softmax(-1).cpu().numpy()
+
+
+def proportion(right: int, count: int) -> tuple[float, float, float]:
+    """Accuracy in per cent with the ends of its 95 % interval (Wilson), over `count` queries of one support set."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    return 100 * right / count, 100 * found.low, 100 * found.high
