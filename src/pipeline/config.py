@@ -170,9 +170,8 @@ class Config:
         return merge(base, getattr(self.settings, kind).get(name, {}))
 
     def backbone(self, name: str, where: str) -> dict[str, Any]:
-        """The definition of a backbone: an entry of `config/backbones.yaml` or `languages.yaml` with its overlay."""
-        files = (read_yaml(self.folder / name) for name in ("backbones.yaml", "languages.yaml"))
-        known = merge(merge(*files), self.settings.backbones)
+        """The definition of a backbone: an entry of `config/backbones.yaml` with its overlay."""
+        known = merge(read_yaml(self.folder / "backbones.yaml"), self.settings.backbones)
         if name not in known:
             raise unknown("backbone", name, known, where)
         return known[name]

@@ -41,7 +41,7 @@ def run_cost(run: Run) -> Cost:
     if "number" not in run.frames:  # skeletons: a thousandth of a video's work
         return Cost(0.0, 0.0)
     frames, train = run.frames["number"], run.train
-    if "encoder" in run.model:
+    if "encoder_run" in run.model:
         return _question_cost(run)
     if "label_rate" in train:
         return _semi_cost(run)

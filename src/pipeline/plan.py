@@ -186,7 +186,7 @@ class Plan:
             train["shot"] = measure.shot
         text = _texts_of(dataset, model | delta.get("model", {}))
         if encoder := self._encoder(method, delta, train, seed, where):
-            model, text = model | {"encoder": encoder.id}, _names_of(dataset)
+            model, text = model | {"encoder_run": encoder.id}, _names_of(dataset)
         if train.get("steps") == 0:
             train = {}  # nothing is trained, so nothing of a recipe matters
         run = Run(

@@ -32,7 +32,7 @@ def test_everything_that_a_run_needs_is_planned(plans, scale):
     plan = plans[scale]
     assert plan.runs and plan.cells
     used = {run.dataset for run in plan.runs.values()}
-    read_by_others = {run.model.get("encoder") for run in plan.runs.values()}
+    read_by_others = {run.model.get("encoder_run") for run in plan.runs.values()}
     for run in plan.runs.values():
         assert run.scale == scale and run.dataset in plan.datasets
         assert run.backbone in plan.backbones or plan.datasets[run.dataset].spec["kind"] == "skeletons"

@@ -105,7 +105,7 @@ def training_inputs(run_id):
 
 def encoder_files(run):
     """The record of the training whose features a run reads, if it does."""
-    encoder = run.model.get("encoder")
+    encoder = run.model.get("encoder_run")
     return [f"results/runs/{encoder}/train.json"] if encoder else []
 
 

@@ -184,7 +184,7 @@ def build_question_model(run: Run, ws: Workspace, width: int, names: Sequence[st
     Raises:
         UserError: unknown setting, or a language model that can't be read.
     """
-    settings = {key: value for key, value in run.model.items() if key not in ("type", "encoder")}
+    settings = {key: value for key, value in run.model.items() if key not in ("type", "encoder_run")}
     torch.manual_seed(run.seed)
     try:
         return MODELS.get(run.model["type"])(backbone_source(run.backbone, ws), width, names, **settings)

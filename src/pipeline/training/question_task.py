@@ -66,7 +66,7 @@ class QuestionTask(Task):
 
         Raises UserError when it is of another kind.
         """
-        run = self.ws.read_run(self.run.model["encoder"])
+        run = self.ws.read_run(self.run.model["encoder_run"])
         task = task_of(run, self.ws)
         if not isinstance(task, SemiTask):
             raise UserError(f"{self.run.id}: the encoder {run.method} is no video classifier; name one such as sefar")

@@ -145,10 +145,12 @@ def test_questions_read_the_trainings_of_other_tables(plan, entries):
     for name, other in (("Gym-QA-99", "Gym99/5%"), ("Gym-QA-288", "Gym288/5%")):
         for row, trained in rows.items():
             (cell,), (read,) = entries["5", row, name].cells, entries["1a", trained, other].cells
-            assert cell.run.model["encoder"] == read.run.id and cell.run.train["label_rate"] == 5
+            assert cell.run.model["encoder_run"] == read.run.id and cell.run.train["label_rate"] == 5
         for row in ("ViT-S, not trained further", "no video"):
             (cell,) = entries["5", row, name].cells
-            assert plan.runs[cell.run.model["encoder"]].train == {} and cell.run.model["blind"] == (row == "no video")
+            assert plan.runs[cell.run.model["encoder_run"]].train == {} and cell.run.model["blind"] == (
+                row == "no video"
+            )
 
 
 def test_the_demo_is_a_few_trainings(read_plan):

@@ -46,7 +46,7 @@ def asked(semi):
 
 def trained(cell, ws):
     """The record of a training, after that of its encoder."""
-    train_run(ws.read_run(cell.run.model["encoder"]), ws)
+    train_run(ws.read_run(cell.run.model["encoder_run"]), ws)
     train_run(cell.run, ws)
     return json.loads((ws.run(cell.run.id) / "train.json").read_text())
 
@@ -54,15 +54,15 @@ def trained(cell, ws):
 def test_questions_are_planned_with_the_run_that_they_read(semi, asked):
     encoder = {"method": "sefar", "train": {"epochs": 3, "steps": 6}}
     run = asked(encoder).run
-    read = semi.plan.runs[run.model["encoder"]]
+    read = semi.plan.runs[run.model["encoder_run"]]
     assert (read.method, read.dataset, read.seed) == ("sefar", run.dataset, run.seed)
     assert read.train["label_rate"] == run.train["label_rate"] == 25 and read.train["steps"] == 6
     assert asked({**encoder, "model": {"passes": 5}}).run.id != run.id  # another encoder, another identity
     other = asked(encoder, seed=1).run
-    assert semi.plan.runs[other.model["encoder"]].seed == 1
+    assert semi.plan.runs[other.model["encoder_run"]].seed == 1
     rate = asked(encoder, {"label_rate": 50}).run
-    assert semi.plan.runs[rate.model["encoder"]].train["label_rate"] == 50
-    untrained = semi.plan.runs[asked().run.model["encoder"]]
+    assert semi.plan.runs[rate.model["encoder_run"]].train["label_rate"] == 50
+    untrained = semi.plan.runs[asked().run.model["encoder_run"]]
     assert untrained.train == {} and untrained.method == "sefar"
     for wrong, message in (
         ({"method": "sefar", "seed": 3}, "unknown key 'seed' in the test, encoder"),
@@ -97,8 +97,8 @@ def test_what_is_trained_is_what_reads_the_features(semi, asked, tmp_path):
     """The Q-Former, and a language model that knew nothing; the encoder stays as its own training left it."""
     ws = semi.elsewhere(tmp_path / "ws")
     cell = asked({"method": "sefar_supervised", "train": {"epochs": 1, "steps": 2, "batch": 2, "labelled_per_step": 2}})
-    train_run(ws.read_run(cell.run.model["encoder"]), ws)
-    encoder = ws.run(cell.run.model["encoder"]) / WEIGHTS
+    train_run(ws.read_run(cell.run.model["encoder_run"]), ws)
+    encoder = ws.run(cell.run.model["encoder_run"]) / WEIGHTS
     before = encoder.read_bytes()
     start = {name: value.clone() for name, value in task_of(cell.run, ws).build().trained_state().items()}
     train_run(cell.run, ws)
