@@ -62,7 +62,7 @@ def test_a_deleted_cell_is_measured_again_without_training(finished):
     cell = finished.folder / "results/cells" / f"{row['cell_id']}.json"
     before = json.loads(cell.read_text())
     cell.unlink()
-    # As all_tables and lga_tables do, name the cell beside the table: Snakemake leaves a missing file alone
+    # As lga_tables does, name the cell beside the table: Snakemake leaves a missing file alone
     # as long as what was made from it is there.
     status, out = finished.run("results/lga/table2.csv", f"results/cells/{cell.name}")
     assert status == 0, out[-3000:]
