@@ -17,6 +17,7 @@ localrules:
     lga_tables,
     task_adapter_tables,
     crossglg_tables,
+    sefar_tables,
 
 
 rule all_tables:
@@ -46,6 +47,13 @@ rule crossglg_tables:
         [paper_table(paper, number) for paper, number in PLAN.tables("crossglg")],
         figure_files("crossglg"),
         cell_files("crossglg"),
+
+
+rule sefar_tables:
+    input:
+        [paper_table(paper, number) for paper, number in PLAN.tables("sefar")],
+        figure_files("sefar"),
+        cell_files("sefar"),
 
 
 onstart:

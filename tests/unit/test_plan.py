@@ -14,7 +14,7 @@ from pipeline.plan import Plan, store_key
 from pipeline.workspace import Workspace
 
 SCALES = ("demo", "quick", "paper")
-SYNTHETIC = ("scene", "temporal", "skeleton")
+SYNTHETIC = ("scene", "temporal", "skeleton", "semi")
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,10 @@ def test_scales_differ_in_budgets_and_data(plans):
     demo, quick, paper = (plans[scale] for scale in SCALES)
     assert [entry.row for entry in demo.entries] == [entry.row for entry in paper.entries]
     kinds = [asset.spec["kind"] for asset in paper.datasets.values()]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"list": 5, "skeletons": 5}
-    assert {asset.name for asset in demo.datasets.values()} == {f"synthetic_{name}" for name in SYNTHETIC}
-    videos = {"clip_vit_b16", "resnet50"}
-    assert {asset.name for asset in paper.backbones.values()} == videos
+    assert {kind: kinds.count(kind) for kind in kinds} == {"list": 5, "skeletons": 5, "semi": 13}
+    assert {asset.name for asset in demo.datasets.values()} == {f"synthetic_{name}" for name in (*SYNTHETIC, "fine")}
+    given = {"clip_vit_b16", "resnet50", "vit_s16", "vit_s16_scratch", "vit_b16", "vicuna_7b"}
+    assert {asset.name for asset in paper.backbones.values()} == given
     assert not set(demo.runs) & set(quick.runs) and not set(quick.runs) & set(paper.runs)
     assert {c.measure.episodes for c in paper.cells.values() if c.measure.metric == "accuracy_pct"} == {10_000}
     few_shot = [run for run in paper.runs.values() if "episodes_per_step" in run.train]
@@ -119,14 +119,15 @@ def test_schedules_of_episodes_do_not_reach_other_recipes(plans, scale):
     for run in plan.runs.values():
         if run.train and "episodes_per_step" not in run.train:
             recipe = plan.config.entry("methods", run.method, "test")["train"]
-            assert run.train["milestones"] == recipe["milestones"], run.id
+            budget = plan.config.settings.budgets.get(run.method, {}).get("train", {})
+            assert run.train["milestones"] == budget.get("milestones", recipe["milestones"]), run.id
             assert run.train["learning_rate"] != few_shot["learning_rate"], run.id
 
 
 def test_swept_runs_are_trained_by_one_rule_only(plans):
     plan = plans["demo"]
     axes = [sweep.axis.removeprefix("model.") for sweep in plan.sweeps.values()]
-    counts = {"atoms": 2, "layers": 2, "order_layers": 2, "n_pre": 1}  # two: scene and temporal
+    counts = {"atoms": 2, "layers": 2, "order_layers": 2, "n_pre": 1, "passes": 1}  # two: scene and temporal
     assert {axis: axes.count(axis) for axis in axes} == counts
     for sweep in [sweep for sweep in plan.sweeps.values() if sweep.axis == "model.atoms"]:
         assert [plan.runs[run].model["atoms"] for run in sweep.runs] == [1, 2, 3, 4]

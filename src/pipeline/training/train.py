@@ -348,6 +348,11 @@ def _runner(
     elif train.get("decay") == "exponential":  # by the same factor each epoch, spread over its steps
         schedulers = [dict(type="ExponentialLR", by_epoch=False, gamma=train["final_rate"] ** (1 / train["steps"]))]
     if warmup:
+        if not 0 < train["warmup_start"] <= train["learning_rate"]:
+            raise UserError(
+                f"{run.id}: the warm-up begins at train.warmup_start = {train['warmup_start']:g}, and may begin above 0 "
+                f"and at most at train.learning_rate = {train['learning_rate']:g}; change one of them"
+            )
         factor = train["warmup_start"] / train["learning_rate"]
         schedulers.insert(0, dict(type="LinearLR", by_epoch=False, start_factor=factor, end=warmup + 1))
     distributed = get_world_size() > 1

@@ -1,21 +1,18 @@
-"""What the tests of all sheets read; each module names its PAPER, and SHEET where it is not one of config/tables."""
+"""What the tests of all sheets read; each module names its PAPER."""
 
 from __future__ import annotations
 
 import csv
 
 import pytest
-import yaml
 
 from pipeline.plan import Plan
 
 
 @pytest.fixture(scope="module")
-def read_plan(repo, request):
-    """`read_plan("paper")` is the plan at that scale, with the sheet of the module."""
-    sheet = getattr(request.module, "SHEET", None)
-    overlay = yaml.safe_load((repo / sheet).read_text()) if sheet else {}
-    return lambda scale: Plan.read(repo / "config", {**overlay, "scale": scale})
+def read_plan(repo):
+    """`read_plan("paper")` is the plan at that scale."""
+    return lambda scale: Plan.read(repo / "config", {"scale": scale})
 
 
 @pytest.fixture(scope="module", params=["demo", "paper"])

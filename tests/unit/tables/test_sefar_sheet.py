@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sheets import cell_ids
 
-PAPER, SHEET = "sefar", "docs/examples/sefar.yaml"
+PAPER = "sefar"
 PRINTED = {"1a": 35, "1b": 30, "1c": 30, "2": 63, "3": 12, "4": 40, "5": 8, "6": 10, "7": 32, "8": 1}
 FULL = "SeFAR-S [ViT-S, V, ImgNet=yes, 8 frames, 30 epochs]"
 WHOLE = "Dual-Ele=1,Mod-Perturb=1,Ada-Reg=1"
