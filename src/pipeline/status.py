@@ -67,7 +67,8 @@ def steps_of(plan: Plan, root: Path | str) -> Iterator[Step]:
         swept = logs / "sweep" / f"{plan.swept[run]}.log" if run in plan.swept else None
         yield Step("trainings", run, "train", made, swept or logs / "train" / f"{run}.log")
     for run, cells in plan.cells_of.items():
-        yield Step("measurements", run, "evaluate", tuple(map(ws.cell, cells)), logs / "evaluate" / f"{run}.log")
+        if cells:  # some runs are read by others only
+            yield Step("measurements", run, "evaluate", tuple(map(ws.cell, cells)), logs / "evaluate" / f"{run}.log")
     for paper, number in plan.tables():
         name = f"{paper}-{table_stem(number)}"
         made = (ws.root / paper / f"{table_stem(number)}.csv",)

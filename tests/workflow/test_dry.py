@@ -35,7 +35,7 @@ def test_every_target_is_planned_quickly(workflow, repo):
         for dataset in plan.datasets.values()
         if dataset.name in ("synthetic_scene", "synthetic_temporal")
     }
-    assert sum(name.startswith("evaluate_") for name in jobs) == len(plan.cells_of)
+    assert sum(name.startswith("evaluate_") for name in jobs) == sum(map(bool, plan.cells_of.values()))
 
 
 def test_a_target_of_one_paper_needs_nothing_of_another(workflow):
@@ -63,7 +63,8 @@ def test_a_table_of_ablations_needs_its_own_trainings_only(workflow):
     "target",
     [
         "results/table4.csv", "results/lga/table4.csv", "lga_tables", "results/fig3.csv", "task_adapter_tables",
-        "crossglg_tables", "sefar_tables", "results/sefar/table1a.csv", "results/task_adapter/table4.csv", "results/fig10.csv", "results/task_adapter/fig8a.md",
+        "crossglg_tables", "sefar_tables", "results/sefar/table1a.csv",
+        "results/task_adapter/table4.csv", "results/fig10.csv", "results/task_adapter/fig8a.md",
         "results/lga/table4.tex", "results/lga/fig3.svg", "results/task_adapter/fig9.png", "results/lga/training.pdf",
         "report",
     ],

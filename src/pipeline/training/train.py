@@ -350,8 +350,8 @@ def _runner(
     if warmup:
         if not 0 < train["warmup_start"] <= train["learning_rate"]:
             raise UserError(
-                f"{run.id}: the warm-up begins at train.warmup_start = {train['warmup_start']:g}, and may begin above 0 "
-                f"and at most at train.learning_rate = {train['learning_rate']:g}; change one of them"
+                f"{run.id}: the warm-up begins at train.warmup_start = {train['warmup_start']:g}; it must lie above 0 "
+                f"and at most at train.learning_rate = {train['learning_rate']:g}"
             )
         factor = train["warmup_start"] / train["learning_rate"]
         schedulers.insert(0, dict(type="LinearLR", by_epoch=False, start_factor=factor, end=warmup + 1))

@@ -365,7 +365,7 @@ def test_wrong_settings_of_a_training(world, tmp_path):
         train_run(run, ws)
     for start in (1.0, 0.0):
         run = world.run(method="otam", train={"warmup_start": start, "warmup_steps": 1, "learning_rate": 0.1})
-        with pytest.raises(UserError, match=f"train.warmup_start = {start:g}, .* train.learning_rate = 0.1; change"):
+        with pytest.raises(UserError, match=f"train.warmup_start = {start:g}; .* train.learning_rate = 0.1"):
             train_run(run, ws)
     assert not list((ws.root / "runs").rglob("train.json"))
 
