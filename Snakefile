@@ -62,6 +62,7 @@ onstart:
 
 onsuccess:
     stop_cluster()
+    say_totals()
 
 
 onerror:

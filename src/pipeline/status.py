@@ -143,6 +143,15 @@ def _tail(path: Path) -> list[str]:
     return [part.rstrip() for part in text.splitlines() if part.strip()][-40:]
 
 
+def totals(plan: Plan, root: Path | str, seconds: float) -> str:
+    """One line for the end of a workflow: how many numbers and trainings of all tables are done, and its `seconds`."""
+    ws = Workspace(root)
+    cells = sum(ws.cell(cell).is_file() for cell in plan.cells)
+    trained = [run.id for run in plan.runs.values() if run.train]
+    done = sum((ws.run(run) / "train.json").is_file() for run in trained)
+    return f"done: {cells} of {len(plan.cells)} cells, {done} of {len(trained)} trainings; {span(seconds)} this time"
+
+
 def print_status(found: dict[str, Any]) -> None:
     """The status in words."""
     parts = [f"{done} of {total} {kind}" for kind, (done, total) in found["kinds"].items()]

@@ -13,7 +13,7 @@ import pytest
 from pipeline import progress
 from pipeline.plan import Plan
 from pipeline.progress import bar, job
-from pipeline.status import print_status, read_status, steps_of
+from pipeline.status import print_status, read_status, steps_of, totals
 from pipeline.workspace import Workspace
 
 
@@ -48,7 +48,7 @@ def test_status_counts_and_names_what_runs_and_why_it_failed(plan, ws, capsys):
         matching.to(1)
         found = read_status(plan, ws.root)
     trainings = found["kinds"]["trainings"]
-    assert trainings == [1, len(plan.runs)] and found["kinds"]["measurements"][1] == len(plan.cells_of)
+    assert trainings == [1, len(plan.runs)] and found["kinds"]["measurements"][1] == sum(map(bool, plan.cells_of.values()))
     assert [(e["stage"], e["name"], e["fraction"]) for e in found["running"]] == [
         ("train", fifth, None), ("evaluate", first, 0.25),
     ]  # fmt: skip
@@ -129,3 +129,14 @@ def test_steps_are_what_the_workflow_makes(plan):
     generated = {key for key, asset in plan.datasets.items() if asset.spec["kind"] == "synthetic"}
     assert {step.name for step in kinds["videos"]} == generated
     assert len(kinds["table"]) == len(plan.tables())
+
+
+def test_totals_count_cells_and_trainings_that_are_there(plan, ws):
+    trained = [run.id for run in plan.runs.values() if run.train]
+    frozen = next(run.id for run in plan.runs.values() if not run.train)
+    for path in (ws.run(trained[0]) / "train.json", ws.run(frozen) / "train.json", ws.cell(next(iter(plan.cells)))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    assert 0 < len(trained) < len(plan.runs)
+    expected = f"done: 1 of {len(plan.cells)} cells, 1 of {len(trained)} trainings; 42 min this time"
+    assert totals(plan, ws.root, 2520.0) == expected

@@ -68,6 +68,7 @@ def test_a_deleted_cell_is_measured_again_without_training(finished):
     assert status == 0, out[-3000:]
     jobs = _jobs(out)
     assert jobs == {f"evaluate_{row['run_id'].replace('-', '_')}": 1, "table_of_paper": 1, "total": 2}
+    assert re.search(r"^done: \d+ of \d+ cells, \d+ of \d+ trainings; \d+ (s|min) this time$", out, re.M), out[-2000:]
     assert json.loads(cell.read_text()) == before
 
 

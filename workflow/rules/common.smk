@@ -3,12 +3,15 @@ import json
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.plan import Plan, store_key
+from pipeline.status import totals
 from pipeline.tables.spec import table_stem
 
+STARTED = time.time()
 CONFIG = Path(workflow.basedir) / "config"
 
 
@@ -113,6 +116,10 @@ def stop_cluster():
     """End the shared cluster, where one was started."""
     if os.path.exists("results/ray/cluster.json"):
         shell("python -m pipeline cluster stop > /dev/null")
+
+
+def say_totals():
+    print(totals(PLAN, "results", time.time() - STARTED), file=sys.stderr)
 
 
 def known(mapping, key, kind):
