@@ -35,6 +35,7 @@ class Cluster(BaseModel):
     workers: int = Field(1, ge=1, description="workers (processes) of one training; the episodes are split")
     idle_minutes: float = Field(2, gt=0, description="the shared cluster stops when unused for so long")
     dashboard: bool = Field(True, description="start Ray's dashboard with the shared cluster")
+    tracker: Literal["", "wandb", "mlflow"] = Field("", description="where curves go beside TensorBoard")
 
 
 class LLM(BaseModel):

@@ -60,10 +60,10 @@ def _report(run: Run) -> Any:
     return report
 
 
-def _train(run: Run, ws: Workspace, report: Any) -> None:
+def _train(run: Run, ws: Workspace, report: Any, tracker: str) -> None:
     from pipeline.training.train import train_run
 
-    train_run(run, ws, report, latest_checkpoint(ws, run.id))
+    train_run(run, ws, report, latest_checkpoint(ws, run.id), tracker)
 
 
 def _prepare_worker(threads: int) -> None:
@@ -81,7 +81,7 @@ def _worker(config: dict[str, Any]) -> None:
     run = Run.model_validate(config["run"])
     ws, first = Workspace(config["root"]), ray.train.get_context().get_world_rank() == 0
     with job(ws, "train", run.id, quiet=True) if first else nullcontext():
-        _train(run, ws, _report(run))
+        _train(run, ws, _report(run), config["tracker"])
 
 
 def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
@@ -96,7 +96,8 @@ def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
 
     ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
     storage = Path(_storage(ws))
-    config = {"run": run.model_dump(mode="json"), "root": str(ws.root.resolve()), "threads": settings.threads}
+    config = {"run": run.model_dump(mode="json"), "root": str(ws.root.resolve())}
+    config |= settings.model_dump(include={"threads", "tracker"})
     trainer = TorchTrainer(
         _worker,
         train_loop_config=config,
@@ -132,7 +133,7 @@ def run_slot(number: int, root: Path, settings: Cluster) -> None:
     ws = Workspace(root)
     DataParallelTrainer(
         _slot_worker,
-        train_loop_config={"slot": number, "root": str(root), "threads": settings.threads},
+        train_loop_config={"slot": number, "root": str(root)} | settings.model_dump(include={"threads", "tracker"}),
         scaling_config=_scaling(settings, 1),
         run_config=RunConfig(
             name=f"slot-{number}-{os.getpid()}",
@@ -151,7 +152,7 @@ def _slot_worker(config: dict[str, Any]) -> None:
     while (item := ray.get(queue.take.remote(config["slot"]))) is not None:
         message = ""
         try:
-            _work(item, ws, queue)
+            _work(item, ws, queue, config["tracker"])
         except UserError as error:
             message = str(error)
         except Exception as error:
@@ -161,7 +162,7 @@ def _slot_worker(config: dict[str, Any]) -> None:
         ray.get(queue.finish.remote(item["key"], message))
 
 
-def _work(item: dict[str, Any], ws: Workspace, queue: Any) -> None:
+def _work(item: dict[str, Any], ws: Workspace, queue: Any, tracker: str) -> None:
     arguments = item["arguments"]
     if item["kind"] == "train":
         run = ws.read_run(arguments["run"])
@@ -172,7 +173,7 @@ def _work(item: dict[str, Any], ws: Workspace, queue: Any) -> None:
             to_ray(metrics, folder)
 
         with job(ws, "train", run.id, quiet=True):
-            _train(run, ws, report)
+            _train(run, ws, report, tracker)
     elif item["kind"] == "score":
         from pipeline.evaluation.score import score_run
 

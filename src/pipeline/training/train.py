@@ -34,6 +34,7 @@ from pipeline.experiment import Run
 from pipeline.models.build import WEIGHTS
 from pipeline.progress import Bar, bar
 from pipeline.training.tasks import Task, task_of
+from pipeline.training.trackers import Tracked, visualizer
 from pipeline.workspace import Workspace, write_json
 
 Report = Callable[[dict[str, Any], Path | None], None]
@@ -259,12 +260,15 @@ def unwrap(model: torch.nn.Module) -> BaseModel:
     return getattr(model, "module", model)
 
 
-def train_run(run: Run, ws: Workspace, report: Report | None = None, checkpoint: Path | None = None) -> Path:
+def train_run(
+    run: Run, ws: Workspace, report: Report | None = None, checkpoint: Path | None = None, tracker: str = ""
+) -> Path:
     """Train `run` and leave weights, curve and record in its folder; returns the record `train.json`.
 
     Args:
         report: takes metrics and checkpoints while it goes (Ray Train's); without it there are none.
         checkpoint: a checkpoint folder of the same run to continue from.
+        tracker: where the curve goes beside TensorBoard (`pipeline.training.trackers`).
 
     Raises:
         UserError: the data, the backbone or a setting is wrong.
@@ -276,7 +280,7 @@ def train_run(run: Run, ws: Workspace, report: Report | None = None, checkpoint:
     task = task_of(run, ws)
     record = {"run": run.id, "seconds": 0.0, "steps": 0, "workers": get_world_size(), "classes": task.classes()}
     if run.train:
-        record |= _fit(task, report, checkpoint)
+        record |= _fit(task, report, checkpoint, tracker)
     barrier()
     if is_main_process():
         write_json(folder / "run.json", run.model_dump(mode="json"))
@@ -286,7 +290,7 @@ def train_run(run: Run, ws: Workspace, report: Report | None = None, checkpoint:
     return folder / "train.json"
 
 
-def _fit(task: Task, report: Report | None, checkpoint: Path | None) -> dict[str, Any]:
+def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: str) -> dict[str, Any]:
     run, train, world = task.run, task.schedule(), get_world_size()
     if train["items"] % world:
         raise UserError(
@@ -301,13 +305,14 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None) -> dict[str
         start = int(json.loads((checkpoint / "meta.json").read_text())["step"])
     curve = Curve(run, folder / "curve.csv", every, start)
     keeper = Keeper(run, train, curve, task.validate, report, every)
-    hooks: list[Hook] = [EpisodeSeed(run.seed), *task.hooks(model, every), curve, keeper]
+    hooks: list[Hook] = [EpisodeSeed(run.seed), *task.hooks(model, every), curve, keeper, Tracked(curve.rows, every)]
     if checkpoint:
         hooks.append(Restore(checkpoint, keeper, every))
     items = Skipping(task.items(model), start * train["items"])
     with bar("training", train["steps"], "steps", start) as shown:
         hooks.append(Shown(shown, curve, every))
-        runner = _runner(run, train, model, items, hooks, every, folder / f"log-{get_rank()}")
+        tracked = visualizer(run, folder, tracker) if is_main_process() else dict(type="Visualizer", vis_backends=[])
+        runner = _runner(run, train, model, items, hooks, every, folder / f"log-{get_rank()}", tracked)
         runner.train()
     best = {"state": unwrap(runner.model).trained_state(), "step": train["steps"], "accuracy": None}
     if run.selection != "last":
@@ -330,8 +335,9 @@ def _parameter_groups(model: BaseModel, train: dict[str, Any]) -> dict[str, dict
 
 
 def _runner(
-    run: Run, train: dict[str, Any], model: BaseModel, items: Dataset, hooks: list[Hook], every: int, work_dir: Path
-) -> Runner:
+    run: Run, train: dict[str, Any], model: BaseModel, items: Dataset, hooks: list[Hook], every: int, work_dir: Path,
+    tracked: dict[str, Any],
+) -> Runner:  # fmt: skip
     warmup = train["warmup_steps"]
     optimizers = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
     if train["optimizer"] not in optimizers:
@@ -395,7 +401,7 @@ def _runner(
             launcher="pytorch" if distributed else "none",
             env_cfg=dict(dist_cfg=dict(backend="nccl" if torch.cuda.is_available() else "gloo")),
             log_level="ERROR",
-            visualizer=dict(type="Visualizer", vis_backends=[]),
+            visualizer=tracked,
             default_scope="mmaction",
             randomness=dict(seed=run.seed),
             experiment_name=f"{run.id}-{time.time_ns()}",
