@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint docs clean
 
 help:
 	@echo "make demo   set up, then measure Table 4 at demo scale (no download, no GPU)"
 	@echo "make test   set up, then run the tests"
 	@echo "make lint   check style of code and workflow"
+	@echo "make docs   set up, then write the documentation as a site to site/"
 	@echo "make clean  delete results (not the environment)"
 
 setup: $(READY)
@@ -35,6 +36,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint > /dev/null
+
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build
 
 clean:
 	rm -rf results .snakemake

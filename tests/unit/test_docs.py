@@ -115,7 +115,7 @@ def test_targets_that_the_pages_name_exist(repo):
         "mine",
         *(paper for name in EXAMPLES for paper in yaml.safe_load((DOCS / name).read_text()).get("tables", {})),
     }
-    pages = [repo / "README.md", *DOCS.glob("*.md"), *(DOCS / name for name in EXAMPLES)]
+    pages = [repo / "README.md", *DOCS.rglob("*.md"), *(DOCS / name for name in EXAMPLES)]
     for page in pages:
         for paper, stem in re.findall(r"results/(?:([a-z_]+)/)?((?:table|fig)\w+)\.(?:csv|md)", page.read_text()):
             number = stem.removeprefix("table")
@@ -139,3 +139,20 @@ def test_links_between_pages_lead_somewhere(repo):
             there = page.parent / target if target else page
             assert there.exists(), (page.name, target)
             assert not anchor or anchor in anchors(there), (page.name, target, anchor)
+
+
+def test_every_paper_has_a_page_that_names_its_tables_and_says_how_many_rows_stay(repo):
+    for name, paper in Plan.read(repo / "config").papers.items():
+        page = (DOCS / "papers" / f"{name}.md").read_text()
+        told = {title: last for title, last in re.findall(r"^\| ([^|]+) \|.*\| ([^|]+) \|$", page, re.M)}
+        of = {number: last for title, last in told.items() for number in re.findall(r"\w+", title)}
+        for number, table in paper.tables.items():
+            only = sum(bool(row.published_only) for row in table.rows)
+            assert of[number].split()[0] == (str(only) if only else "none"), (name, number, of[number])
+    assert "papers/index.md" in (repo / "mkdocs.yml").read_text()
+
+
+def test_every_page_is_in_the_site(repo):
+    nav = (repo / "mkdocs.yml").read_text()
+    for page in DOCS.rglob("*.md"):
+        assert f" {page.relative_to(DOCS).as_posix()}\n" in nav, page.name

@@ -65,7 +65,8 @@ class SeFARModel(BaseModel):
         one_partner: all elements of a video are mixed with those of one other video. Off as in SeFAR's released
             code, each element meets another one and the target counts only the context's.
         mix_loss: logits | probabilities, see `mixed_loss`.
-        unlabelled_weight, mixed_weight: gamma_1, gamma_2.
+        unlabelled_weight: gamma_1.
+        mixed_weight: gamma_2.
         ramp: the losses on unlabelled videos grow with xi (SeFAR); off, they are there at once (SVFormer).
         ema: decay of the teacher; 0 makes it the student itself (FixMatch).
 
