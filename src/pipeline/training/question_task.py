@@ -19,7 +19,7 @@ from pipeline.experiment import Measure
 from pipeline.models.build import build_question_model, load_weights
 from pipeline.models.questions import QuestionModel
 from pipeline.training.semi_task import OneItem, SemiTask
-from pipeline.training.tasks import Task, task_of
+from pipeline.training.tasks import Task, epochs_as_steps, task_of
 
 ORDER, DRAWN, ASKED = 4, 5, 6  # streams of random numbers
 AT_ONCE = 16  # questions that are answered at a time
@@ -98,11 +98,7 @@ class QuestionTask(Task):
         items = train["batches_per_step"]
         per_epoch = max(len(self.videos.labelled) // train["batch"] // items, 1)
         steps = train["steps"] or train["epochs"] * per_epoch
-        every = max(round(train["validate_epochs"] * steps / train["epochs"]), 1)
-        warmup = round(train["warmup_epochs"] * steps / train["epochs"])
-        return train | {
-            "items": items, "steps": steps, "warmup_steps": warmup, "validate_every": every, "checkpoint_every": every,
-        }  # fmt: skip
+        return epochs_as_steps(train, steps) | {"items": items}
 
     @cached_property
     def _encoder_model(self) -> torch.nn.Module:
@@ -122,7 +118,7 @@ class QuestionTask(Task):
         return QuestionItems(model, features, answers, self.names, train["batch"], count, self.run.seed)
 
     def validate(self, model: QuestionModel) -> float:
-        found = self._answer(model, "test" if self.run.selection == "test" else "val", 0, True)
+        found = self._answer(model, self.selection_split, 0, True)
         return float(accuracy(found.trained, found.labels).mean())
 
     def scores(self, model: QuestionModel, measure: Measure, split: str) -> EpisodeScores:

@@ -23,7 +23,7 @@ from pipeline.models.build import build_video_classifier
 from pipeline.models.sefar import ElementSampler, SeFARModel
 from pipeline.models.sefar.losses import ssl_progress
 from pipeline.progress import bar
-from pipeline.training.tasks import Task
+from pipeline.training.tasks import Task, epochs_as_steps
 
 TEST_CLIPS = 32  # videos that are tested at a time
 TIMED = 6  # iterations whose time is taken
@@ -163,13 +163,7 @@ class SemiTask(Task):
         # As released: what is left of an epoch after its last whole step is dropped.
         whole = max(len(self.videos.labelled) // train["batch"] // items, 1)
         per_epoch = max(train["steps"] // train["epochs"], 1) if train["steps"] else whole
-        every = max(round(train["validate_epochs"] * per_epoch), 1)
-        return train | {
-            "items": items, "steps": train["epochs"] * per_epoch,
-            "warmup_steps": round(train["warmup_epochs"] * per_epoch),
-            "milestones": [epoch * per_epoch for epoch in train["milestones"]],
-            "validate_every": every, "checkpoint_every": every,
-        }  # fmt: skip
+        return epochs_as_steps(train, train["epochs"] * per_epoch) | {"items": items}
 
     def build(self) -> SeFARModel:
         model = build_video_classifier(self.run, self.ws, len(self.store.classes()))
@@ -185,7 +179,7 @@ class SemiTask(Task):
         return [Teacher(model, self.schedule()["items"], every)]
 
     def validate(self, model: SeFARModel) -> float:
-        found = self._predict(model, "test" if self.run.selection == "test" else "val")
+        found = self._predict(model, self.selection_split)
         return float(accuracy(found.trained, found.labels).mean())
 
     def scores(self, model: SeFARModel, measure: Measure, split: str) -> EpisodeScores:

@@ -46,6 +46,11 @@ class Task:
     def __init__(self, run: Run, ws: Workspace) -> None:
         self.run, self.ws = run, ws
 
+    @property
+    def selection_split(self) -> str:
+        """The split on which a checkpoint is selected."""
+        return "test" if self.run.selection == "test" else "val"
+
     def classes(self) -> dict[str, int]:
         """Number of classes of each split."""
         raise NotImplementedError
@@ -73,6 +78,20 @@ class Task:
     def scores(self, model: torch.nn.Module, measure: Measure, split: str) -> EpisodeScores:
         """Scores of the test (or validation) that `measure` names."""
         raise NotImplementedError
+
+
+def epochs_as_steps(train: dict[str, Any], steps: int) -> dict[str, Any]:
+    """A recipe that counts in epochs, `train["epochs"]` of them in all, as one that counts in optimiser steps.
+
+    `warmup_epochs`, `milestones` and `validate_epochs` are taken along, rounded to whole steps.
+    """
+    epoch = steps / train["epochs"]
+    every = max(round(train["validate_epochs"] * epoch), 1)
+    return train | {
+        "steps": steps, "warmup_steps": round(train["warmup_epochs"] * epoch),
+        "milestones": [round(number * epoch) for number in train["milestones"]],
+        "validate_every": every, "checkpoint_every": every,
+    }  # fmt: skip
 
 
 class FewShotTask(Task):
@@ -106,7 +125,7 @@ class FewShotTask(Task):
         training = model.training
         model.eval()
         scores = score_split(
-            self.run, model, self.ws, self.store, "test" if self.run.selection == "test" else "val",
+            self.run, model, self.ws, self.store, self.selection_split,
             way=self.run.train["way"], shot=1, query=1, episodes=self.run.train["validation_episodes"],
             seed=SELECTION_SEED,
         )  # fmt: skip
@@ -197,13 +216,7 @@ class OneShotTask(Task):
     def schedule(self) -> dict[str, Any]:
         train = self.run.train
         whole = train["steps"] or train["epochs"] * max(len(self.split("test").base) // train["batch"], 1)
-        per_epoch = whole / train["epochs"]
-        every = max(round(train["validate_epochs"] * per_epoch), 1)
-        return train | {
-            "steps": whole, "warmup_steps": round(train["warmup_epochs"] * per_epoch),
-            "milestones": [round(epoch * per_epoch) for epoch in train["milestones"]],
-            "validate_every": every, "checkpoint_every": every, "items": train["batches_per_step"],
-        }  # fmt: skip
+        return epochs_as_steps(train, whole) | {"items": train["batches_per_step"]}
 
     def build(self) -> SkeletonModel:
         return build_skeleton_model(self.run, self.ws, self.definition, self.split("test").base_classes)
@@ -218,7 +231,7 @@ class OneShotTask(Task):
         return Batches(dataset, train["batch"], train["per_class"], self.run.seed, count)
 
     def validate(self, model: SkeletonModel) -> float:
-        split = self.split("test" if self.run.selection == "test" else "val")
+        split = self.split(self.selection_split)
         return self._measure(model, split, OneShot(classifier="nearest"), 0).value
 
     def scores(self, model: SkeletonModel, measure: Measure, split: str) -> EpisodeScores:
