@@ -410,12 +410,15 @@ def build_frame_store(
     workers: int = 1,
     *,
     clip_timeout: float = CLIP_TIMEOUT,
+    audit: Callable[[list[tuple[Clip, str]]], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Decode the clips of `index_csv` (paths below `root`) into the frame store `folder`; returns its
     manifest.
 
     A store that is complete is left alone; a build that was interrupted goes on after its last finished
-    shard. Clips that cannot be decoded are left out and listed in `failures.csv` with the reason. Needs
+    shard, and reads a clip that failed again where its file was put in place since. Clips that cannot be
+    decoded are left out and listed in `failures.csv` with the reason. `audit` is given them before the store
+    is finished: what it raises leaves the shards as they are, what it returns goes into the manifest. Needs
     memory for a few encoded clips a worker, whatever their number.
 
     Raises UserError when the folder holds a complete store of another policy, no file is found, no clip
@@ -432,7 +435,7 @@ def build_frame_store(
     try:
         _prepare_folder(folder, identity)
         _write_shards(clips, root, folder, policy, workers, clip_timeout, identity["shard"])
-        return _finish(clips, folder, identity)
+        return _finish(clips, folder, identity, audit or (lambda _: {}))
     except OSError as error:
         if disk_full(error):
             raise UserError(
@@ -497,6 +500,16 @@ def _record(folder: Path, shard: int) -> dict[str, Any] | None:
     return record if good else None
 
 
+def _usable(folder: Path, shard: int, files: Sequence[Path]) -> bool:
+    """Whether a shard is finished, and no clip that failed in it has another file since."""
+    record = _record(folder, shard)
+    if record is None:
+        return False
+    made = _blob(folder, shard).with_suffix(".json").stat().st_mtime
+    failed = [file for file, row in zip(files, record["clips"], strict=True) if "failure" in row and file.exists()]
+    return all(file.stat().st_ctime <= made for file in failed)  # ctime: copies may keep an older mtime
+
+
 def _write_shards(
     clips: list[Clip],
     root: Path,
@@ -507,7 +520,8 @@ def _write_shards(
     size: int,
 ) -> None:
     shards = range(-(-len(clips) // size))
-    todo = [shard for shard in shards if _record(folder, shard) is None]
+    parts = {shard: clips[shard * size : (shard + 1) * size] for shard in shards}
+    todo = [shard for shard in shards if not _usable(folder, shard, [root / clip.path for clip in parts[shard]])]
     numbers = [i for shard in todo for i in range(shard * size, min(len(clips), (shard + 1) * size))]
     if not numbers:
         return
@@ -547,17 +561,22 @@ def _write_shard(folder: Path, shard: int, results: Iterator[Any], count: int, a
     write_text(blob.with_suffix(".json"), json.dumps(record))
 
 
-def _finish(clips: list[Clip], folder: Path, identity: Mapping[str, Any]) -> Path:
+def _finish(
+    clips: list[Clip],
+    folder: Path,
+    identity: Mapping[str, Any],
+    audit: Callable[[list[tuple[Clip, str]]], Mapping[str, Any]],
+) -> Path:
     """Write table, index, failures and, last, the manifest."""
     records = [_record(folder, shard) for shard in range(-(-len(clips) // identity["shard"]))]
     rows = [(shard, row) for shard, record in enumerate(records) for row in record["clips"]]
-    failures = [
-        (clip.clip, clip.path, row["failure"]) for clip, (_, row) in zip(clips, rows, strict=True) if "failure" in row
-    ]
+    failed = [(clip, row["failure"]) for clip, (_, row) in zip(clips, rows, strict=True) if "failure" in row]
+    failures = [(clip.clip, clip.path, reason) for clip, reason in failed]
     stored = [clip for clip, (_, row) in zip(clips, rows, strict=True) if "failure" not in row]
     write_csv(folder / "failures.csv", ("clip", "path", "reason"), failures)
     if not stored:
         raise UserError(f"no clip could be decoded; the first, {failures[0][1]}: {failures[0][2]}")
+    audited = audit(failed)
     buffer = io.BytesIO()
     np.savez(buffer, **_table([(shard, row) for shard, row in rows if "failure" not in row]))
     write_bytes(folder / "table.npz", buffer.getvalue())
@@ -569,6 +588,7 @@ def _finish(clips: list[Clip], folder: Path, identity: Mapping[str, Any]) -> Pat
         "bytes": sum(record["bytes"] for record in records),
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "failures": len(failures),
+        **audited,
     }
     return write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 

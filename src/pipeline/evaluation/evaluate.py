@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.datasets.coverage import read_coverage
 from pipeline.errors import UserError
 from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, summary
 from pipeline.experiment import Cell, Measure, Run, digest
@@ -90,10 +91,11 @@ def measure_run(run: Run, cells: Sequence[Cell], ws: Workspace, search: Search) 
 
 def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[str, Curve]]) -> Path:
     run, measure = cell.run, cell.measure.settled()
+    there = read_coverage(ws.store(run))
     record: dict[str, Any] = {
         "cell": cell.id, "run": run.id, "metric": measure.metric, "alpha": None, "alpha_curve": None,
         "dataset": run.dataset.rsplit("-", 1)[0], "scale": run.scale, "selection": run.selection, "seed": run.seed,
-        "coverage": None, "measure": measure.model_dump(mode="json"),
+        "coverage": there.get("test"), "coverage_train": there.get("train"), "measure": measure.model_dump(mode="json"),
     }  # fmt: skip
     if measure.metric == "time_ms":
         record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text())["milliseconds"]))
