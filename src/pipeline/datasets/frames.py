@@ -14,6 +14,7 @@ import mmap
 import multiprocessing
 import os
 import re
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ from pipeline.datasets.index import (
     write_index,
     write_text,
 )
+from pipeline.datasets.kept import FOLDER as KEPT
+from pipeline.datasets.kept import Kept, keep_shards, stamp
 from pipeline.datasets.sampling import sample_positions
 from pipeline.errors import UserError, unknown
 from pipeline.progress import bar
@@ -415,10 +418,11 @@ def build_frame_store(
     """Decode the clips of `index_csv` (paths below `root`) into the frame store `folder`; returns its
     manifest.
 
-    A store that is complete is left alone; a build that was interrupted goes on after its last finished
-    shard, and reads a clip that failed again where its file was put in place since. Clips that cannot be
-    decoded are left out and listed in `failures.csv` with the reason. `audit` is given them before the store
-    is finished: what it raises leaves the shards as they are, what it returns goes into the manifest. Needs
+    A store that is complete is left alone; after a change of the index it is made again, and clips that are
+    the same are not decoded again. A build that was interrupted goes on after its last finished shard, and
+    reads a clip that failed again where its file was put in place since. Clips that cannot be decoded are
+    left out and listed in `failures.csv` with the reason. `audit` is given them before the store is
+    finished: what it raises leaves the shards as they are, what it returns goes into the manifest. Needs
     memory for a few encoded clips a worker, whatever their number.
 
     Raises UserError when the folder holds a complete store of another policy, no file is found, no clip
@@ -473,14 +477,16 @@ def _check_policy(folder: Path, manifest: Mapping[str, Any], policy: Mapping[str
 
 
 def _prepare_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Clear what another build left, keep what this one did."""
+    """Clear what another build left, keep what this one did; of another index, move the shards aside."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
     for left in folder.glob(".*.tmp"):
         left.unlink()
-    if _read_json(folder / "identity.json") == identity:
+    before = _read_json(folder / "identity.json")
+    if before == identity:
         return
-    for pattern in ("identity.json", "shard-*", "table.npz", "index.csv", "failures.csv"):
+    keep_shards(folder, before or {}, identity)
+    for pattern in ("shard-*", "table.npz", "index.csv", "failures.csv"):
         for left in folder.glob(pattern):
             left.unlink()
     write_text(folder / "identity.json", json.dumps(identity))
@@ -525,33 +531,40 @@ def _write_shards(
     numbers = [i for shard in todo for i in range(shard * size, min(len(clips), (shard + 1) * size))]
     if not numbers:
         return
-    paths = [str(root / clips[i].path) for i in numbers]
-    results = guarded_map(partial(encode_clip, policy=policy), paths, workers, timeout)
+    kept = Kept(folder, root)
+    again = {i for i in numbers if kept.holds(clips[i].path)}
+    paths = [str(root / clips[i].path) for i in numbers if i not in again]
+    decoded = guarded_map(partial(encode_clip, policy=policy), paths, workers, timeout) if paths else iter(())
+    results = (EncodedClip(*kept.read(clips[i].path)) if i in again else next(decoded) for i in numbers)
     with bar("decoding", len(clips), "clips", len(clips) - len(numbers)) as decoding:
         try:
             for shard in todo:
-                count = min(len(clips), (shard + 1) * size) - shard * size
-                _write_shard(folder, shard, results, count, decoding.advance)
+                kept.keep_only([clips[i].path for i in again if i >= shard * size])
+                _write_shard(folder, shard, results, parts[shard], root, decoding.advance)
         finally:
-            results.close()  # ends the workers
+            if paths:
+                decoded.close()  # ends the workers
 
 
-def _write_shard(folder: Path, shard: int, results: Iterator[Any], count: int, advance: Callable[[], None]) -> None:
-    """Append the next `count` clips to a blob, then put blob and record in place."""
+def _write_shard(
+    folder: Path, shard: int, results: Iterator[Any], clips: Sequence[Clip], root: Path, advance: Callable[[], None]
+) -> None:
+    """Append the results of `clips` to a blob, then put blob and record in place."""
     began = time.monotonic()
     blob = _blob(folder, shard)
     temporary = folder / f".{blob.name}.{os.getpid()}.tmp"
     rows = []
     try:
         with open(temporary, "wb") as file:
-            for _ in range(count):
+            for clip in clips:
                 result = next(results)
                 if isinstance(result, Failure):
                     rows.append({"failure": result.reason})
                 else:
                     file.writelines(result.frames)
                     sizes = [len(frame) for frame in result.frames]
-                    rows.append({"sizes": sizes, "fps": result.fps, "source_frames": result.source_frames})
+                    source = {"path": clip.path, "stamp": stamp(root / clip.path)}
+                    rows.append({"sizes": sizes, "fps": result.fps, "source_frames": result.source_frames, **source})
                 advance()
         total = temporary.stat().st_size
         os.replace(temporary, blob)
@@ -590,7 +603,9 @@ def _finish(
         "failures": len(failures),
         **audited,
     }
-    return write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    path = write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    shutil.rmtree(folder / KEPT, ignore_errors=True)
+    return path
 
 
 def _table(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, np.ndarray]:
