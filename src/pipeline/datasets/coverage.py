@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.datasets.index import COLUMNS, LISTED, SPLITS, Clip, read_index, write_csv
 from pipeline.errors import UserError
+from pipeline.experiment import digest
 
 COVERAGE = "coverage.csv"
 MISSING = "the file is missing"
@@ -55,7 +56,8 @@ class Audit:
         self._write(rows)
         if self._short(counts := _count(rows)):
             raise self._error(rows, failures)
-        return {"coverage": counts}
+        present = sorted(clip.clip for clip, reason in rows if not reason)
+        return {"coverage": counts} | ({"present": digest(present)} if len(present) < len(rows) else {})
 
     def after(self) -> None:
         """Raise UserError where a store that was complete before has too few clips for the minimum of today."""
@@ -131,6 +133,11 @@ def read_coverage(store: str | Path) -> dict[str, float]:
     if left_out == 0 and not _reasons(store.parent / "unreadable.csv"):
         return dict.fromkeys(SPLITS, 1.0)
     return {}
+
+
+def present_clips(store: str | Path) -> str:
+    """Short hash of the clips that are in a store which lacks some; empty for a whole one, or where it is not known."""
+    return _read_json(Path(store) / "manifest.json").get("present", "")
 
 
 def _count(rows: Sequence[tuple[Clip, str]]) -> dict[str, dict[str, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets.coverage import read_coverage
+from pipeline.datasets.coverage import present_clips, read_coverage
 from pipeline.errors import UserError
 from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, summary
 from pipeline.experiment import Cell, Measure, Run, digest
@@ -33,8 +33,11 @@ def scoring_of(measure: Measure, split: str) -> dict[str, Any]:
 
 
 def scores_path(ws: Workspace, run: Run, measure: Measure, split: str) -> Path:
-    """Cache file of the scores of `measure` on `split`."""
-    name = f"{split}-{measure.way}way-{measure.shot}shot-{digest(scoring_of(measure, split))}.npz"
+    """Cache file of the scores of `measure` on `split`; of a data set that lacks clips, by those that are there."""
+    scoring = scoring_of(measure, split)
+    if present := present_clips(ws.store(run)):
+        scoring |= {"present": present}
+    name = f"{split}-{measure.way}way-{measure.shot}shot-{digest(scoring)}.npz"
     return ws.scores(run.id) / name
 
 

@@ -12,7 +12,7 @@ import pytest
 from skeleton_set import make_skeleton_set
 
 from pipeline.datasets import frames
-from pipeline.datasets.coverage import Audit, read_coverage
+from pipeline.datasets.coverage import Audit, present_clips, read_coverage
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.prepare import make_frames, make_splits
 from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
@@ -71,7 +71,7 @@ def rows(store):
 
 def test_a_whole_set(listed, tmp_path):
     store = prepare(listed(1.0), tmp_path)
-    assert read_coverage(store) == {"train": 1.0, "test": 1.0}
+    assert read_coverage(store) == {"train": 1.0, "test": 1.0} and present_clips(store) == ""
     assert {row["present"] for row in rows(store).values()} == {"yes"} and len(rows(store)) == 30
 
 
@@ -91,6 +91,11 @@ def test_missing_and_damaged_clips_are_counted_with_their_reasons(listed, tmp_pa
     }
     assert (absent["test_0/3"]["split"], absent["test_0/3"]["label"]) == ("test", "test 0")
     assert set(FrameStore(store).clips) == set(rows(store)) - set(absent)
+    first = present_clips(store)
+    write_clip(tmp_path / "videos" / "test_0" / "3")
+    lose(tmp_path, "test_0/4")
+    again = prepare(listed(0.9), tmp_path)
+    assert read_coverage(again) == {"train": 0.9, "test": 0.9} and first != present_clips(again) != ""
 
 
 def test_files_that_are_missing_stop_before_anything_is_decoded(listed, tmp_path, monkeypatch):

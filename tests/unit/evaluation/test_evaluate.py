@@ -159,6 +159,13 @@ def test_a_cell_says_how_much_of_its_data_set_was_there(trained, world, tmp_path
     record = json.loads(path.read_text())
     assert (record["coverage"], record["coverage_train"]) == (0.75, 0.5)
     assert record["value"] == _record(ws, cells[1])["value"] and record["cell"] == cells[1].id
+    # scores of other clips are others: what was cached of the whole set, or of other parts of it, is not read
+    names = set()
+    for present in ("", "12345678", "abcdefab"):
+        (partial.store(run) / "manifest.json").write_text(json.dumps({"coverage": counts, "present": present}))
+        names.add(scores_path(partial, run, cells[1].measure, "test").name)
+        assert bool(needed_scores(cells[1:2], partial)) == bool(present)
+    assert len(names) == 3 and scores_path(ws, run, cells[1].measure, "test").name in names
 
 
 def test_alpha_comes_from_the_validation_classes_and_the_whole_curve_is_kept(trained):
