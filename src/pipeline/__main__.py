@@ -444,6 +444,35 @@ def status(
     print(json.dumps(found)) if as_json else print_status(found)
 
 
+@app.command()
+def doctor(
+    results: Results = Path("results"),
+    config: ConfigFolder = Path("config"),
+    scale: Scale = "",
+    overlay: Overlay = "{}",
+    network: Annotated[
+        bool, typer.Option("--network", help="Ask the language model's server whether it is there.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for a program.")] = False,
+) -> None:
+    """Say whether this machine has what the tables need, and what to do where not.
+
+    Exits with status 1 where the configured scale lacks something (fail); warnings are no failure.
+    """
+    from pipeline import doctor as checks
+    from pipeline.plan import Plan
+
+    with checks.start_torch() as probe:  # while the plan is read
+        try:
+            plan = Plan.read(config, _overlay(overlay, scale))
+            found = checks.examine(plan, results, network, probe)
+        finally:
+            probe.kill()
+    print(json.dumps(checks.as_json(plan, found))) if as_json else checks.print_checks(plan, found)
+    if checks.failed(found):
+        raise typer.Exit(1)
+
+
 @cluster_app.command("serve", hidden=True)
 def cluster_serve(results: Results = Path("results"), settings: Settings = "") -> None:
     """Run the shared cluster in the foreground."""

@@ -82,6 +82,12 @@ class Settings(BaseModel):
     budgets: dict[str, dict[str, dict[str, Any]]] = Field(
         {}, description="method -> {train, measure}: overlay on one method's recipe, over the general ones"
     )
+    min_coverage: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="share of each split's listed clips that must be there; a data set may have one",
+    )
     datasets: dict[str, dict[str, Any]] = Field({}, description="overlay on config/datasets/NAME.yaml, or a new one")
     methods: dict[str, dict[str, Any]] = Field({}, description="overlay on config/methods/NAME.yaml, or a new one")
     backbones: dict[str, dict[str, Any]] = Field({}, description="overlay on config/backbones.yaml, or a new one")

@@ -21,7 +21,7 @@ from pipeline.tables.spec import Column, Paper, Row, Table, read_papers, table_s
 # Keys of a data set's definition that say where and how on this machine, not what.
 DATASET_OPTIONS = (
     "root", "lists", "labels", "names", "missing", "texts", "corpora", "describe", "expected", "workers", "licence",
-    "homepage", "note", "download", "available",
+    "homepage", "note", "download", "available", "min_coverage",
 )  # fmt: skip
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")
@@ -259,10 +259,22 @@ class Plan:
         files = ("lists", "labels", "missing")
         contents = {key: _content(options[key]) for key in files if isinstance(options.get(key), str)}
         spec |= {"contents": contents} if any(contents.values()) else {}
+        if not (spec["kind"] == "synthetic" or "reads" in spec):  # generated ones are whole
+            options["min_coverage"] = self._min_coverage(definition, name)
         if "reads" in spec:  # the skeletons of another, generated set
             spec["reads"] = self.dataset(spec["reads"], f"{self.config.folder}/datasets/{name}.yaml, key reads").key
         asset = Asset(name=name, spec=spec, options=options)
         return self.datasets.setdefault(asset.key, asset)
+
+    def _min_coverage(self, definition: Mapping[str, Any], name: str) -> float:
+        """Share of the listed clips of a data set that must be there."""
+        share = definition.get("min_coverage", self.config.settings.min_coverage)
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise UserError(
+                f"{self.config.folder}/datasets/{name}.yaml: min_coverage is {share!r}; give a share from 0 to 1, "
+                "such as 0.9"
+            )
+        return float(share)
 
     def _described(self, definition: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The keys that say how a language model writes the texts, with its settings and the prompts' words."""

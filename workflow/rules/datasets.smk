@@ -31,7 +31,12 @@ rule split_classes:
     threads: 2
     params:
         options=lambda wildcards: json.dumps(
-            PLAN.datasets[wildcards.dataset].options, sort_keys=True
+            {
+                key: value
+                for key, value in PLAN.datasets[wildcards.dataset].options.items()
+                if key != "min_coverage"  # of the frames step alone
+            },
+            sort_keys=True,
         ),
     shell:
         "python -m pipeline splits {wildcards.dataset} --workers {threads} > {log} 2>&1"

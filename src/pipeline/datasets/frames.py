@@ -14,6 +14,7 @@ import mmap
 import multiprocessing
 import os
 import re
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ from pipeline.datasets.index import (
     write_index,
     write_text,
 )
+from pipeline.datasets.kept import FOLDER as KEPT
+from pipeline.datasets.kept import Kept, keep_shards, stamp
 from pipeline.datasets.sampling import sample_positions
 from pipeline.errors import UserError, unknown
 from pipeline.progress import bar
@@ -410,12 +413,16 @@ def build_frame_store(
     workers: int = 1,
     *,
     clip_timeout: float = CLIP_TIMEOUT,
+    audit: Callable[[list[tuple[Clip, str]]], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Decode the clips of `index_csv` (paths below `root`) into the frame store `folder`; returns its
     manifest.
 
-    A store that is complete is left alone; a build that was interrupted goes on after its last finished
-    shard. Clips that cannot be decoded are left out and listed in `failures.csv` with the reason. Needs
+    A store that is complete is left alone; after a change of the index it is made again, and clips that are
+    the same are not decoded again. A build that was interrupted goes on after its last finished shard, and
+    reads a clip that failed again where its file was put in place since. Clips that cannot be decoded are
+    left out and listed in `failures.csv` with the reason. `audit` is given them before the store is
+    finished: what it raises leaves the shards as they are, what it returns goes into the manifest. Needs
     memory for a few encoded clips a worker, whatever their number.
 
     Raises UserError when the folder holds a complete store of another policy, no file is found, no clip
@@ -432,7 +439,7 @@ def build_frame_store(
     try:
         _prepare_folder(folder, identity)
         _write_shards(clips, root, folder, policy, workers, clip_timeout, identity["shard"])
-        return _finish(clips, folder, identity)
+        return _finish(clips, folder, identity, audit or (lambda _: {}))
     except OSError as error:
         if disk_full(error):
             raise UserError(
@@ -470,14 +477,16 @@ def _check_policy(folder: Path, manifest: Mapping[str, Any], policy: Mapping[str
 
 
 def _prepare_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Clear what another build left, keep what this one did."""
+    """Clear what another build left, keep what this one did; of another index, move the shards aside."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
     for left in folder.glob(".*.tmp"):
         left.unlink()
-    if _read_json(folder / "identity.json") == identity:
+    before = _read_json(folder / "identity.json")
+    if before == identity:
         return
-    for pattern in ("identity.json", "shard-*", "table.npz", "index.csv", "failures.csv"):
+    keep_shards(folder, before or {}, identity)
+    for pattern in ("shard-*", "table.npz", "index.csv", "failures.csv"):
         for left in folder.glob(pattern):
             left.unlink()
     write_text(folder / "identity.json", json.dumps(identity))
@@ -497,6 +506,16 @@ def _record(folder: Path, shard: int) -> dict[str, Any] | None:
     return record if good else None
 
 
+def _usable(folder: Path, shard: int, files: Sequence[Path]) -> bool:
+    """Whether a shard is finished, and no clip that failed in it has another file since."""
+    record = _record(folder, shard)
+    if record is None:
+        return False
+    made = _blob(folder, shard).with_suffix(".json").stat().st_mtime
+    failed = [file for file, row in zip(files, record["clips"], strict=True) if "failure" in row and file.exists()]
+    return all(file.stat().st_ctime <= made for file in failed)  # ctime: copies may keep an older mtime
+
+
 def _write_shards(
     clips: list[Clip],
     root: Path,
@@ -507,37 +526,45 @@ def _write_shards(
     size: int,
 ) -> None:
     shards = range(-(-len(clips) // size))
-    todo = [shard for shard in shards if _record(folder, shard) is None]
+    parts = {shard: clips[shard * size : (shard + 1) * size] for shard in shards}
+    todo = [shard for shard in shards if not _usable(folder, shard, [root / clip.path for clip in parts[shard]])]
     numbers = [i for shard in todo for i in range(shard * size, min(len(clips), (shard + 1) * size))]
     if not numbers:
         return
-    paths = [str(root / clips[i].path) for i in numbers]
-    results = guarded_map(partial(encode_clip, policy=policy), paths, workers, timeout)
+    kept = Kept(folder, root)
+    again = {i for i in numbers if kept.holds(clips[i].path)}
+    paths = [str(root / clips[i].path) for i in numbers if i not in again]
+    decoded = guarded_map(partial(encode_clip, policy=policy), paths, workers, timeout) if paths else iter(())
+    results = (EncodedClip(*kept.read(clips[i].path)) if i in again else next(decoded) for i in numbers)
     with bar("decoding", len(clips), "clips", len(clips) - len(numbers)) as decoding:
         try:
             for shard in todo:
-                count = min(len(clips), (shard + 1) * size) - shard * size
-                _write_shard(folder, shard, results, count, decoding.advance)
+                kept.keep_only([clips[i].path for i in again if i >= shard * size])
+                _write_shard(folder, shard, results, parts[shard], root, decoding.advance)
         finally:
-            results.close()  # ends the workers
+            if paths:
+                decoded.close()  # ends the workers
 
 
-def _write_shard(folder: Path, shard: int, results: Iterator[Any], count: int, advance: Callable[[], None]) -> None:
-    """Append the next `count` clips to a blob, then put blob and record in place."""
+def _write_shard(
+    folder: Path, shard: int, results: Iterator[Any], clips: Sequence[Clip], root: Path, advance: Callable[[], None]
+) -> None:
+    """Append the results of `clips` to a blob, then put blob and record in place."""
     began = time.monotonic()
     blob = _blob(folder, shard)
     temporary = folder / f".{blob.name}.{os.getpid()}.tmp"
     rows = []
     try:
         with open(temporary, "wb") as file:
-            for _ in range(count):
+            for clip in clips:
                 result = next(results)
                 if isinstance(result, Failure):
                     rows.append({"failure": result.reason})
                 else:
                     file.writelines(result.frames)
                     sizes = [len(frame) for frame in result.frames]
-                    rows.append({"sizes": sizes, "fps": result.fps, "source_frames": result.source_frames})
+                    source = {"path": clip.path, "stamp": stamp(root / clip.path)}
+                    rows.append({"sizes": sizes, "fps": result.fps, "source_frames": result.source_frames, **source})
                 advance()
         total = temporary.stat().st_size
         os.replace(temporary, blob)
@@ -547,17 +574,22 @@ def _write_shard(folder: Path, shard: int, results: Iterator[Any], count: int, a
     write_text(blob.with_suffix(".json"), json.dumps(record))
 
 
-def _finish(clips: list[Clip], folder: Path, identity: Mapping[str, Any]) -> Path:
+def _finish(
+    clips: list[Clip],
+    folder: Path,
+    identity: Mapping[str, Any],
+    audit: Callable[[list[tuple[Clip, str]]], Mapping[str, Any]],
+) -> Path:
     """Write table, index, failures and, last, the manifest."""
     records = [_record(folder, shard) for shard in range(-(-len(clips) // identity["shard"]))]
     rows = [(shard, row) for shard, record in enumerate(records) for row in record["clips"]]
-    failures = [
-        (clip.clip, clip.path, row["failure"]) for clip, (_, row) in zip(clips, rows, strict=True) if "failure" in row
-    ]
+    failed = [(clip, row["failure"]) for clip, (_, row) in zip(clips, rows, strict=True) if "failure" in row]
+    failures = [(clip.clip, clip.path, reason) for clip, reason in failed]
     stored = [clip for clip, (_, row) in zip(clips, rows, strict=True) if "failure" not in row]
     write_csv(folder / "failures.csv", ("clip", "path", "reason"), failures)
     if not stored:
         raise UserError(f"no clip could be decoded; the first, {failures[0][1]}: {failures[0][2]}")
+    audited = audit(failed)
     buffer = io.BytesIO()
     np.savez(buffer, **_table([(shard, row) for shard, row in rows if "failure" not in row]))
     write_bytes(folder / "table.npz", buffer.getvalue())
@@ -569,8 +601,11 @@ def _finish(clips: list[Clip], folder: Path, identity: Mapping[str, Any]) -> Pat
         "bytes": sum(record["bytes"] for record in records),
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "failures": len(failures),
+        **audited,
     }
-    return write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    path = write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    shutil.rmtree(folder / KEPT, ignore_errors=True)
+    return path
 
 
 def _table(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ class Clip:
 
 
 COLUMNS = tuple(field.name for field in fields(Clip))
+LISTED = "listed.csv"  # all that the lists of a data set name, found or not
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -120,12 +121,13 @@ def write_prepared(
     unreadable: Iterable[tuple[str, str]],
     min_clips: int,
 ) -> Path:
-    """Write what preparing a data set found: `index.csv` and `unreadable.csv` (path, reason).
+    """Write what preparing a data set found: `index.csv`, `unreadable.csv` (path, reason), and `listed.csv` of both.
 
     Raises UserError when a class of the data set is left with fewer than `min_clips` readable clips.
     """
     clips, unreadable = list(clips), list(unreadable)
     write_csv(Path(folder) / "unreadable.csv", ("path", "reason"), unreadable)
+    write_csv(Path(folder) / LISTED, COLUMNS, (tuple(asdict(clip).values()) for clip in clips))
     lost = {path for path, _ in unreadable}
     good = Counter(clip.label for clip in clips if clip.path not in lost)
     for label in classes_of(clips):

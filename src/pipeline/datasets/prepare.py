@@ -76,7 +76,8 @@ def make_splits(asset: Asset, ws: Workspace, workers: int) -> Path:
     if kind == "skeletons":
         from pipeline.datasets.skeletons.prepare import prepare_skeletons
 
-        return prepare_skeletons(skeleton_definition(asset, ws), folder)
+        available = asset.options.get("available", "") if asset.spec.get("format") == "ntu" else ""
+        return prepare_skeletons(skeleton_definition(asset, ws), folder, available)
     spec = {**asset.spec, **asset.options, "name": asset.name, "root": str(video_root(asset, ws))}
     spec.pop("contents", None)
     if kind == "folder":
@@ -167,15 +168,25 @@ def _corpora(asset: Asset, ws: Workspace) -> dict[str, Path]:
 
 
 def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: int) -> Path:
-    """Decode every clip of the data set once into its frame store; returns the manifest."""
+    """Decode every clip of the data set once into its frame store; returns the manifest.
+
+    Raises:
+        UserError: a smaller share of the clips that its lists name is there than its `min_coverage`.
+    """
+    from pipeline.datasets.coverage import Audit
     from pipeline.datasets.frames import build_frame_store
 
-    folder = ws.dataset(asset.key)
-    if asset.spec["kind"] == "skeletons":
+    folder, skeletons = ws.dataset(asset.key), asset.spec["kind"] == "skeletons"
+    again = folder / store if skeletons else None  # frames look themselves for files that were mended
+    audit = Audit(asset.name, folder, folder / store, float(asset.options.get("min_coverage", 0)), again)
+    audit.before()
+    if skeletons:
         from pipeline.datasets.skeletons.prepare import make_skeleton_store
 
-        return make_skeleton_store(skeleton_definition(asset, ws), folder, folder / store, workers)
-    build_frame_store(folder / "index.csv", video_root(asset, ws), folder / store, policy, workers)
+        make_skeleton_store(skeleton_definition(asset, ws), folder, folder / store, workers, audit=audit)
+    else:
+        build_frame_store(folder / "index.csv", video_root(asset, ws), folder / store, policy, workers, audit=audit)
+    audit.after()
     return folder / store / "manifest.json"
 
 

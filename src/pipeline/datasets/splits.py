@@ -29,7 +29,7 @@ PAPER_COUNTS = {
 # Entries of a data set's configuration that other parts of the pipeline read.
 OTHER_KEYS = (
     "kind", "name", "texts", "corpora", "describe", "download", "workers", "licence", "homepage", "note", "frames",
-    "expected",
+    "expected", "min_coverage",
 )  # fmt: skip
 MIN_CLIPS = 2  # one to support a class and one to ask for it
 _LINE = re.compile(r"(train|val|test)(\d+)/+(.+)")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.datasets.coverage import present_clips, read_coverage
 from pipeline.errors import UserError
 from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, summary
 from pipeline.experiment import Cell, Measure, Run, digest
@@ -32,8 +33,11 @@ def scoring_of(measure: Measure, split: str) -> dict[str, Any]:
 
 
 def scores_path(ws: Workspace, run: Run, measure: Measure, split: str) -> Path:
-    """Cache file of the scores of `measure` on `split`."""
-    name = f"{split}-{measure.way}way-{measure.shot}shot-{digest(scoring_of(measure, split))}.npz"
+    """Cache file of the scores of `measure` on `split`; of a data set that lacks clips, by those that are there."""
+    scoring = scoring_of(measure, split)
+    if present := present_clips(ws.store(run)):
+        scoring |= {"present": present}
+    name = f"{split}-{measure.way}way-{measure.shot}shot-{digest(scoring)}.npz"
     return ws.scores(run.id) / name
 
 
@@ -90,10 +94,11 @@ def measure_run(run: Run, cells: Sequence[Cell], ws: Workspace, search: Search) 
 
 def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[str, Curve]]) -> Path:
     run, measure = cell.run, cell.measure.settled()
+    there = read_coverage(ws.store(run))
     record: dict[str, Any] = {
         "cell": cell.id, "run": run.id, "metric": measure.metric, "alpha": None, "alpha_curve": None,
         "dataset": run.dataset.rsplit("-", 1)[0], "scale": run.scale, "selection": run.selection, "seed": run.seed,
-        "coverage": None, "measure": measure.model_dump(mode="json"),
+        "coverage": there.get("test"), "coverage_train": there.get("train"), "measure": measure.model_dump(mode="json"),
     }  # fmt: skip
     if measure.metric == "time_ms":
         record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text())["milliseconds"]))

@@ -161,7 +161,10 @@ def _command(plan: Plan, path: Path) -> str:
 def _cell(plan: Plan, cell: Cell, ws: Workspace) -> dict[str, Any]:
     path = ws.cell(cell.id)
     record = json.loads(path.read_text())
-    kept = ("value", "ci95", "n", "metric", "alpha", "alpha_curve", "coverage", "scale", "selection", "seed", "dataset")
+    kept = (
+        "value", "ci95", "n", "metric", "alpha", "alpha_curve", "coverage", "coverage_train", "scale", "selection",
+        "seed", "dataset",
+    )  # fmt: skip
     out = {key: record[key] for key in kept if record.get(key) is not None}
     return out | {"run": cell.run.id, "measure": _yaml(cell.measure.settled()), "made": _time(path)}
 

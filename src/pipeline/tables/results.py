@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
@@ -46,7 +47,9 @@ class CellFile(BaseModel):
     alpha: float | None = None
     """Exponent of the video-video score that was used; None where a single score is measured."""
     coverage: float | None = None
-    """Fraction of what should have been measured that was; None where it is always all."""
+    """Share of the test clips that the data set's lists name which were there; None where it is not known."""
+    coverage_train: float | None = None
+    """The same of the training clips."""
 
 
 @dataclass(frozen=True)
@@ -212,9 +215,12 @@ def _remarks(entry: Entry, found: list[CellFile]) -> list[str]:
     if alphas and measure.score == "both" and measure.metric == "accuracy_pct":
         chosen = " (chosen on validation)" if measure.alpha == "val" else ""
         notes.append(f"alpha {'/'.join(f'{alpha:g}' for alpha in alphas)}{chosen}")
-    coverage = min((cell.coverage for cell in found if cell.coverage is not None), default=1.0)
-    if coverage < 1:
-        notes.append(f"coverage {100 * coverage:.1f} %")
+    if measure.metric == "params_m":
+        return notes
+    for split, key in (("test", "coverage"), ("training", "coverage_train")):
+        coverage = min((share for cell in found if (share := getattr(cell, key)) is not None), default=1.0)
+        if coverage < 1:  # rounded down: 99.97 is not all
+            notes.append(f"{math.floor(1000 * coverage + 1e-9) / 10:.1f} % of the {split} clips")
     return notes
 
 

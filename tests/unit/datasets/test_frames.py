@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import time
 import tracemalloc
 
@@ -262,6 +263,56 @@ def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
     build_frame_store(index, root, store, POLICY)  # another index: made anew
     assert FrameStore(store).clips == ["c0"]
     assert len(list(store.glob("shard-*.bin"))) == 1
+
+
+def test_a_changed_index_decodes_only_what_is_new(tmp_path, monkeypatch):
+    _, videos = data_set(tmp_path)
+    root, store, index = tmp_path / "copies", tmp_path / "store", tmp_path / "index.csv"
+    root.mkdir()
+    clips = [Clip(f"c{i}", f"c{i}.mp4", "x", "train") for i in range(70)]
+    for i, clip in enumerate(clips):
+        shutil.copy(videos / f"v{i % 3}.mp4", root / clip.path)
+    build_frame_store(write_index(index, clips[5:]), root, store, POLICY)
+    decoded, stop = [], [5]
+
+    def counting(function, jobs, workers, timeout):
+        for job, result in zip(jobs, guarded_map(function, jobs, workers, timeout), strict=True):
+            if len(decoded) == stop[0]:
+                raise KeyboardInterrupt
+            decoded.append(os.path.basename(job))
+            yield result
+
+    monkeypatch.setattr(module, "guarded_map", counting)
+    write_video(root / "c40.mp4", n=9, shift=30)  # another video of the same name
+    new = [clip for i, clip in enumerate(clips) if i not in (50, 51)]
+    write_index(index, new)
+    with pytest.raises(KeyboardInterrupt):
+        build_frame_store(index, root, store, POLICY)
+    assert decoded == ["c0.mp4", "c1.mp4", "c2.mp4", "c3.mp4", "c4.mp4"] and list((store / "kept").iterdir())
+    stop[0] = -1
+    build_frame_store(index, root, store, POLICY)
+    assert decoded[5:] == ["c40.mp4"]
+    assert not (store / "kept").exists() and not list(store.glob(".*"))
+    monkeypatch.undo()
+    build_frame_store(index, root, tmp_path / "fresh", POLICY)
+    names = sorted(path.name for path in store.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "fresh").iterdir())
+    for name in names:
+        if not name.endswith((".json", ".npz")):  # they have times
+            assert (store / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
+    ours, fresh = FrameStore(store), FrameStore(tmp_path / "fresh")
+    for i in range(len(new)):
+        np.testing.assert_array_equal(ours.read(i), fresh.read(i))
+        assert (ours.fps(i), ours.source_frames(i)) == (fresh.fps(i), fresh.source_frames(i))
+
+
+def test_another_policy_keeps_nothing(tmp_path):
+    index, root = data_set(tmp_path)
+    store = tmp_path / "store"
+    build_frame_store(index, root, store, POLICY)
+    (store / "manifest.json").unlink()
+    build_frame_store(index, root, store, {**POLICY, "frames": 4})
+    assert not (store / "kept").exists() and FrameStore(store).n_frames(0) == 4
 
 
 def test_unreadable_clips_are_left_out_and_listed(tmp_path):

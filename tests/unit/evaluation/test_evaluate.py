@@ -25,6 +25,7 @@ from pipeline.experiment import Cell
 from pipeline.models.build import load_trained
 from pipeline.models.methods.base import FewShotModel
 from pipeline.training.train import train_run
+from pipeline.workspace import Workspace
 
 # ----------------------------------------------------------------------------------------------- scores
 
@@ -142,6 +143,29 @@ def test_a_cell_is_the_accuracy_of_its_scores(trained):
     # one file of scores serves every kind of score of a shot
     names = {scores_path(ws, run, cell.measure, "test") for cell in (both, vv, vt, fixed)}
     assert len(names) == 1 and scores_path(ws, run, five.measure, "test") not in names
+
+
+def test_a_cell_says_how_much_of_its_data_set_was_there(trained, world, tmp_path):
+    ws, run, cells = trained
+    assert {(_record(ws, cell)["coverage"], _record(ws, cell)["coverage_train"]) for cell in cells} == {(1.0, 1.0)}
+    partial = Workspace(tmp_path / "partial")
+    for name in ("scores", "runs"):
+        (partial.root / name).parent.mkdir(exist_ok=True)
+        (partial.root / name).symlink_to((ws.root / name).resolve())
+    partial.store(run).mkdir(parents=True)
+    counts = {"train": {"listed": 8, "present": 4}, "test": {"listed": 4, "present": 3}}
+    (partial.store(run) / "manifest.json").write_text(json.dumps({"coverage": counts}))
+    (path,) = measure_run(run, cells[1:2], partial, search_in_process)
+    record = json.loads(path.read_text())
+    assert (record["coverage"], record["coverage_train"]) == (0.75, 0.5)
+    assert record["value"] == _record(ws, cells[1])["value"] and record["cell"] == cells[1].id
+    # scores of other clips are others: what was cached of the whole set, or of other parts of it, is not read
+    names = set()
+    for present in ("", "12345678", "abcdefab"):
+        (partial.store(run) / "manifest.json").write_text(json.dumps({"coverage": counts, "present": present}))
+        names.add(scores_path(partial, run, cells[1].measure, "test").name)
+        assert bool(needed_scores(cells[1:2], partial)) == bool(present)
+    assert len(names) == 3 and scores_path(ws, run, cells[1].measure, "test").name in names
 
 
 def test_alpha_comes_from_the_validation_classes_and_the_whole_curve_is_kept(trained):

@@ -198,8 +198,14 @@ def test_a_given_alpha_is_not_called_chosen(make, folder):
 def test_incomplete_coverage_is_noted(make, folder):
     plan = make()
     (entry,) = plan.table_entries("one", "fig3")
-    write_cell(folder, entry.cells[0], coverage=0.954)
-    assert records(plan, "one", "fig3", folder / "results")[0].note.endswith("coverage 95.4 %")
+    whole = records(plan, "one", "fig3", folder / "results")[0].note
+    write_cell(folder, entry.cells[0], coverage=1.0, coverage_train=1.0)
+    assert records(plan, "one", "fig3", folder / "results")[0].note == whole
+    write_cell(folder, entry.cells[0], coverage=0.9234, coverage_train=1.0)
+    assert records(plan, "one", "fig3", folder / "results")[0].note == f"{whole}; 92.3 % of the test clips"
+    write_cell(folder, entry.cells[0], coverage=0.9999, coverage_train=0.5)
+    found = records(plan, "one", "fig3", folder / "results")[0].note
+    assert found == f"{whole}; 99.9 % of the test clips; 50.0 % of the training clips"
 
 
 def test_seeds_are_averaged_and_their_intervals_pooled(make, folder):

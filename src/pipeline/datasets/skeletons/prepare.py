@@ -7,14 +7,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import Field
 
 from pipeline.config import parse
-from pipeline.datasets.index import write_csv, write_index, write_text
+from pipeline.datasets.coverage import MISSING
+from pipeline.datasets.index import COLUMNS, LISTED, Clip, write_csv, write_index, write_text
+from pipeline.datasets.skeletons import ntu
 from pipeline.datasets.skeletons.feeder import Feed
 from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
 from pipeline.datasets.skeletons.protocols import (
@@ -26,7 +29,7 @@ from pipeline.datasets.skeletons.protocols import (
     one_shot_split,
     split_clips,
 )
-from pipeline.datasets.skeletons.readers import JOINTS, SourceSpec, open_source
+from pipeline.datasets.skeletons.readers import JOINTS, Source, SourceSpec, open_source
 from pipeline.datasets.skeletons.store import ReportProgress, SkeletonStore, build_skeleton_store
 from pipeline.errors import UserError
 from pipeline.experiment import Frozen
@@ -34,7 +37,7 @@ from pipeline.experiment import Frozen
 # Keys of a definition that other parts of the pipeline read.
 OTHER_KEYS = (
     "kind", "name", "texts", "corpora", "describe", "download", "available", "workers", "licence", "homepage", "note",
-    "contents",
+    "contents", "min_coverage",
 )  # fmt: skip
 
 
@@ -73,16 +76,21 @@ class SkeletonDefinition(Frozen):
         return made.model_copy(update={"source": source, "policy": policy})
 
 
-def prepare_skeletons(definition: SkeletonDefinition, folder: str | Path) -> Path:
+def prepare_skeletons(definition: SkeletonDefinition, folder: str | Path, available: str | Path = "") -> Path:
     """List the clips of a data set and their splits (base train, novel test, validation val).
 
     Writes into `folder`: `index.csv`; `unreadable.csv`, clips known to be unusable, with the reason; `protocol.json`,
-    the protocol and its classes. Returns the index. Raises UserError when the definition does not fit the data.
+    the protocol and its classes; with `available`, the published names of the samples (NTU RGB+D), `listed.csv`
+    holds those that the protocol uses, found or not. Returns the index. Raises UserError when the definition does not
+    fit the data.
     """
     folder, source = Path(folder), open_source(definition.source)
     sets = class_sets(definition.protocol, source)
     clips = split_clips(definition.protocol, sets, source)
-    write_csv(folder / "unreadable.csv", ("path", "reason"), source.missing)
+    lost = _not_found(available, sets, source) if available and Path(available).is_file() else []
+    unreadable = [*source.missing, *((clip.path, MISSING) for clip in lost)]
+    write_csv(folder / "unreadable.csv", ("path", "reason"), unreadable)
+    write_csv(folder / LISTED, COLUMNS, (tuple(asdict(clip).values()) for clip in (*clips, *lost)))
     content = {
         "protocol": definition.protocol.model_dump(mode="json"),
         "classes": list(source.classes),
@@ -95,12 +103,29 @@ def prepare_skeletons(definition: SkeletonDefinition, folder: str | Path) -> Pat
     return write_index(folder / "index.csv", clips)
 
 
+def _not_found(available: str | Path, sets: ClassSets, source: Source) -> list[Clip]:
+    """Samples of a published list of names that the protocol uses and the source has not."""
+    split_of = dict.fromkeys(sets.base, "train") | dict.fromkeys(sets.novel, "test")
+    split_of |= dict.fromkeys(sets.validation, "val")
+    have = {item.clip for item in source.items} | {PurePosixPath(path).stem for path, _ in source.missing}
+    lost = []
+    for name in map(str.strip, Path(available).read_text(encoding="utf-8").splitlines()):
+        parsed = ntu.parse_name(name)
+        if parsed is None or name in have or parsed.action > len(source.classes):
+            continue
+        label = source.classes[parsed.action - 1]
+        if label in split_of:
+            lost.append(Clip(name, f"{name}{ntu.SUFFIX}", label, split_of[label]))
+    return lost
+
+
 def make_skeleton_store(
     definition: SkeletonDefinition,
     folder: str | Path,
     store: str | Path,
     workers: int = 1,
     progress: ReportProgress | None = None,
+    audit: Callable[[list[tuple[Clip, str]]], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Build the store of the data set that was prepared in `folder`; returns its manifest.
 
@@ -110,7 +135,7 @@ def make_skeleton_store(
     """
     source = open_source(definition.source)
     index = Path(folder) / "index.csv"
-    manifest = build_skeleton_store(index, source, store, definition.policy, workers, progress)
+    manifest = build_skeleton_store(index, source, store, definition.policy, workers, progress, audit)
     built = SkeletonStore(store)
     load_split(folder, built).write(Path(store) / "split.csv")
     rows = [(name, n, definition.expected.get(name, "")) for name, n in count_clips(folder, built).items()]

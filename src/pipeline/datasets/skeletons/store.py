@@ -49,13 +49,16 @@ def build_skeleton_store(
     policy: SkeletonPolicy,
     workers: int = 1,
     progress: ReportProgress | None = None,
+    audit: Callable[[list[tuple[Clip, str]]], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Read and clean the clips of `index_csv` (their paths are the source's) into the store `folder`.
 
     Returns its manifest. A complete store is left alone; a build that was interrupted goes on after its finished
-    shards. Clips that cannot be used are left out and listed in `skipped.csv`. progress(done, all) is called after
-    each shard; without it a `progress.bar` is shown. Memory does not grow with the number of clips. `workers` > 1
-    starts processes (spawn), which the calling script must allow by a __main__ guard.
+    shards. Clips that cannot be used are left out and listed in `skipped.csv`; `audit` is given them before the store
+    is finished: what it raises leaves the shards as they are, what it returns goes into the manifest.
+    progress(done, all) is called after each shard; without it a `progress.bar` is shown. Memory does not grow with
+    the number of clips. `workers` > 1 starts processes (spawn), which the calling script must allow by a __main__
+    guard.
 
     Raises UserError when the folder holds a complete store of another policy, no clip can be used, a worker dies,
     or the disk is full.
@@ -74,7 +77,7 @@ def build_skeleton_store(
         _prepare_folder(folder, identity)
         with _reporting(progress, len(clips)) as report:
             _write_shards(clips, source, folder, policy, workers if source.parallel else 1, report)
-        return _finish(clips, folder, identity)
+        return _finish(clips, folder, identity, audit or (lambda _: {}))
     except BrokenProcessPool:
         raise UserError(
             f"a process that read skeletons for {folder} was ended (out of memory?); finished parts are kept: "
@@ -257,7 +260,12 @@ def _write_shard(
     return record
 
 
-def _finish(clips: Sequence[Clip], folder: Path, identity: Mapping[str, Any]) -> Path:
+def _finish(
+    clips: Sequence[Clip],
+    folder: Path,
+    identity: Mapping[str, Any],
+    audit: Callable[[list[tuple[Clip, str]]], Mapping[str, Any]],
+) -> Path:
     """Write data, table, index, skipped clips and, last, the manifest; then remove what is left of the shards."""
     shards = range(-(-len(clips) // SHARD))
     records = [_read_json(_blob(folder, shard).with_suffix(".json")) for shard in shards]
@@ -270,6 +278,7 @@ def _finish(clips: Sequence[Clip], folder: Path, identity: Mapping[str, Any]) ->
         raise UserError(
             f"none of the {len(clips)} skeleton clips can be used; the first, {skipped[0][1]}: {skipped[0][2]}"
         )
+    audited = audit([(clip, row["skipped"]) for clip, row in both if "skipped" in row])
     persons = np.array([row["m"] for _, row in kept], dtype=np.int64)
     frames = np.array([row["t"] for _, row in kept], dtype=np.int64)
     joints, channels, _ = identity["shape"]
@@ -292,6 +301,7 @@ def _finish(clips: Sequence[Clip], folder: Path, identity: Mapping[str, Any]) ->
         "bytes": int(numbers.sum()) * np.dtype(identity["policy"]["dtype"]).itemsize,
         "seconds": round(sum(record["seconds"] for record in records), 3),  # type: ignore[index]
         "skipped": len(skipped),
+        **audited,
     }
     path = write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     for left in folder.glob("shard-*"):

@@ -150,6 +150,10 @@
     return found.length ? make("div", {class: "charts"}, ...found) : null;
   }
 
+  function share(value) {  // rounded down: 99.97 is not all
+    return value === undefined ? undefined : `${Math.floor(1000 * value + 1e-9) / 10} %`;
+  }
+
   function about(id, several) {
     const cell = data.cells[id], parts = [];
     if (several) parts.push(make("h3", {}, `Seed ${cell ? cell.seed : id}`));
@@ -159,7 +163,8 @@
     parts.push(list([
       ["value", `${cell.value.toFixed(cell.metric === "params_m" ? 3 : 2)}${half} (${cell.metric}, n = ${cell.n})`],
       ["scale", cell.scale], ["seed", cell.seed], ["checkpoint selection", cell.selection], ["data set", cell.dataset],
-      ["alpha", cell.alpha], ["coverage", cell.coverage], ["run", cell.run], ["cell", id],
+      ["alpha", cell.alpha], ["test clips that were there", share(cell.coverage)],
+      ["training clips that were there", share(cell.coverage_train)], ["run", cell.run], ["cell", id],
       ["measured", cell.made], ["trained", run && run.made], ["weights", run && run.weights],
       ["evaluation took", run && run.evaluation],
     ]));

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline.datasets.coverage import Audit, read_coverage
 from pipeline.datasets.index import read_index
 from pipeline.datasets.skeletons.prepare import (
     SkeletonDefinition,
@@ -229,6 +230,22 @@ def test_stages(ntu, tmp_path):
     assert "novel,a,1,S001C003P008R001A001" in (folder / "split.csv").read_text()
     with pytest.raises(UserError, match="prepare the data set first"):
         load_split(tmp_path / "nowhere", store)
+
+
+def test_samples_of_a_published_list_that_are_not_there_are_listed(ntu, tmp_path):
+    names = sorted(path.stem for path in (tmp_path / "raw").iterdir())
+    others = ["S001C003P009R001A003", "S001C003P009R001A002", "S001C003P009R001A005"]  # of c (novel), b, and none
+    (tmp_path / "names.txt").write_text("\n".join(names + others))
+    made, folder = SkeletonDefinition.read(ntu, "mine.yaml"), tmp_path / "set"
+    prepare_skeletons(made, folder, tmp_path / "names.txt")
+    assert (folder / "unreadable.csv").read_text().splitlines()[1:] == [
+        f"{name}.skeleton,the file is missing" for name in others[:2]
+    ]
+    audit = Audit("mine", folder, folder / "store", 0.5)
+    make_skeleton_store(made, folder, folder / "store", audit=audit)
+    assert read_coverage(folder / "store") == {"train": 4 / 5, "test": 4 / 5}
+    prepare_skeletons(made, folder, tmp_path / "no such list")
+    assert len(read_index(folder / "listed.csv")) == 8
 
 
 def test_an_exemplar_that_cannot_be_used_stops_before_training(ntu, tmp_path):
