@@ -261,6 +261,7 @@ def taught(semi, tmp_path_factory):
 def test_the_spread_of_the_teacher_is_that_of_its_passes(semi, taught, monkeypatch):
     ws, run = taught
     cell = semi.cell("sefar", selection="last", measure={"metric": "teacher_spread_pct", "episodes": 7})
+    assert cell.id == semi.cell("sefar", selection="last", measure={"metric": "teacher_spread_pct"}).id
     assert cell.run.id == run.id and len(needed_values([cell], ws)) == 1
     assert score_run(run, [cell], ws) == 1 and not needed_values([cell], ws)
     (path,) = measure_run(run, [cell], ws, search_in_process)
