@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.plan import Plan
 
 LEVEL = {"lga": 78, "task_adapter_pp": 62, "task_adapter": 56, "clip_fsar": 70, "clip_finetune": 40}
+MOVES = [f"{move} {way}" for move in ("cartwheel", "hop", "lean") for way in ("left", "right")]
 CURVE = ("step", "loss", "loss_matching", "accuracy", "learning_rate", "seconds", "validation_accuracy")
 
 
@@ -48,9 +49,33 @@ def _cell(cell) -> dict:
         depth = depth if isinstance(depth, int) else 4
         value = LEVEL.get(run.method, 50) + 8 * math.log(1 + depth) / math.log(13) + noise.gauss(0, 1.5)
         value, half = value - 3 * (measure.way - 5) + 6 * (measure.shot > 1), 54 / math.sqrt(measure.episodes or 200)
-    return {
+    more: dict = {}
+    if measure.metric == "teacher_spread_pct":
+        more["teacher"] = _teacher(noise)
+        value, half = 100 * sum(more["teacher"]["deviation"]) / 200, 0.4
+    elif measure.metric == "opposite_pct":
+        more = {"confusion": _confusion(noise), "classes": MOVES}
+        places = [(true, said) for true in range(6) for said in range(6)]
+        value = 100 * sum(more["confusion"][t][s] for t, s in places if s == t ^ 1) / (18 * 6)
+    return more | {
         "cell": cell.id, "run": run.id, "metric": measure.metric, "value": value, "ci95": half,
         "n": measure.episodes or 200, "alpha": 0.4 if searched else None, "alpha_curve": curve if searched else None,
         "dataset": run.dataset.rsplit("-", 1)[0], "scale": run.scale, "selection": run.selection, "seed": run.seed,
         "coverage": None, "measure": measure.model_dump(mode="json"),
     }  # fmt: skip
+
+
+def _teacher(noise: random.Random) -> dict:
+    """Of 200 videos: the surer and the steadier, the more often right."""
+    confidence = [0.2 + 0.8 * noise.random() for _ in range(200)]
+    deviation = [0.25 * (1.05 - value) * (0.5 + noise.random()) for value in confidence]
+    return {"confidence": confidence, "deviation": deviation, "right": [noise.random() < c for c in confidence]}
+
+
+def _confusion(noise: random.Random) -> list[list[int]]:
+    """Of 18 videos of each of 6 classes."""
+    table = [[0] * 6 for _ in range(6)]
+    for true in range(6):
+        for said in noise.choices([true, true ^ 1, noise.randrange(6)], (6, 2, 1), k=18):
+            table[true][said] += 1
+    return table

@@ -17,6 +17,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SCORES = ("vv", "vt", "both")
+SCORED = ("accuracy_pct", "opposite_pct")
+"""Metrics that are read off the scores of a test; the others come from the model itself."""
 
 
 def canonical(value: Any) -> str:
@@ -104,7 +106,9 @@ class Run(Frozen):
 class Measure(Frozen):
     """How a trained run is measured; none of this reaches `Run.id`."""
 
-    metric: Literal["accuracy_pct", "time_ms", "params_m", "teacher_time_share_pct"] = "accuracy_pct"
+    metric: Literal[
+        "accuracy_pct", "opposite_pct", "time_ms", "params_m", "teacher_time_share_pct", "teacher_spread_pct"
+    ] = "accuracy_pct"
     way: int = 5
     shot: int = 1
     query: int = 1
@@ -135,12 +139,12 @@ class Measure(Frozen):
             changes |= {"alpha": 1.0 if self.score == "vv" else 0.0, "alpha_grid": (), "val_episodes": 0}
         elif self.alpha != "val":
             changes |= {"alpha_grid": (), "val_episodes": 0}
-        if self.metric != "accuracy_pct":
+        if self.metric not in SCORED:
             changes |= {"alpha": 1.0, "alpha_grid": (), "val_episodes": 0, "episodes": 0, "score": "both"}
         if self.metric == "params_m":
             return Measure(metric="params_m", part=self.part, **changes)
-        if self.metric == "teacher_time_share_pct":
-            return Measure(metric="teacher_time_share_pct", **changes)
+        if self.metric in ("teacher_time_share_pct", "teacher_spread_pct"):
+            return Measure(metric=self.metric, **changes)
         changes["part"] = ""
         return self.model_copy(update=changes)
 

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.coverage import present_clips, read_coverage
+from pipeline.datasets.index import read_index
 from pipeline.errors import UserError
+from pipeline.evaluation.confusion import check_pairs, confusion, opposite
 from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, summary
-from pipeline.experiment import Cell, Measure, Run, digest
+from pipeline.experiment import SCORED, Cell, Measure, Run, digest
 from pipeline.workspace import Workspace, write_json
 
 VALIDATION_SEED = 2  # of the episodes that choose alpha: other ones than those that select the checkpoint
@@ -46,7 +48,7 @@ def needed_scores(cells: Sequence[Cell], ws: Workspace) -> dict[Path, tuple[Meas
     wanted: dict[Path, tuple[Measure, str]] = {}
     for cell in cells:
         measure = cell.measure.settled()
-        if measure.metric != "accuracy_pct":
+        if measure.metric not in SCORED:
             continue
         wanted[scores_path(ws, cell.run, measure, "test")] = (measure, "test")
         if measure.alpha == "val":
@@ -60,17 +62,19 @@ def needed_work(cells: Sequence[Cell], ws: Workspace) -> bool:
 
 
 def needed_values(cells: Sequence[Cell], ws: Workspace) -> dict[Path, Measure]:
-    """Files of times and parameter counts that `cells` need and that are not there yet."""
-    wanted = {value_path(ws, c.run, c.measure): c.measure for c in cells if c.measure.metric != "accuracy_pct"}
+    """Files of what is read off the model itself (`value_path`) that `cells` need and that are not there yet."""
+    wanted = {value_path(ws, c.run, c.measure): c.measure for c in cells if c.measure.metric not in SCORED}
     return {path: measure for path, measure in wanted.items() if not path.is_file()}
 
 
 def value_path(ws: Workspace, run: Run, measure: Measure) -> Path:
-    """File of what `measure` reads off the model itself: the milliseconds of tasks, or a number of parameters."""
+    """File of what `measure` reads off the model itself: times, a number of parameters, a teacher's predictions."""
     if measure.metric == "params_m":
         return ws.scores(run.id) / f"params-{measure.part or 'all'}.json"
     if measure.metric == "teacher_time_share_pct":
         return ws.scores(run.id) / "teacher-time.json"
+    if measure.metric == "teacher_spread_pct":
+        return ws.scores(run.id) / "teacher.json"
     task = measure.model_dump(include={"way", "shot", "query", "episode_seed", "matcher"})
     return ws.scores(run.id) / f"time-{measure.way}way-{measure.shot}shot-{digest(task)}.json"
 
@@ -104,9 +108,14 @@ def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[
         record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text())["milliseconds"]))
     elif measure.metric == "teacher_time_share_pct":
         record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text())["percent"]))
+    elif measure.metric == "teacher_spread_pct":
+        found = json.loads(value_path(ws, run, measure).read_text())
+        record |= summary(100 * np.asarray(found["deviation"])) | {"teacher": found}
     elif measure.metric == "params_m":
         count = json.loads(value_path(ws, run, measure).read_text())["parameters"]
         record |= {"value": count / 1e6, "ci95": None, "n": 1}
+    elif measure.metric == "opposite_pct":
+        record |= _opposites(cell, ws)
     else:
         scores = EpisodeScores.load(scores_path(ws, run, measure, "test"))
         alpha = measure.alpha
@@ -119,6 +128,23 @@ def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[
     path = ws.cell(cell.id)
     write_json(path, record)
     return path
+
+
+def _opposites(cell: Cell, ws: Workspace) -> dict[str, Any]:
+    """What a cell of opposite_pct holds: the number, and `confusion` of the `classes`, counts of videos.
+
+    Raises:
+        UserError: the test is no choice among all classes of the data set, or these are no pairs.
+    """
+    run, measure = cell.run, cell.measure.settled()
+    scores = EpisodeScores.load(scores_path(ws, run, measure, "test"))
+    classes = sorted({clip.label for clip in read_index(ws.store(run) / "index.csv")})
+    if scores.labels.shape[1] != 1 or scores.log_vv.shape[-1] != len(classes):
+        raise UserError(f"{run.id}: opposite_pct needs a test in which every video is told from all classes")
+    check_pairs(classes, run.dataset)
+    right, said = scores.labels[:, 0], fused(scores, measure.score, measure.alpha)[:, 0].argmax(-1)
+    table = confusion(said, right, len(classes))
+    return summary(opposite(said, right)) | {"confusion": table.tolist(), "classes": classes}
 
 
 def search_in_process(name: str, files: dict[str, Path], grid: Sequence[float]) -> dict[str, Curve]:

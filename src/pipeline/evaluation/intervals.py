@@ -30,6 +30,20 @@ def ci95(values: ArrayLike) -> float:
     return float(Z95 * values.std(ddof=1) / math.sqrt(values.size))
 
 
+def wilson95(right: int, of: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, of which `right` of `of` independent tries were seen: its two ends, 0..1.
+
+    It is not symmetric and stays within 0..1, so it holds for few tries and for shares near 0 and 1 as well.
+
+    Raises:
+        ValueError: no try, or more right ones than there were.
+    """
+    from scipy.stats import binomtest  # here: slow to import
+
+    found = binomtest(right, of).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def pool(values: Sequence[float], intervals: Sequence[float]) -> tuple[float, float]:
     """Mean over k training seeds and the half width of its 95 % interval.
 

@@ -36,6 +36,8 @@ def score_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> int:
             write_json(path, {"milliseconds": time_tasks(run, measure, model, task.store, ws)})
         elif measure.metric == "teacher_time_share_pct":
             write_json(path, {"percent": task.teacher_shares(model)})
+        elif measure.metric == "teacher_spread_pct":
+            write_json(path, task.teacher_predictions(model))
         else:
             write_json(path, {"parameters": tuned_parameters(model, measure.part)})
     return len(wanted) + len(values)

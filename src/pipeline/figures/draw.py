@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, unknown
+from pipeline.figures.single import BESIDE, SINGLE
 from pipeline.figures.style import COLOURS, DASHES, MARKS, canvas, caption, legend, write
 from pipeline.plan import Plan
 from pipeline.tables.render import layout
-from pipeline.tables.results import Record, papers_with, records
+from pipeline.tables.results import Record, papers_with, read_cell, records
 from pipeline.tables.spec import Table, table_stem
 
 if TYPE_CHECKING:
@@ -50,16 +51,22 @@ def draw(plan: Plan, paper: str, number: str, results_dir: Path | str = "results
     found = records(plan, paper, number, results_dir)
     if not any(record.status == "measured" for record in found):
         raise UserError(f"{paper}, {number}: nothing in it is measured, so there is nothing to draw")
-    figure = KINDS[table.figure.kind](table, found)
+    if table.figure.kind in SINGLE:
+        entries = [entry for entry in plan.table_entries(paper, number) if entry.cells]
+        cells = {(e.row, e.column): [read_cell(cell, results_dir) for cell in e.cells] for e in entries}
+        figure = SINGLE[table.figure.kind](table, found, cells)
+    else:
+        figure = KINDS[table.figure.kind](table, found)
     caption(figure, _measured(table, found))
     return figure
 
 
 def _measured(table: Table, found: list[Record]) -> str:
-    """How it was measured, and on what in place of what."""
+    """How it was measured, what is drawn beside the numbers, and what was measured in place of what."""
     parts = [part for record in found for part in record.note.split("; ") if part.startswith("measured on ")]
     stand_ins = f" {'; '.join(dict.fromkeys(parts)).capitalize()}." if parts else ""
-    return f"{layout(table, found).measured} Bars: 95 % intervals over test episodes.{stand_ins}"
+    beside = BESIDE.get(table.figure.kind, "Bars: 95 % intervals over test episodes.")
+    return f"{layout(table, found).measured} {beside}{stand_ins}"
 
 
 # Kinds

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.tables.spec import Table
 
 DECIMALS = {"time_ms": 2, "params_m": 3}  # of printed numbers; everything else has one
-LOWER_IS_BETTER = {"time_ms", "params_m", "teacher_time_share_pct"}
+LOWER_IS_BETTER = {"time_ms", "params_m", "teacher_time_share_pct", "teacher_spread_pct", "opposite_pct"}
 MISSING = "–"
 LEGEND = (
     "Entries: ours ± 95 % interval (published, difference); only in brackets: not measured here. "

@@ -30,7 +30,17 @@ from pipeline.workspace import Workspace
 
 DIGITS = 4  # decimals kept in CSV files
 FORMATS = ("csv", "md", "tex", "html", "wide.csv")  # of one paper's table
+BESIDE = {"teacher_spread_pct": ("teacher",), "opposite_pct": ("confusion", "classes")}
+"""Keys that a cell file of a metric has beside its number."""
 WIDE = ("value", "ci95", "published", "delta")  # of every column of a wide CSV file
+
+
+class TeacherVideos(BaseModel):
+    """What the teacher says of V test videos, in the order in which they were drawn."""
+
+    confidence: list[FiniteFloat]
+    deviation: list[FiniteFloat]
+    right: list[bool]
 
 
 class CellFile(BaseModel):
@@ -50,6 +60,12 @@ class CellFile(BaseModel):
     """Share of the test clips that the data set's lists name which were there; None where it is not known."""
     coverage_train: float | None = None
     """The same of the training clips."""
+    teacher: TeacherVideos | None = None
+    """Of teacher_spread_pct."""
+    confusion: list[list[int]] | None = None
+    """Of opposite_pct: videos of each true class (rows) that are taken for each class."""
+    classes: list[str] | None = None
+    """Their names."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +145,8 @@ def read_cell(cell: Cell, results_dir: Path | str = "results") -> CellFile:
     except (UserError, ValueError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise UserError(f"{path}: damaged cell file ({reason}); {again}") from None
+    if lacking := [key for key in BESIDE.get(found.metric, ()) if getattr(found, key) is None]:
+        raise UserError(f"{path}: damaged cell file (key {lacking[0]} is missing); {again}")
     for key, wanted in (("cell", cell.id), ("run", cell.run.id), ("metric", cell.measure.metric)):
         if getattr(found, key) != wanted:
             raise UserError(f"{path}: {key} is {getattr(found, key)!r} but should be {wanted!r}; {again}")

@@ -66,8 +66,10 @@ class Sweep(Strict):
 class Figure(Strict):
     """How a sheet is drawn."""
 
-    kind: Literal["lines", "bars", "scatter"] = Field(
-        description="lines: against the numbers in the names; bars: a group a column; scatter: second column on first"
+    kind: Literal["lines", "bars", "scatter", "spread", "reliability", "confusion"] = Field(
+        description="lines: against the numbers in the names; bars: a group a column; scatter: second column on first; "
+        "spread, reliability: single predictions of the teacher, from columns of teacher_spread_pct; confusion: a "
+        "matrix a row, from the column of opposite_pct"
     )
     x: str = Field(description="label of the axis, with its unit")
     y: str = Field(description="label of the axis, with its unit")

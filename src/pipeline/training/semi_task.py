@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -22,11 +23,13 @@ from pipeline.experiment import Measure
 from pipeline.models.build import build_video_classifier
 from pipeline.models.sefar import ElementSampler, SeFARModel
 from pipeline.models.sefar.losses import ssl_progress
+from pipeline.models.sefar.regulation import pseudo_labels
 from pipeline.progress import bar
 from pipeline.training.tasks import Task, epochs_as_steps
 
 TEST_CLIPS = 32  # videos that are tested at a time
 TIMED = 6  # iterations whose time is taken
+TEACHER_VIDEOS, TEACHER_SEED = 1000, 4  # test videos that the teacher is asked about (SeFAR, Figure 5), their draw
 VIEWS = ("centre", "random")
 LABELLED, UNLABELLED = 0, 1  # streams of random numbers
 
@@ -189,12 +192,16 @@ class SemiTask(Task):
     def _predict(self, model: SeFARModel, split: str) -> EpisodeScores:
         """Log-probabilities of the videos of a split, each of them an episode of its own."""
         number = {name: i for i, name in enumerate(self.store.classes())}
-        clips = [i for i, of in enumerate(self.store.splits) if of == split]
-        if not clips:
-            raise UserError(f"{self.run.dataset} has no video in the split {split}; set selection: last")
+        clips = self._clips(split)
         scores = self._over(model, clips, lambda elements: model.predict(elements).float().log_softmax(-1))
         labels = np.array([number[self.store.labels[clip]] for clip in clips])
         return EpisodeScores(scores[:, None].numpy(), None, labels[:, None])
+
+    def _clips(self, split: str) -> list[int]:
+        clips = [i for i, of in enumerate(self.store.splits) if of == split]
+        if not clips:
+            raise UserError(f"{self.run.dataset} has no video in the split {split}; set selection: last")
+        return clips
 
     @torch.no_grad()
     def features(self, model: SeFARModel, clips: list[int]) -> torch.Tensor:
@@ -226,18 +233,58 @@ class SemiTask(Task):
         rng = np.random.default_rng(np.random.SeedSequence([self.run.seed, 3, clip]))
         return read_elements(self.store, clip, self.sampler, ElementView(side, (1.0, 1.0)), rng)
 
+    @contextmanager
+    def _with_teacher(self, model: SeFARModel) -> Iterator[SemiItems]:
+        """What training sees, with a model that has a teacher: its own, or in a checkpoint of the supervised epochs
+        the copy of the student that it starts as, which is gone afterwards.
+
+        Raises UserError for a method without unlabelled videos.
+        """
+        if not self.run.train or (items := self.items(model)).warm >= items.epochs:
+            raise self._no_teacher()
+        without = model.teacher is None
+        if without:
+            model.start_teacher()
+        try:
+            yield items
+        finally:
+            if without:
+                model.teacher = None
+
+    def teacher_predictions(self, model: SeFARModel) -> dict[str, list]:
+        """What the teacher's passes say of up to `TEACHER_VIDEOS` test videos, drawn once for all runs on their set.
+
+        Of each video, in the order of the draw: confidence (the largest mean probability), deviation (the standard
+        deviation of that probability over the passes), right (whether its class is the true one).
+
+        Raises UserError for a method without unlabelled videos, or whose teacher predicts only once.
+        """
+        if model.threshold is not None:
+            raise UserError(f"{self.run.id}: with model.threshold the teacher predicts once, so nothing deviates")
+        number = {name: i for i, name in enumerate(self.store.classes())}
+        clips = np.random.default_rng(TEACHER_SEED).permutation(self._clips("test"))[:TEACHER_VIDEOS].tolist()
+
+        def see(weak: list[torch.Tensor]) -> torch.Tensor:
+            pseudo = pseudo_labels(model.teacher_logits(weak))
+            return torch.stack((pseudo.labels.double(), pseudo.confidence.double(), pseudo.deviation.double()), 1)
+
+        device = next(model.parameters()).device
+        with self._with_teacher(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(TEACHER_SEED)  # of the dropout
+            labels, confidence, deviation = self._over(model, clips, see).T.tolist()
+        right = [number[self.store.labels[clip]] == label for clip, label in zip(clips, labels, strict=True)]
+        return {"confidence": confidence, "deviation": deviation, "right": right}
+
     def teacher_shares(self, model: SeFARModel) -> list[float]:
         """Share in per cent of the teacher's predictions in the time of each of some iterations: data, losses,
         gradients, and the student's and the teacher's update. The weights stay as they are.
 
         Raises UserError for a method without unlabelled videos.
         """
-        items = self.items(model)
-        if items.warm >= items.epochs:
-            raise UserError(f"{self.run.id}: the method sees no unlabelled video, so it has no teacher")
-        without = model.teacher is None
-        if without:  # a checkpoint of the supervised epochs
-            model.start_teacher()
+        with self._with_teacher(model) as items:
+            return self._shares(model, items)
+
+    def _shares(self, model: SeFARModel, items: SemiItems) -> list[float]:
         optimizer = torch.optim.SGD(model.network.parameters(), lr=0.0)
         spent = [0.0]
         predict = model.teacher_logits
@@ -263,8 +310,6 @@ class SemiTask(Task):
             model.update_teacher(0)
             shares.append(100 * spent[0] / (_now() - start))
         del model.teacher_logits
-        if without:
-            model.teacher = None
         model.eval()
         return shares[2:]  # the first ones warm up
 

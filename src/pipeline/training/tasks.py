@@ -23,7 +23,7 @@ from pipeline.datasets.skeletons.prepare import SkeletonDefinition, load_split
 from pipeline.datasets.skeletons.protocols import OneShotSplit
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.datasets.transforms import ClipTransform
-from pipeline.errors import unknown
+from pipeline.errors import UserError, unknown
 from pipeline.evaluation.evaluate import scoring_of
 from pipeline.evaluation.few_shot import encode_clips, score_split, split_clips
 from pipeline.evaluation.one_shot import DATASETS, OneShot, OneShotResult, measure_one_shot, sequences
@@ -78,6 +78,17 @@ class Task:
     def scores(self, model: torch.nn.Module, measure: Measure, split: str) -> EpisodeScores:
         """Scores of the test (or validation) that `measure` names."""
         raise NotImplementedError
+
+    def teacher_shares(self, model: torch.nn.Module) -> list[float]:
+        """Share of a teacher's predictions in the time of training; UserError for a method without a teacher."""
+        raise self._no_teacher()
+
+    def teacher_predictions(self, model: torch.nn.Module) -> dict[str, list]:
+        """What a teacher predicts for test videos; UserError for a method without a teacher."""
+        raise self._no_teacher()
+
+    def _no_teacher(self) -> UserError:
+        return UserError(f"{self.run.id}: the method sees no unlabelled video, so it has no teacher")
 
 
 def epochs_as_steps(train: dict[str, Any], steps: int) -> dict[str, Any]:

@@ -343,6 +343,25 @@ def test_a_method_that_fuses_nothing_cannot_be_asked_for_its_own_score(trained):
     assert not ws.cell(cell.id).exists()
 
 
+def test_opposites_need_a_choice_among_all_classes(trained):
+    """Episodes name other classes each time."""
+    ws, run, (_, vv, *_) = trained
+    cell = Cell(run=run, measure=vv.measure.model_copy(update={"metric": "opposite_pct"}))
+    assert not needed_work([cell], ws)
+    with pytest.raises(UserError, match="opposite_pct needs a test in which every video is told from all classes"):
+        measure_run(run, [cell], ws, search_in_process)
+    assert not ws.cell(cell.id).exists()
+
+
+@pytest.mark.parametrize("metric", ["teacher_spread_pct", "teacher_time_share_pct"])
+def test_a_method_of_episodes_has_no_teacher(trained, metric):
+    ws, run, (_, vv, *_) = trained
+    cell = Cell(run=run, measure=vv.measure.model_copy(update={"metric": metric}))
+    with pytest.raises(UserError, match="so it has no teacher"):
+        score_run(run, [cell], ws)
+    assert not value_path(ws, run, cell.measure).exists()
+
+
 def test_cells_of_parameters_hold_the_count_in_millions(adapted, world):
     ws, run, cells = adapted
     model = load_trained(run, ws, world.store)

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from pipeline.errors import UserError
-from pipeline.evaluation.intervals import ci95, pool
+from pipeline.evaluation.intervals import ci95, pool, wilson95
 
 
 def test_ci95_is_the_normal_interval_of_a_mean():
@@ -29,6 +29,21 @@ def test_ci95_covers_the_mean_of_simulated_episodes():
 def test_ci95_needs_two_episodes(values):
     with pytest.raises(UserError, match="at least two episodes"):
         ci95(values)
+
+
+@pytest.mark.parametrize(("right", "of"), [(0, 7), (3, 20), (10, 20), (99, 100), (5, 5)])
+def test_wilson_is_its_formula(right, of):
+    z, share = stats.norm.ppf(0.975), right / of
+    middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
+    half = z / (1 + z**2 / of) * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    assert wilson95(right, of) == pytest.approx((middle - half, middle + half), abs=1e-12)
+    assert 0 <= wilson95(right, of)[0] <= share <= wilson95(right, of)[1] <= 1
+
+
+@pytest.mark.parametrize(("right", "of"), [(0, 0), (3, 2)])
+def test_wilson_needs_tries(right, of):
+    with pytest.raises(ValueError):
+        wilson95(right, of)
 
 
 def test_pool_of_one_seed_is_that_seed():

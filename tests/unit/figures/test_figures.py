@@ -39,23 +39,31 @@ def texts(figure) -> set[str]:
 
 def test_every_figure_of_a_paper_that_is_a_sheet_is_drawn(plan):
     sheets = [(paper, number) for paper, number in plan.tables() if number.startswith("fig")]
-    assert figures_of(plan) == sheets and len(sheets) == 5
+    assert figures_of(plan) == sheets and len(sheets) == 10
     assert figures_of(plan, "lga") == [("lga", "fig3")]
 
 
 @pytest.mark.parametrize(
-    "place", [("lga", "fig3"), *(("task_adapter", name) for name in ("fig8a", "fig8b", "fig9", "fig10"))]
+    "place",
+    [
+        ("lga", "fig3"),
+        *(("task_adapter", name) for name in ("fig8a", "fig8b", "fig9", "fig10")),
+        *(("sefar", name) for name in ("fig4a", "fig4b", "fig4c", "fig5", "fig8")),
+    ],
 )
 def test_a_figure_has_labels_legend_and_how_it_was_measured(plan, results, place):
     sheet = plan.papers[place[0]].tables[place[1]]
     written = texts(draw(plan, *place, results))
     assert {sheet.figure.x, sheet.figure.y} <= written
-    assert re.search(r"\((ms|%)\)", sheet.figure.y)
+    assert re.search(r"\((ms|%)\)", sheet.figure.y) or sheet.figure.kind == "confusion"
     everything = " ".join(written)
     measured = [row.name for row in sheet.rows if row.experiment]
-    for name in [c.name for c in sheet.columns] if sheet.figure.series == "columns" else measured:
+    by_column = sheet.figure.series == "columns" or sheet.figure.kind in ("spread", "reliability")
+    for name in [c.name for c in sheet.columns] if by_column else measured:
         assert name in everything
-    assert "Scale demo" in everything and "95 % intervals" in everything and "in place of" in everything
+    assert "Scale demo" in everything and "in place of" in everything
+    beside = {"spread": "standard deviation", "reliability": "Wilson intervals", "confusion": "Framed"}
+    assert beside.get(sheet.figure.kind, "95 % intervals") in everything
 
 
 def test_lines_are_the_records(plan, results):

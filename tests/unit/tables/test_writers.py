@@ -121,6 +121,15 @@ def test_best_and_second_best_are_marked_in_every_format(sheets):
                 assert mark in markdown(title, sheet, found)
 
 
+def test_fewer_opposites_are_better(sheets):
+    """Of Figure 8: the row with the smaller share is marked in the one column, that with the larger accuracy beside."""
+    *_, found, page = sheets["sefar", "fig8"]
+    values = {(record.row, record.column): record.value for record in found}
+    for place, (column, best) in enumerate((("Gym-New/opposite", min), ("Gym-New/accuracy", max))):
+        (marked,) = (row for row, places in page.rows if places[place].rank == 1)
+        assert values[marked, column] == best(values[row, column] for row, _ in page.rows)
+
+
 def test_two_measured_rows_have_a_best_and_no_second_best(sheets):
     _, _, _, page = sheets["task_adapter", "5"]
     assert {place.rank for _, places in page.rows for place in places} == {0, 1}

@@ -13,7 +13,7 @@ from tiny import CONFIG
 from pipeline.datasets.index import read_index
 from pipeline.datasets.prepare import make_frames, make_splits, synthesize
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import measure_run, needed_values, search_in_process
+from pipeline.evaluation.evaluate import measure_run, needed_scores, needed_values, search_in_process
 from pipeline.evaluation.score import score_run
 from pipeline.evaluation.scores import EpisodeScores
 from pipeline.models.build import WEIGHTS, load_weights
@@ -248,6 +248,118 @@ def test_the_time_of_the_teacher_is_measured_and_changes_nothing(semi, tmp_path)
     other = task_of(semi.cell("sefar_supervised").run, semi.ws)
     with pytest.raises(UserError, match="sees no unlabelled video"):
         other.teacher_shares(other.build())
+
+
+@pytest.fixture(scope="module")
+def taught(semi, tmp_path_factory):
+    """A trained run of SeFAR, in a workspace of its own."""
+    ws, run = semi.elsewhere(tmp_path_factory.mktemp("taught") / "ws"), semi.cell("sefar", selection="last").run
+    train_run(run, ws)
+    return ws, run
+
+
+def test_the_spread_of_the_teacher_is_that_of_its_passes(semi, taught, monkeypatch):
+    ws, run = taught
+    cell = semi.cell("sefar", selection="last", measure={"metric": "teacher_spread_pct", "episodes": 7})
+    assert cell.id == semi.cell("sefar", selection="last", measure={"metric": "teacher_spread_pct"}).id
+    assert cell.run.id == run.id and len(needed_values([cell], ws)) == 1
+    assert score_run(run, [cell], ws) == 1 and not needed_values([cell], ws)
+    (path,) = measure_run(run, [cell], ws, search_in_process)
+    record = json.loads(path.read_text())
+    found = record["teacher"]
+    assert record["n"] == 36 == len(found["confidence"]) == len(found["deviation"]) == len(found["right"])
+    assert record["value"] == pytest.approx(100 * np.mean(found["deviation"])) and record["value"] > 0
+    assert record["ci95"] == pytest.approx(1.96 * 100 * np.std(found["deviation"], ddof=1) / 6)
+
+    task = task_of(run, ws)
+    model = load_weights(task.build(), run, ws)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    passes, ask = [], model.teacher_logits
+
+    def listen(weak):
+        passes.append(ask(weak))
+        return passes[-1]
+
+    monkeypatch.setattr(model, "teacher_logits", listen)
+    state = torch.get_rng_state()
+    assert task.teacher_predictions(model) == found  # nothing about it is left to chance
+    assert torch.get_rng_state().equal(state)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+    each = torch.cat(passes, 1).double().softmax(-1).numpy()  # (U, V, C)
+    assert each.shape == (10, 36, 12)
+    names, test = task.store.classes(), [i for i, of in enumerate(task.store.splits) if of == "test"]
+    for video, clip in enumerate(np.random.default_rng(4).permutation(test)):
+        mean = each[:, video].mean(0)
+        best = int(mean.argmax())
+        assert found["confidence"][video] == pytest.approx(mean[best], rel=1e-5)
+        assert found["deviation"][video] == pytest.approx(np.std(each[:, video, best], ddof=1), rel=1e-4)
+        assert found["right"][video] == (names[best] == task.store.labels[clip])
+
+
+def test_the_teacher_is_asked_about_a_draw_of_the_test_videos(semi, taught, monkeypatch):
+    ws, run = taught
+    task = task_of(run, ws)
+    model = load_weights(task.build(), run, ws)
+    every = task.teacher_predictions(model)
+    monkeypatch.setattr("pipeline.training.semi_task.TEACHER_VIDEOS", 10)
+    few = task.teacher_predictions(model)
+    assert len(few["right"]) == 10 and few["right"] == every["right"][:10]
+    shown = []
+    monkeypatch.setattr(task, "_seen", lambda clip, side, seen=task._seen: shown.append(clip) or seen(clip, side))
+    task.teacher_predictions(model)
+    assert shown != sorted(shown) and {task.store.splits[clip] for clip in shown} == {"test"}
+
+
+def test_a_checkpoint_without_a_teacher_asks_the_copy_that_it_would_start_as(semi, taught):
+    ws, run = taught
+    task = task_of(run, ws)
+    model = load_weights(task.build(), run, ws)
+    own = task.teacher_predictions(model)
+    model.teacher = None
+    copy = task.teacher_predictions(model)
+    assert model.teacher is None and copy["confidence"] != own["confidence"]
+    model.start_teacher()
+    assert task.teacher_predictions(model) == copy
+
+
+def test_a_teacher_that_predicts_once_or_is_none_has_no_spread(semi):
+    once = task_of(semi.cell("sefar", model={"threshold": 0.3}).run, semi.ws)
+    with pytest.raises(UserError, match="predicts once, so nothing deviates"):
+        once.teacher_predictions(once.build())
+    none = task_of(semi.cell("sefar_supervised", model={"dropout": 0.5}).run, semi.ws)
+    model = none.build()
+    model.threshold = None
+    with pytest.raises(UserError, match="sees no unlabelled video"):
+        none.teacher_predictions(model)
+
+
+def test_opposites_are_read_off_the_scores_of_the_accuracy(semi, taught):
+    ws, run = taught
+    accurate = semi.cell("sefar", selection="last")
+    cell = semi.cell("sefar", selection="last", measure={"metric": "opposite_pct"})
+    assert cell.id != accurate.id and needed_scores([cell], ws).keys() == needed_scores([accurate], ws).keys()
+    assert score_run(run, [cell, accurate], ws) == 1 and not needed_values([cell, accurate], ws)
+    opposed, right = (
+        json.loads(path.read_text()) for path in measure_run(run, [cell, accurate], ws, search_in_process)
+    )
+    scores = EpisodeScores.load(next(ws.scores(run.id).glob("test-*.npz")))
+    said, truth = scores.log_vv[:, 0].argmax(-1), scores.labels[:, 0]
+    store = task_of(run, ws).store
+    names = opposed["classes"]
+    assert names == store.classes() and len(names) == 12
+    turn = {"left": "right", "up": "down", "clockwise": "counterclockwise"}
+    turn |= {there: here for here, there in turn.items()}
+    other = {name: " ".join(turn.get(word, word) for word in name.split()) for name in names}
+    assert set(other.values()) == set(names) and all(name != other[name] for name in names)
+    share = np.mean([names[one] == other[names[true]] for one, true in zip(said, truth, strict=True)])
+    assert opposed["value"] == pytest.approx(100 * share) and opposed["n"] == 36
+    table = np.array(opposed["confusion"])
+    assert table.shape == (12, 12) and (table.sum(1) == 3).all()
+    assert 100 * np.trace(table) / 36 == pytest.approx(right["value"])
+    for one, true in zip(said, truth, strict=True):
+        table[true, one] -= 1
+    assert not table.any()
 
 
 def test_a_released_test_is_random_but_repeats(semi):
