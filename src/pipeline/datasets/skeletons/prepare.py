@@ -79,7 +79,11 @@ def prepare_skeletons(definition: SkeletonDefinition, folder: str | Path) -> Pat
     Writes into `folder`: `index.csv`; `unreadable.csv`, clips known to be unusable, with the reason; `protocol.json`,
     the protocol and its classes. Returns the index. Raises UserError when the definition does not fit the data.
     """
+    from pipeline.models.skeleton.graph import get_graph
+
     folder, source = Path(folder), open_source(definition.source)
+    if source.layout not in ("", name := get_graph(definition.graph).name):
+        raise UserError(f"the skeletons of {source.root} are {source.layout}, not {name}; set graph: {source.layout}")
     sets = class_sets(definition.protocol, source)
     clips = split_clips(definition.protocol, sets, source)
     write_csv(folder / "unreadable.csv", ("path", "reason"), source.missing)
