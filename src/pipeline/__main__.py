@@ -100,6 +100,16 @@ def download(
 
 
 @app.command()
+def poses(key: Key, results: Results = Path("results"), workers: Workers = 1) -> None:
+    """Find the joints of the persons in the videos of a skeleton data set (`format: poses`, `videos`)."""
+    from pipeline.datasets.prepare import make_poses
+
+    ws = Workspace(results)
+    with job(ws, "poses", key):
+        print(make_poses(ws.read_asset(key), ws, workers))
+
+
+@app.command()
 def splits(key: Key, results: Results = Path("results"), workers: Workers = 1) -> None:
     """List the clips of a data set with class and split (index.csv), and check that they can be read."""
     from pipeline.datasets.prepare import make_splits

@@ -159,7 +159,7 @@ def extract_poses(
     del identity["device"]
     try:
         _claim(out, identity)
-        if not (out / "manifest.json").exists():
+        if not all((out / name).exists() for name in ("poses.csv", "manifest.json")):
             _write_shards(Path(root), videos, out, partial(estimate_clip, settings=settings, weights=weights), workers,
                           clip_timeout)  # fmt: skip
             _finish(videos, out, identity, len(weights))

@@ -1,23 +1,29 @@
 import csv
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from dots import OFFSETS
 from typer.testing import CliRunner
 
 from pipeline.__main__ import app
+from pipeline.datasets.index import read_index
+from pipeline.datasets.prepare import make_frames, make_poses, make_splits
 from pipeline.datasets.skeletons.prepare import SkeletonDefinition, make_skeleton_store, prepare_skeletons
 from pipeline.datasets.skeletons.readers import open_source
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.datasets.synthetic.writer import write_video
 from pipeline.errors import UserError
+from pipeline.experiment import Asset
 from pipeline.pose import extract
 from pipeline.pose.estimator import PoseSettings, open_estimator
 from pipeline.pose.extract import extract_poses, find_videos, read_shard, read_table
 from pipeline.pose.picture import write_picture
+from pipeline.workspace import Workspace
 
 SETTINGS = PoseSettings("dots:Dots")
 FRAMES = 6
@@ -225,6 +231,48 @@ def test_classes_of_poses(videos, tmp_path):
     assert [(item.clip, item.label) for item in found.items] == [("c0", "0"), ("c1", "1")]
     with pytest.raises(UserError, match="holds no finished poses"):
         open_source(spec | {"root": str(videos)})
+
+
+def test_poses_as_a_stage_of_the_workflow(videos, tmp_path):
+    """From `videos:` of a definition to the store, by the functions that the workflow calls."""
+    ws = Workspace(tmp_path / "results")
+    spec = {
+        "kind": "skeletons", "format": "poses", "graph": "openpose18", "pose": {"backend": "dots:Dots", "frames": 4},
+        "protocol": {"novel": ["jump", "sit"], "exemplars": "first"},
+        "policy": {"center": "neck"},
+    }  # fmt: skip
+    asset = Asset(name="own", spec=spec, options={"videos": str(videos)})
+    ws.dataset(asset.key).mkdir(parents=True)
+    table = make_poses(asset, ws, 1)
+    assert table == ws.dataset(asset.key) / "poses" / "poses.csv" and (table.parent / "preview.png").is_file()
+    table.unlink()  # as Snakemake does before it makes a file again
+    shard = table.with_name("shard-00000.npz").stat().st_mtime_ns
+    assert make_poses(asset, ws, 1).is_file() and table.with_name("shard-00000.npz").stat().st_mtime_ns == shard
+    assert {clip.label for clip in read_index(make_splits(asset, ws, 1))} == {"wave", "jump", "sit"}
+    store = SkeletonStore(make_frames(asset, ws, "store", {}, 1).parent)
+    assert len(store) == 9 and (store.joints, store.frames(0)) == (18, 4)
+    assert not store.read(0)[0, 0, 1, :2].any()  # the neck of the first frame is the origin
+    for change, message in (
+        ({"pose": {"backned": "rtmpose"}}, "unknown key 'backned'.*own.yaml, pose; did you mean 'backend'"),
+        ({"graph": {"names": ["a"], "parents": {"a": None}}}, "poses need a built-in graph"),
+        ({"format": "ntu"}, "format poses, with the key videos"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_poses(asset.model_copy(update={"spec": spec | change}), ws, 1)
+
+
+def test_the_documented_data_set(videos, tmp_path, repo):
+    text = (repo / "docs" / "pose.md").read_text()
+    for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S):
+        ((_, spec),) = yaml.safe_load(block)["datasets"].items()
+        run(videos, tmp_path / "poses", PoseSettings("dots:Dots", layout=spec["graph"]))
+        definition = SkeletonDefinition.read(spec | {"root": str(tmp_path / "poses")}, "docs/pose.md")
+        index = prepare_skeletons(
+            definition.model_copy(
+                update={"protocol": definition.protocol.model_copy(update={"novel": ["jump", "sit"]})}
+            ), tmp_path / "set",
+        )  # fmt: skip
+        assert len(read_index(index)) == 9
 
 
 # ------------------------------------------------------------------------------------------------ the command

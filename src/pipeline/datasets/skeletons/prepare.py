@@ -34,7 +34,7 @@ from pipeline.experiment import Frozen
 # Keys of a definition that other parts of the pipeline read.
 OTHER_KEYS = (
     "kind", "name", "texts", "corpora", "describe", "download", "available", "workers", "licence", "homepage", "note",
-    "contents",
+    "contents", "videos", "pose",
 )  # fmt: skip
 
 
