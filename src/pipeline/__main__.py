@@ -100,6 +100,16 @@ def download(
 
 
 @app.command()
+def poses(key: Key, results: Results = Path("results"), workers: Workers = 1) -> None:
+    """Find the joints of the persons in the videos of a skeleton data set (`format: poses`, `videos`)."""
+    from pipeline.datasets.prepare import make_poses
+
+    ws = Workspace(results)
+    with job(ws, "poses", key):
+        print(make_poses(ws.read_asset(key), ws, workers))
+
+
+@app.command()
 def splits(key: Key, results: Results = Path("results"), workers: Workers = 1) -> None:
     """List the clips of a data set with class and split (index.csv), and check that they can be read."""
     from pipeline.datasets.prepare import make_splits
@@ -262,6 +272,35 @@ def evaluate(run: RunId, results: Results = Path("results"), settings: Settings 
         record = json.loads(path.read_text())
         half = "" if record["ci95"] is None else f" +- {record['ci95']:.2f}"
         print(f"{path}: {record['value']:.2f}{half}")
+
+
+@app.command()
+def pose(
+    videos: Annotated[Path, typer.Argument(help="Folder of videos, or CSV file with the column path (index.csv).")],
+    out: Annotated[Path, typer.Option(help="Folder for the poses, which `format: poses` reads.")],
+    backend: Annotated[str, typer.Option(help="rtmpose, blazepose, or package.module:Class.")] = "rtmpose",
+    layout: Annotated[str, typer.Option(help="Skeleton: coco17, h36m17, openpose18 or ntu25.")] = "coco17",
+    persons: Annotated[int, typer.Option(min=1, max=8, help="Persons of a clip at most.")] = 2,
+    frames: Annotated[int, typer.Option(min=0, help="Frames of a clip at most, evenly spaced; 0 takes all.")] = 0,
+    models: Annotated[str, typer.Option(help="Folder with the backend's networks.")] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    root: Annotated[str, typer.Option(help="Where the paths of a CSV file start (default: its folder).")] = "",
+    pictures: Annotated[int, typer.Option(min=0, help="Draw so many clips into preview.png.")] = 3,
+    workers: Workers = 1,
+) -> None:
+    """Find persons and their joints in videos, for skeleton data sets; what was interrupted is continued."""
+    from pipeline.pose.estimator import PoseSettings
+    from pipeline.pose.extract import extract_poses, find_videos, read_table
+    from pipeline.pose.picture import write_picture
+
+    base, found = find_videos(videos, root)
+    print(extract_poses(base, found, out, PoseSettings(backend, layout, persons, frames, models, device), workers))
+    made = read_table(out)[0]
+    share = 100 * made["frames_with_person"] / made["all_frames"]
+    left = f", {made['failures']} left out (failures.csv)" if made["failures"] else ""
+    print(f"{made['clips']} clips{left}; somebody is found in {share:.1f} % of their {made['all_frames']} frames")
+    if pictures:
+        print(write_picture(out, base, pictures))
 
 
 Model = Annotated[str, typer.Option("--model", help="Folder of an exported model, in place of a run.")]

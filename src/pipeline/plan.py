@@ -21,7 +21,7 @@ from pipeline.tables.spec import Column, Paper, Row, Table, read_papers, table_s
 # Keys of a data set's definition that say where and how on this machine, not what.
 DATASET_OPTIONS = (
     "root", "lists", "labels", "names", "missing", "texts", "corpora", "describe", "expected", "workers", "licence",
-    "homepage", "note", "download", "available", "min_coverage",
+    "homepage", "note", "download", "available", "min_coverage", "videos",
 )  # fmt: skip
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")

@@ -52,6 +52,9 @@ def steps_of(plan: Plan, root: Path | str) -> Iterator[Step]:
             yield Step("data sets", key, "videos", made, logs / "generate_videos" / f"{key}.log")
         if key not in read:
             continue
+        if asset.spec["kind"] == "skeletons" and "videos" in asset.options:
+            made = (folder / "poses" / "poses.csv",)
+            yield Step("data sets", key, "poses", made, logs / "extract_poses" / f"{key}.log")
         yield Step("data sets", key, "splits", (folder / "index.csv",), logs / "split_classes" / f"{key}.log")
         if asset.spec["kind"] != "semi":
             yield Step("data sets", key, "text", (folder / "texts.json",), logs / "describe_classes" / f"{key}.log")

@@ -149,3 +149,21 @@ def test_a_download_and_described_classes_are_planned(workflow):
     assert jobs["download"] == 1 and jobs["describe_classes"] == 1
     assert "python -m pipeline text own-" in out
     assert "python -m pipeline download hmdb51 --record results/download/hmdb51.json" in out
+
+
+def test_poses_from_videos_are_planned(workflow):
+    own = {
+        "kind": "skeletons", "format": "poses", "videos": "data/own", "pose": {"backend": "blazepose"},
+        "graph": "ntu25", "texts": "none.json", "policy": {"bodies": 1}, "feed": {"frames": 16},
+        "protocol": {"novel": 3, "exemplars": "first",
+                     "bases": {f"{share}%": 3 for share in (20, 40, 50, 60, 80, 100)}},
+    }  # fmt: skip
+    path = workflow.folder / "poses.yaml"
+    path.write_text(
+        yaml.safe_dump({"substitute": {"ntu120_oneshot": "own", "ntu60_oneshot": "own"}, "datasets": {"own": own}})
+    )
+    status, out = workflow.run("results/crossglg/table1.csv", "--configfile", "tiny.yaml", path.name, "-n", "-p")
+    assert status == 0, out[-3000:]
+    assert _jobs(out)["extract_poses"] == 1
+    key = re.search(r"python -m pipeline poses (own-\w+) ", out)[1]
+    assert f"results/data/{key}/poses/poses.csv" in out and f"python -m pipeline splits {key} " in out

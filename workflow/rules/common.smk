@@ -132,8 +132,10 @@ def known(mapping, key, kind):
 
 
 def videos_of(wildcards):
-    """Synthetic videos are made first; others lie where the user has put them."""
+    """Synthetic videos are made first, and so are poses from videos; others lie where the user has put them."""
     asset = known(PLAN.datasets, wildcards.dataset, "data set")
+    if asset.spec["kind"] == "skeletons" and "videos" in asset.options:
+        return f"results/data/{wildcards.dataset}/poses/poses.csv"
     made = wildcards.dataset if asset.spec["kind"] == "synthetic" else None
     made = asset.spec.get("reads", made)
     return f"results/data/{made}/generated/annotations.csv" if made else []

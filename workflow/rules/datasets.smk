@@ -17,6 +17,20 @@ rule generate_videos:
         "python -m pipeline videos {wildcards.dataset} --workers {threads} > {log} 2>&1"
 
 
+rule extract_poses:
+    output:
+        "results/data/{dataset}/poses/poses.csv",
+    log:
+        "results/logs/extract_poses/{dataset}.log",
+    benchmark:
+        "results/benchmarks/extract_poses/{dataset}.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    threads: 2
+    shell:
+        "python -m pipeline poses {wildcards.dataset} --workers {threads} > {log} 2>&1"
+
+
 rule split_classes:
     input:
         videos_of,

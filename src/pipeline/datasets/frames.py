@@ -123,7 +123,7 @@ class ClipProbe:
 class EncodedClip:
     """Frames of a clip as the store keeps them; `source_frames` counts those of the video."""
 
-    frames: list[bytes]
+    frames: list[Any]
     fps: float
     source_frames: int
 
@@ -142,6 +142,16 @@ def encode_clip(path: str | Path, policy: FramePolicy) -> EncodedClip:
     header announces.
     """
     return _read(Path(path), partial(_encode, policy), policy.frames)
+
+
+def map_frames(path: str | Path, function: Callable[[np.ndarray], Any], frames: int = 0) -> EncodedClip:
+    """Decode a clip like `encode_clip` and keep what `function` makes of each frame, uint8 RGB (H, W, 3), in order.
+
+    frames: at most so many, evenly spaced; 0 takes all. A clip that decord cannot finish is begun again by PyAV; errors
+    of `function` that decoders raise, too (OSError, RuntimeError, ValueError, IndexError), count as theirs. Raises
+    Unreadable.
+    """
+    return _read(Path(path), function, frames)
 
 
 def probe_clip(path: str | Path) -> ClipProbe:

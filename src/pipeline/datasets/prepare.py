@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.datasets.skeletons.prepare import SkeletonDefinition
 
 KINDS = ("synthetic", "folder", "list", "skeletons", "semi")
-GENERATED = "generated"
+GENERATED, POSES = "generated", "poses"
 
 
 def video_root(asset: Asset, ws: Workspace) -> Path:
@@ -31,6 +31,8 @@ def video_root(asset: Asset, ws: Workspace) -> Path:
         return ws.dataset(asset.key) / GENERATED
     if "reads" in asset.spec:
         return ws.dataset(asset.spec["reads"]) / GENERATED
+    if asset.spec["kind"] == "skeletons" and "videos" in asset.options:
+        return ws.dataset(asset.key) / POSES
     root = asset.options.get("root")
     if not root:
         raise UserError(f"config/datasets/{asset.name}.yaml: key root is missing (where its files are)")
@@ -64,6 +66,32 @@ def synthesize(asset: Asset, ws: Workspace, workers: int) -> Path:
         raise unknown("key", min(odd), known, f"config/datasets/{asset.name}.yaml")
     generate(asset.spec["set"], video_root(asset, ws), workers=workers, **spec)
     return video_root(asset, ws) / "annotations.csv"
+
+
+def make_poses(asset: Asset, ws: Workspace, workers: int) -> Path:
+    """Extract the poses of a skeleton data set from its `videos`, as its key `pose` says; returns their table.
+
+    Raises:
+        UserError: it names no videos, a key is wrong, or see `pose.extract.extract_poses`.
+    """
+    from pipeline.pose.estimator import PoseSettings
+    from pipeline.pose.extract import extract_poses, find_videos
+    from pipeline.pose.picture import write_picture
+
+    where, wanted = f"config/datasets/{asset.name}.yaml", asset.spec.get("pose", {})
+    if asset.spec.get("format") != "poses" or "videos" not in asset.options:
+        raise UserError(f"{where}: poses are extracted for kind skeletons, format poses, with the key videos")
+    known = set(inspect.signature(PoseSettings).parameters) - {"layout"}  # the graph says it
+    if odd := set(wanted) - known:
+        raise unknown("key", min(odd), known, f"{where}, pose")
+    layout = asset.spec.get("graph", "ntu25")
+    if not isinstance(layout, str):
+        raise UserError(f"{where}: poses need a built-in graph (coco17, h36m17, openpose18, ntu25)")
+    out = video_root(asset, ws)
+    root, videos = find_videos(asset.options["videos"])
+    extract_poses(root, videos, out, PoseSettings(layout=layout, **wanted), workers)
+    write_picture(out, root)
+    return out / "poses.csv"
 
 
 def make_splits(asset: Asset, ws: Workspace, workers: int) -> Path:
@@ -227,4 +255,4 @@ def _copy(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-__all__ = ["make_frames", "make_splits", "make_texts", "pretrain_backbone", "synthesize", "video_root"]
+__all__ = ["make_frames", "make_poses", "make_splits", "make_texts", "pretrain_backbone", "synthesize", "video_root"]

@@ -37,7 +37,7 @@ from pipeline.experiment import Frozen
 # Keys of a definition that other parts of the pipeline read.
 OTHER_KEYS = (
     "kind", "name", "texts", "corpora", "describe", "download", "available", "workers", "licence", "homepage", "note",
-    "contents", "min_coverage",
+    "contents", "min_coverage", "videos", "pose",
 )  # fmt: skip
 
 
@@ -84,7 +84,11 @@ def prepare_skeletons(definition: SkeletonDefinition, folder: str | Path, availa
     holds those that the protocol uses, found or not. Returns the index. Raises UserError when the definition does not
     fit the data.
     """
+    from pipeline.models.skeleton.graph import get_graph
+
     folder, source = Path(folder), open_source(definition.source)
+    if source.layout not in ("", name := get_graph(definition.graph).name):
+        raise UserError(f"the skeletons of {source.root} are {source.layout}, not {name}; set graph: {source.layout}")
     sets = class_sets(definition.protocol, source)
     clips = split_clips(definition.protocol, sets, source)
     lost = _not_found(available, sets, source) if available and Path(available).is_file() else []

@@ -9,6 +9,7 @@ A `Source` lists its clips (`items`) and reads one at a time. Formats of `open_s
 - json: a folder or tar archive of NW-UCLA style JSON files, see `JsonSource`.
 - pyskl: a pickle of MMAction2/pyskl, see `PysklSource`.
 - openpose: the Kinetics-skeleton folder of ST-GCN, see `OpenPoseSource`.
+- poses: the folder that `python -m pipeline pose` makes of videos, see `PoseFolder`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pickle
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ from pipeline.experiment import Frozen
 
 MAX_JSON = 256 * 2**20  # bytes; a clip's file is some kilobytes, more is damaged or hostile
 
-Format = Literal["ntu", "files", "generated", "npz", "json", "pyskl", "openpose"]
+Format = Literal["ntu", "files", "generated", "npz", "json", "pyskl", "openpose", "poses"]
 JOINTS = {"ntu": ntu.JOINTS, "files": ntu.JOINTS, "generated": ntu.JOINTS, "openpose": 18}
 
 
@@ -53,8 +54,10 @@ class SourceSpec(Frozen):
     )
     first_class: int = Field(0, ge=0, le=1, description="number of the first class of the list (NTU: 1)")
     missing: str = Field("", description="list of samples with missing skeletons (NTU), left out")
-    labels: str = Field("", description="CSV file path,label[,split] (formats files and json)")
-    pattern: str = Field("", description="regular expression with a group `label`, for the clips' names (files, json)")
+    labels: str = Field("", description="CSV file path,label[,split] (formats files, json, poses)")
+    pattern: str = Field(
+        "", description="regular expression with a group `label`, for the clips' names (files, json, poses)"
+    )
     subsets: list[str] = Field([], description="pyskl: names of split lists; the first that has a clip is its subset")
 
 
@@ -73,13 +76,15 @@ class Source:
 
     items: in a fixed order. classes: names in the order of their numbers, which start at `first_class`. missing:
     (path, reason) of clips that are known to be unusable. joints: V; channels: C, of which the first `spatial`
-    are coordinates. parallel: whether other processes may read; they get a copy without the items.
+    are coordinates. parallel: whether other processes may read; they get a copy without the items. layout: name of
+    the skeleton, where the data say which it is.
     """
 
     joints = ntu.JOINTS
     channels = 3
     spatial = 3
     parallel = True
+    layout = ""
 
     def __init__(self, spec: SourceSpec) -> None:
         self.spec, self.root = spec, Path(spec.root).expanduser()
@@ -428,6 +433,61 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+# -------------------------------------------------------------------------------------- poses from videos
+class PoseFolder(Source):
+    """Poses that were extracted from videos (`pose.extract`): x, y in pixels and confidence.
+
+    Classes are those of the list of videos where it had them, else as in `_labelled`, by the path of the video;
+    `labels` and `pattern` win over the list. Videos without poses are listed as missing.
+    """
+
+    spatial = 2
+
+    def __init__(self, spec: SourceSpec) -> None:
+        from pipeline.pose.extract import read_table
+
+        super().__init__(spec)
+        manifest, rows = read_table(self.root)
+        self.layout = manifest["layout"]
+        if manifest["joints"] != self.joints:
+            raise UserError(
+                f"the poses of {self.root} have {manifest['joints']} joints ({self.layout}), the declared skeleton "
+                f"{self.joints}; set graph: {self.layout}"
+            )
+        self._shard: tuple[str, dict[str, np.ndarray]] = ("", {})
+        with open(self.root / "failures.csv", newline="", encoding="utf-8") as file:
+            self.missing += [(row["path"], row["reason"]) for row in csv.DictReader(file)]
+        self._done(self._items(rows))
+
+    def _items(self, rows: list[dict[str, str]]) -> Iterator[Item]:
+        places = {row["path"]: f"{row['shard']}/{row['place']}" for row in rows}
+        if any(row["label"] for row in rows) and not (self.spec.labels or self.spec.pattern):
+            for row in rows:
+                if row["label"]:
+                    label = self._label(row["label"], row["path"])
+                    yield Item(row["clip"], places[row["path"]], label, row["split"])
+                else:
+                    self.missing.append((row["path"], "no label"))
+            return
+        for item in _labelled(self, places):
+            yield replace(item, path=places[item.path])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_shard": ("", {})}
+
+    def read(self, path: str) -> Pose:
+        from pipeline.pose.extract import clip_of, read_shard
+
+        name, place = path.rsplit("/", 1)
+        if name != self._shard[0]:
+            shard = read_shard(self.root / name)
+            if shard is None:
+                raise Unreadable(f"{name} is missing or damaged; extract the poses again")
+            self._shard = (name, shard)
+        clip = clip_of(self._shard[1], int(place))
+        return Pose(self._check(clip.joints), clip.size)
+
+
 # ------------------------------------------------------------------------------------------------ pickles
 class PysklSource(Source):
     """A pickle of MMAction2/pyskl: {"split": {name: [frame_dir]}, "annotations": [{frame_dir, label, keypoint, ...}]}.
@@ -552,6 +612,7 @@ _SOURCES: dict[str, type[Source]] = {
     "json": JsonSource,
     "pyskl": PysklSource,
     "openpose": OpenPoseSource,
+    "poses": PoseFolder,
 }
 
 __all__ = ["Item", "Source", "SourceSpec", "load_pickle", "open_source"]

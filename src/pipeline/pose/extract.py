@@ -1,0 +1,288 @@
+"""Poses of many videos: a folder that skeleton data sets read with `format: poses`.
+
+The folder holds `shard-00000.npz` and so on (the clips of a shard, whole or not there), `poses.csv` (each clip with its
+place), `failures.csv` (clips without poses, with the reason) and `manifest.json`, written last. What an interrupted
+extraction has finished is not done again.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.datasets.folder import clips_below
+from pipeline.datasets.frames import Failure, Unreadable, guarded_map, map_frames
+from pipeline.datasets.index import disk_full, write_bytes, write_csv, write_text
+from pipeline.errors import UserError
+from pipeline.pose.estimator import PoseSettings, open_estimator
+from pipeline.pose.layouts import layout_weights, to_layout
+from pipeline.pose.tracking import track
+from pipeline.progress import bar
+
+FORMAT = 1  # of the folder's files
+SHARD = 32  # clips: minutes of work
+CLIP_TIMEOUT = 3600.0  # seconds after which a clip counts as hung
+COLUMNS = ("clip", "path", "label", "split", "shard", "place", "persons", "frames", "seen", "height", "width", "fps")
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A video, or folder of frames: its name, its path below the root, and class and split where they are known."""
+
+    clip: str
+    path: str
+    label: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipPoses:
+    """Persons of a clip (M, T, V, 3) float32: x, y in pixels, confidence; size (height, width) of its frames; fps 0
+    where that is unknown."""
+
+    joints: np.ndarray
+    size: tuple[int, int]
+    fps: float
+
+
+# --------------------------------------------------------------------------------------------- which videos
+def find_videos(where: str | Path, root: str | Path = "") -> tuple[Path, list[Video]]:
+    """The videos of a folder, at any depth, or of a CSV file, and the folder to which their paths are relative.
+
+    The CSV file has the column path and may have clip, label and split (an index.csv has all four); its paths are
+    relative to `root`, by default its own folder.
+
+    Raises:
+        UserError: there is no such folder or file, it names no video, or two of the same name.
+    """
+    where = Path(where).expanduser()
+    if where.is_dir():
+        rows: list[Mapping[str, str]] = [{"path": path} for path in clips_below(where)]
+        base = where
+        if rows == [{"path": ""}]:  # the folder is itself a clip
+            base, rows = where.parent, [{"path": where.name}]
+    elif where.is_file():
+        rows, base = _read_list(where), Path(root).expanduser() if root else where.parent
+    else:
+        raise UserError(f"there is no {where}; give a folder of videos, or a CSV file with the column path")
+    stems = [str(Path(row["path"]).with_suffix("")) for row in rows]
+    alike = len(set(stems)) < len(stems)
+    videos = [
+        Video(row.get("clip") or (row["path"] if alike else stem), *((row.get(key) or "") for key in COLUMNS[1:4]))
+        for row, stem in zip(rows, stems, strict=True)
+    ]
+    if not videos:
+        raise UserError(f"{where} holds no video and no folder of frames")
+    if len({video.clip for video in videos}) < len(videos):
+        raise UserError(f"{where} lists a clip twice; give each a name of its own in the column clip")
+    return base, videos
+
+
+def _read_list(path: Path) -> list[Mapping[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [{key: (text or "").strip() for key, text in row.items() if key} for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"the list of videos {path} cannot be read ({error}); correct it") from None
+    if not rows or not all(row.get("path") for row in rows):
+        raise UserError(f"the list of videos {path} needs rows with the column path (and perhaps clip, label, split)")
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------- one clip
+class _Fault(Exception):
+    """An error of the estimator, which is no fault of the video."""
+
+
+def estimate_clip(path: str, settings: PoseSettings, weights: np.ndarray) -> ClipPoses:
+    """Decode a clip and find its persons; weights are those of `layouts.layout_weights`.
+
+    Raises Unreadable when it cannot be decoded, or nobody is found in it.
+    """
+    estimator = open_estimator(settings.backend, settings.models, settings.device)
+    size = [(0, 0)]
+
+    def look(frame: np.ndarray) -> np.ndarray:
+        size[0] = frame.shape[:2]
+        try:
+            return estimator.estimate(frame)
+        except Exception as error:
+            raise _Fault from error
+
+    estimator.begin()
+    try:
+        clip = map_frames(path, look, settings.frames)
+    except _Fault as fault:
+        raise fault.__cause__ from None  # type: ignore[misc]
+    persons = track(clip.frames, settings.persons)
+    if not len(persons):
+        raise Unreadable(f"nobody is found in any of its {len(clip.frames)} frames")
+    seen = persons.any(axis=(2, 3))
+    return ClipPoses(to_layout(persons, weights) * seen[..., None, None], size[0], clip.fps)
+
+
+# --------------------------------------------------------------------------------------------------- shards
+def extract_poses(
+    root: str | Path,
+    videos: Sequence[Video],
+    out: str | Path,
+    settings: PoseSettings,
+    workers: int = 1,
+    clip_timeout: float = CLIP_TIMEOUT,
+) -> Path:
+    """Extract the poses of `videos` (paths below `root`) into the folder `out`; returns its manifest.
+
+    A folder that is complete is left alone, one that was interrupted is continued. Videos that cannot be used are
+    listed in `failures.csv`. The memory needed does not grow with the number of videos.
+
+    Raises:
+        UserError: the folder holds poses of other videos or settings, the backend lacks something, no video has a
+            person, or the disk is full.
+    """
+    out = Path(out)
+    estimator = open_estimator(settings.backend, settings.models, settings.device)
+    weights = layout_weights(estimator.joints, settings.layout)
+    identity = {
+        "format": FORMAT, **asdict(settings), "models": estimator.about, "shard": SHARD,
+        "videos": hashlib.sha256(json.dumps([asdict(video) for video in videos]).encode()).hexdigest(),
+    }  # fmt: skip
+    del identity["device"]
+    try:
+        _claim(out, identity)
+        if not all((out / name).exists() for name in ("poses.csv", "manifest.json")):
+            _write_shards(Path(root), videos, out, partial(estimate_clip, settings=settings, weights=weights), workers,
+                          clip_timeout)  # fmt: skip
+            _finish(videos, out, identity, len(weights))
+    except OSError as error:
+        if disk_full(error):
+            raise UserError(f"no space left on the disk of {out}; finished shards are kept: free some and run again") \
+                from error  # fmt: skip
+        raise
+    return out / "manifest.json"
+
+
+def _claim(out: Path, identity: Mapping[str, Any]) -> None:
+    """Write down what the folder is for; raises UserError when it is for something else."""
+    path = out / "identity.json"
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            before = {}
+        if other := [key for key in identity if before.get(key) != identity[key]]:
+            raise UserError(
+                f"{out} holds poses made with other {', '.join(other)}; name another folder with --out, or delete it"
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no poses; name another folder with --out")
+    else:
+        write_text(path, json.dumps(identity, indent=1) + "\n")
+    for left in out.glob(".*.tmp"):
+        left.unlink()
+
+
+def _shard(out: Path, number: int) -> Path:
+    return out / f"shard-{number:05d}.npz"
+
+
+def _write_shards(root: Path, videos: Sequence[Video], out: Path, function: Any, workers: int, timeout: float) -> None:
+    """Extract what is not there yet, shard by shard."""
+    parts = [videos[start : start + SHARD] for start in range(0, len(videos), SHARD)]
+    todo = [number for number in range(len(parts)) if read_shard(_shard(out, number)) is None]
+    paths = [str(root / video.path) for number in todo for video in parts[number]]
+    if not paths:
+        return
+    results = guarded_map(function, paths, workers, timeout)
+    with bar("poses", len(videos), "clips", len(videos) - len(paths)) as finding:
+        try:
+            for number in todo:
+                made = []
+                for _ in parts[number]:
+                    made.append(next(results))
+                    finding.advance()
+                write_bytes(_shard(out, number), _pack(made))
+        finally:
+            results.close()  # ends the workers
+
+
+def _pack(results: Sequence[ClipPoses | Failure]) -> bytes:
+    """A shard: for each clip persons, frames, size, fps and why it has none; the joints one after the other."""
+    good = [result if isinstance(result, ClipPoses) else None for result in results]
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        joints=np.concatenate([made.joints.ravel() for made in good if made] or [np.zeros(0, np.float32)]),
+        shape=np.array([made.joints.shape if made else (0, 0, 0, 0) for made in good], dtype=np.int64),
+        seen=np.array([made.joints.any(axis=(0, 2, 3)).sum() if made else 0 for made in good], dtype=np.int64),
+        size=np.array([made.size if made else (0, 0) for made in good], dtype=np.int64),
+        fps=np.array([made.fps if made else 0 for made in good], dtype=np.float64),
+        failure=np.array([result.reason if isinstance(result, Failure) else "" for result in results], dtype=np.str_),
+    )
+    return buffer.getvalue()
+
+
+def read_shard(path: str | Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a shard, as `_pack` writes them; None where it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in ("joints", "shape", "seen", "size", "fps", "failure")}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def clip_of(shard: Mapping[str, np.ndarray], place: int) -> ClipPoses:
+    """Clip number `place` of a shard."""
+    ends = np.cumsum(np.prod(shard["shape"], axis=1))
+    shape = tuple(shard["shape"][place])
+    joints = shard["joints"][ends[place] - np.prod(shape) : ends[place]].reshape(shape)
+    return ClipPoses(joints, (int(shard["size"][place, 0]), int(shard["size"][place, 1])), float(shard["fps"][place]))
+
+
+def _rows(videos: Sequence[Video], out: Path) -> Iterator[tuple[Video, tuple[Any, ...], str]]:
+    """(video, its place and numbers for poses.csv, why it has no poses)."""
+    for number in range(-(-len(videos) // SHARD)):
+        shard = read_shard(_shard(out, number)) or {}
+        for place, video in enumerate(videos[number * SHARD : (number + 1) * SHARD]):
+            persons, frames = shard["shape"][place, :2].tolist()
+            height, width = shard["size"][place].tolist()
+            numbers = (persons, frames, int(shard["seen"][place]), height, width, float(shard["fps"][place]))
+            yield video, (_shard(out, number).name, place, *numbers), str(shard["failure"][place])
+
+
+def _finish(videos: Sequence[Video], out: Path, identity: Mapping[str, Any], joints: int) -> None:
+    """Write the tables and, last, the manifest."""
+    rows = list(_rows(videos, out))
+    failures = [(video.clip, video.path, reason) for video, _, reason in rows if reason]
+    write_csv(out / "failures.csv", ("clip", "path", "reason"), failures)
+    good = [(video.clip, video.path, video.label, video.split, *place) for video, place, reason in rows if not reason]
+    if not good:
+        raise UserError(f"none of the {len(videos)} videos has poses; the first, {failures[0][1]}: {failures[0][2]}")
+    write_csv(out / "poses.csv", COLUMNS, good)
+    frames, seen = (sum(row[COLUMNS.index(key)] for row in good) for key in ("frames", "seen"))
+    manifest = {
+        **identity, "joints": joints, "clips": len(good), "failures": len(failures), "all_frames": frames,
+        "frames_with_person": seen,
+    }  # fmt: skip
+    write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def read_table(out: str | Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Manifest and rows of poses.csv of a folder; raises UserError when it holds no finished poses."""
+    try:
+        manifest = json.loads((Path(out) / "manifest.json").read_text(encoding="utf-8"))
+        with open(Path(out) / "poses.csv", newline="", encoding="utf-8") as file:
+            return manifest, list(csv.DictReader(file))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{out} holds no finished poses ({error}); run `python -m pipeline pose`, again if it was interrupted"
+        ) from None
