@@ -233,6 +233,20 @@ def test_classes_of_poses(videos, tmp_path):
         open_source(spec | {"root": str(videos)})
 
 
+def test_poses_in_lengths_of_the_image(videos, tmp_path):
+    """The middle is the origin, up is positive, and proportions stay; what is not seen stays at the origin."""
+    run(videos, tmp_path / "poses")
+    spec = {"format": "poses", "root": str(tmp_path / "poses"), "joints": 17}
+    source, plain = open_source(spec | {"unit": "image"}), open_source(spec)
+    (item,) = (item for item in source.items if item.clip == "wave/c2")
+    there, pixels = source.read(item.path), plain.read(item.path)
+    assert there.size == (64, 96)
+    seen = pixels.joints[..., 2] > 0
+    x, y = ((pixels.joints[..., 0] - 48) / 96)[seen], ((32 - pixels.joints[..., 1]) / 96)[seen]
+    np.testing.assert_allclose(there.joints[seen][:, :2], np.stack((x, y), -1), atol=1e-6)
+    assert not there.joints[~seen].any() and np.array_equal(there.joints[..., 2], pixels.joints[..., 2])
+
+
 def test_poses_as_a_stage_of_the_workflow(videos, tmp_path):
     """From `videos:` of a definition to the store, by the functions that the workflow calls."""
     ws = Workspace(tmp_path / "results")

@@ -58,6 +58,9 @@ class SourceSpec(Frozen):
     pattern: str = Field(
         "", description="regular expression with a group `label`, for the clips' names (files, json, poses)"
     )
+    unit: Literal["pixel", "image"] = Field(
+        "pixel", description="poses: pixels, or lengths of the image's longer side from its middle, y upwards"
+    )
     subsets: list[str] = Field([], description="pyskl: names of split lists; the first that has a clip is its subset")
 
 
@@ -485,7 +488,13 @@ class PoseFolder(Source):
                 raise Unreadable(f"{name} is missing or damaged; extract the poses again")
             self._shard = (name, shard)
         clip = clip_of(self._shard[1], int(place))
-        return Pose(self._check(clip.joints), clip.size)
+        joints = self._check(clip.joints)
+        if self.spec.unit == "image":
+            height, width = clip.size
+            shares = (joints[..., :2] - np.float32([width / 2, height / 2])) / np.float32(max(height, width))
+            shares *= np.float32([1, -1]) * (joints[..., 2:] != 0)  # a joint that is not seen stays at the origin
+            joints = np.concatenate((shares, joints[..., 2:]), axis=-1)
+        return Pose(joints, clip.size)
 
 
 # ------------------------------------------------------------------------------------------------ pickles
