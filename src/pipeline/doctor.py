@@ -364,9 +364,7 @@ def _decoded(reader: str, name: str, read: Callable[[Path], list[Any]], path: Pa
 
 def check_data(plan: Plan, ws: Workspace) -> Iterator[Check]:
     """Each data set of the configured scale: what of it is there, and how to get the rest."""
-    read = {run.dataset for run in plan.runs.values()}
-    read |= {key for asset in plan.backbones.values() for key in asset.spec.get("sources", ())}
-    for key in sorted(read):
+    for key in sorted(plan.datasets_read()):
         yield _dataset(plan, ws, plan.datasets[key])
 
 

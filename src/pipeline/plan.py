@@ -340,6 +340,11 @@ class Plan:
             out[cell.run.id].append(cell.id)
         return out
 
+    def datasets_read(self) -> set[str]:
+        """Keys of the data sets that runs or backbones read; others are generated for the sake of these."""
+        read = {run.dataset for run in self.runs.values()}
+        return read | {key for asset in self.backbones.values() for key in asset.spec.get("sources", ())}
+
     @cached_property
     def swept(self) -> dict[str, str]:
         """Run id -> the sweep that trains it; a run that another table needs too is trained on its own."""

@@ -43,8 +43,7 @@ class Step:
 def steps_of(plan: Plan, root: Path | str) -> Iterator[Step]:
     """Every job of the tables, in the order in which they come."""
     ws, logs = Workspace(root), Path(root) / "logs"
-    read = {run.dataset for run in plan.runs.values()}  # others are generated for the sake of these
-    read |= {key for asset in plan.backbones.values() for key in asset.spec.get("sources", ())}
+    read = plan.datasets_read()
     for key, asset in plan.datasets.items():
         folder = ws.dataset(key)
         if asset.spec["kind"] == "synthetic":

@@ -8,14 +8,13 @@ whether it is in the store and why not, and its manifest counts them by split.
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.index import COLUMNS, LISTED, SPLITS, Clip, read_index, write_csv
+from pipeline.datasets.index import COLUMNS, LISTED, SPLITS, Clip, read_index, read_json, write_csv
 from pipeline.errors import UserError
 from pipeline.experiment import digest
 
@@ -61,7 +60,7 @@ class Audit:
 
     def after(self) -> None:
         """Raise UserError where a store that was complete before has too few clips for the minimum of today."""
-        counts = _read_json(self.store / "manifest.json").get("coverage", {})
+        counts = (read_json(self.store / "manifest.json") or {}).get("coverage", {})
         if short := self._short(counts):
             raise UserError(
                 f"{self._said(counts, short)}; the list with reasons is {self.store / COVERAGE}. "
@@ -126,7 +125,7 @@ def read_coverage(store: str | Path) -> dict[str, float]:
     A store of an earlier version says nothing of it; it is whole where nothing was left out.
     """
     store = Path(store)
-    manifest = _read_json(store / "manifest.json")
+    manifest = read_json(store / "manifest.json") or {}
     if counts := manifest.get("coverage"):
         return {split: count["present"] / count["listed"] for split, count in counts.items()}
     left_out = manifest.get("failures", manifest.get("skipped"))
@@ -137,7 +136,7 @@ def read_coverage(store: str | Path) -> dict[str, float]:
 
 def present_clips(store: str | Path) -> str:
     """Short hash of the clips that are in a store which lacks some; empty for a whole one, or where it is not known."""
-    return _read_json(Path(store) / "manifest.json").get("present", "")
+    return (read_json(Path(store) / "manifest.json") or {}).get("present", "")
 
 
 def _count(rows: Sequence[tuple[Clip, str]]) -> dict[str, dict[str, int]]:
@@ -155,10 +154,3 @@ def _reasons(path: Path) -> dict[str, str]:
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         return {row["path"]: row["reason"] for row in csv.DictReader(file)}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

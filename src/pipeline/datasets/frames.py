@@ -36,6 +36,7 @@ from pipeline.datasets.index import (
     Clip,
     disk_full,
     read_index,
+    read_json,
     write_bytes,
     write_csv,
     write_index,
@@ -463,15 +464,8 @@ def _shard_size(n: int) -> int:
     return max(_MIN_CLIPS_PER_SHARD, -(-n // _MAX_SHARDS))
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def _is_complete(folder: Path, identity: Mapping[str, Any]) -> bool:
-    manifest = _read_json(folder / "manifest.json")
+    manifest = read_json(folder / "manifest.json")
     if manifest is None:
         return False
     _check_policy(folder, manifest, identity["policy"])
@@ -492,7 +486,7 @@ def _prepare_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     (folder / "manifest.json").unlink(missing_ok=True)
     for left in folder.glob(".*.tmp"):
         left.unlink()
-    before = _read_json(folder / "identity.json")
+    before = read_json(folder / "identity.json")
     if before == identity:
         return
     keep_shards(folder, before or {}, identity)
@@ -508,7 +502,7 @@ def _blob(folder: Path, shard: int) -> Path:
 
 def _record(folder: Path, shard: int) -> dict[str, Any] | None:
     """What a finished shard says of itself, or None."""
-    record = _read_json(_blob(folder, shard).with_suffix(".json"))
+    record = read_json(_blob(folder, shard).with_suffix(".json"))
     try:
         good = record is not None and _blob(folder, shard).stat().st_size == record["bytes"]
     except FileNotFoundError:
@@ -647,7 +641,7 @@ class FrameStore:
 
     def __init__(self, folder: str | Path, policy: Mapping[str, Any] | FramePolicy | None = None) -> None:
         self.folder = Path(folder)
-        self.manifest = _read_json(self.folder / "manifest.json")
+        self.manifest = read_json(self.folder / "manifest.json")
         if self.manifest is None:
             raise UserError(self._why_missing())
         if self.manifest["format"] != FORMAT:

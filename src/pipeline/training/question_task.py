@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.questions import EVENT, Question, class_names, draw_question
-from pipeline.datasets.semi import SemiVideos, semi_videos
 from pipeline.errors import UserError, unknown
 from pipeline.evaluation.scores import EpisodeScores, accuracy
 from pipeline.experiment import Measure
 from pipeline.models.build import build_question_model, load_weights
 from pipeline.models.questions import QuestionModel
-from pipeline.training.semi_task import OneItem, SemiTask
-from pipeline.training.tasks import Task, epochs_as_steps, task_of
+from pipeline.training.semi_task import LabelledTask, OneItem, SemiTask
+from pipeline.training.tasks import epochs_as_steps, task_of
 
 ORDER, DRAWN, ASKED = 4, 5, 6  # streams of random numbers
 AT_ONCE = 16  # questions that are answered at a time
@@ -57,7 +55,7 @@ class QuestionItems(Dataset):
         return {"features": self.features[chosen], **words._asdict(), "episode": torch.tensor(i)}
 
 
-class QuestionTask(Task):
+class QuestionTask(LabelledTask):
     """Four options to a video: which of them its features make the most likely."""
 
     @cached_property
@@ -73,25 +71,11 @@ class QuestionTask(Task):
         return task
 
     @cached_property
-    def store(self) -> FrameStore:
-        """The decoded frames."""
-        return FrameStore(self.ws.store(self.run))
-
-    @cached_property
     def names(self) -> list[str]:
         """What each class is called in questions."""
         asset = self.ws.read_asset(self.run.dataset)
         found = class_names(self.store.classes(), asset.options.get("names"), asset.name)
         return [EVENT.sub("", name) for name in found]
-
-    @cached_property
-    def videos(self) -> SemiVideos:
-        """Which training videos are labelled, and so asked about."""
-        return semi_videos(self.store, self.ws.dataset(self.run.dataset), self.run.train["label_rate"], self.run.seed)
-
-    def classes(self) -> dict[str, int]:
-        found = {split: len(self.store.classes(split)) for split in ("train", "val", "test")}
-        return found | ({"labelled": len(np.unique(self.videos.labels))} if self.run.train else {})
 
     def schedule(self) -> dict[str, Any]:
         train = self.run.train
@@ -129,8 +113,7 @@ class QuestionTask(Task):
 
     def questions(self, clips: list[int], seed: int) -> list[Question]:
         """A question on each of some videos: the same for every run, for they depend on seed and video alone."""
-        number = {name: i for i, name in enumerate(self.store.classes())}
-        right = [self.names[number[self.store.labels[clip]]] for clip in clips]
+        right = [self.names[number] for number in self.right(clips)]
         streams = (np.random.default_rng(np.random.SeedSequence([seed, ASKED, clip])) for clip in clips)
         return [draw_question(name, self.names, rng) for name, rng in zip(right, streams, strict=True)]
 
@@ -141,9 +124,7 @@ class QuestionTask(Task):
     @torch.no_grad()
     def _answer(self, model: QuestionModel, split: str, seed: int, normalise: bool) -> EpisodeScores:
         """Log-likelihoods (V, 1, 4) of the options of a question on each video of a split."""
-        clips = [i for i, of in enumerate(self.store.splits) if of == split]
-        if not clips:
-            raise UserError(f"{self.run.dataset} has no video in the split {split}; set selection: last")
+        clips = self.clips(split)
         if split not in self._features:
             self._features[split] = self.encoder.features(self._encoder_model, clips)
         questions, features = self.questions(clips, seed), self._features[split]

@@ -131,8 +131,8 @@ def stack(videos: list[list[torch.Tensor]]) -> list[torch.Tensor]:
     return [torch.stack(parts) for parts in zip(*videos, strict=True)]
 
 
-class SemiTask(Task):
-    """A classifier of all classes, from a share of labelled videos."""
+class LabelledTask(Task):
+    """Videos of a data set of which a share is labelled for training."""
 
     @cached_property
     def store(self) -> FrameStore:
@@ -142,18 +142,32 @@ class SemiTask(Task):
     @cached_property
     def videos(self) -> SemiVideos:
         """Which training videos are labelled."""
-        return semi_videos(
-            self.store, self.ws.dataset(self.run.dataset), self.run.train["label_rate"], self.run.seed
-        )  # fmt: skip
+        return semi_videos(self.store, self.ws.dataset(self.run.dataset), self.run.train["label_rate"], self.run.seed)
+
+    def classes(self) -> dict[str, int]:
+        found = {split: len(self.store.classes(split)) for split in ("train", "val", "test")}
+        return found | ({"labelled": len(np.unique(self.videos.labels))} if self.run.train else {})
+
+    def clips(self, split: str) -> list[int]:
+        """The videos of a split. Raises UserError where it has none."""
+        clips = [i for i, of in enumerate(self.store.splits) if of == split]
+        if not clips:
+            raise UserError(f"{self.run.dataset} has no video in the split {split}; set selection: last")
+        return clips
+
+    def right(self, clips: list[int]) -> np.ndarray:
+        """(V,) number of the class of each of some videos, among all classes of the data set."""
+        number = {name: i for i, name in enumerate(self.store.classes())}
+        return np.array([number[self.store.labels[clip]] for clip in clips])
+
+
+class SemiTask(LabelledTask):
+    """A classifier of all classes, from a share of labelled videos."""
 
     @cached_property
     def sampler(self) -> ElementSampler:
         """Which frames of a video each element shows."""
         return ElementSampler(self.run.model["elements"], self.run.frames["elements"])
-
-    def classes(self) -> dict[str, int]:
-        found = {split: len(self.store.classes(split)) for split in ("train", "val", "test")}
-        return found | ({"labelled": len(np.unique(self.videos.labels))} if self.run.train else {})
 
     def schedule(self) -> dict[str, Any]:
         train = self.run.train
@@ -191,17 +205,9 @@ class SemiTask(Task):
     @torch.inference_mode()
     def _predict(self, model: SeFARModel, split: str) -> EpisodeScores:
         """Log-probabilities of the videos of a split, each of them an episode of its own."""
-        number = {name: i for i, name in enumerate(self.store.classes())}
-        clips = self._clips(split)
+        clips = self.clips(split)
         scores = self._over(model, clips, lambda elements: model.predict(elements).float().log_softmax(-1))
-        labels = np.array([number[self.store.labels[clip]] for clip in clips])
-        return EpisodeScores(scores[:, None].numpy(), None, labels[:, None])
-
-    def _clips(self, split: str) -> list[int]:
-        clips = [i for i, of in enumerate(self.store.splits) if of == split]
-        if not clips:
-            raise UserError(f"{self.run.dataset} has no video in the split {split}; set selection: last")
-        return clips
+        return EpisodeScores(scores[:, None].numpy(), None, self.right(clips)[:, None])
 
     @torch.no_grad()
     def features(self, model: SeFARModel, clips: list[int]) -> torch.Tensor:
@@ -261,8 +267,7 @@ class SemiTask(Task):
         """
         if model.threshold is not None:
             raise UserError(f"{self.run.id}: with model.threshold the teacher predicts once, so nothing deviates")
-        number = {name: i for i, name in enumerate(self.store.classes())}
-        clips = np.random.default_rng(TEACHER_SEED).permutation(self._clips("test"))[:TEACHER_VIDEOS].tolist()
+        clips = np.random.default_rng(TEACHER_SEED).permutation(self.clips("test"))[:TEACHER_VIDEOS].tolist()
 
         def see(weak: list[torch.Tensor]) -> torch.Tensor:
             pseudo = pseudo_labels(model.teacher_logits(weak))
@@ -272,7 +277,7 @@ class SemiTask(Task):
         with self._with_teacher(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(TEACHER_SEED)  # of the dropout
             labels, confidence, deviation = self._over(model, clips, see).T.tolist()
-        right = [number[self.store.labels[clip]] == label for clip, label in zip(clips, labels, strict=True)]
+        right = (self.right(clips) == labels).tolist()
         return {"confidence": confidence, "deviation": deviation, "right": right}
 
     def teacher_shares(self, model: SeFARModel) -> list[float]:

@@ -6,29 +6,15 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from made_up import fill
 
 from pipeline.errors import UserError
 from pipeline.figures.draw import draw, figures_of, write_figure
 from pipeline.figures.style import FORMATS, content
 from pipeline.figures.training import draw_training, read_curve, runs_of, write_training
-from pipeline.plan import Plan
 from pipeline.tables.results import records
 from pipeline.tables.spec import table_stem
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
-
-
-@pytest.fixture(scope="module")
-def plan(repo) -> Plan:
-    return Plan.read(repo / "config")
-
-
-@pytest.fixture(scope="module")
-def results(plan, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("results")
-    fill(plan, folder)
-    return folder
 
 
 def texts(figure) -> set[str]:

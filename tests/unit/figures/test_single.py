@@ -6,28 +6,15 @@ import json
 
 import numpy as np
 import pytest
-from made_up import MOVES, fill
+from made_up import MOVES
 
 from pipeline.errors import UserError
 from pipeline.figures.draw import draw, write_figure
 from pipeline.figures.single import BINS, bins, drawn, normalised
 from pipeline.figures.style import FORMATS
-from pipeline.plan import Plan
 from pipeline.tables.results import TeacherVideos, records
 
 PLACES = ("fig4a", "fig4b", "fig4c", "fig5", "fig8")
-
-
-@pytest.fixture(scope="module")
-def plan(repo) -> Plan:
-    return Plan.read(repo / "config")
-
-
-@pytest.fixture(scope="module")
-def results(plan, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("results")
-    fill(plan, folder)
-    return folder
 
 
 def contents(plan, results, number, metric):

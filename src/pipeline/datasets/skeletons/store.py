@@ -27,7 +27,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets.index import Clip, disk_full, read_index, write_bytes, write_csv, write_index, write_text
+from pipeline.datasets.index import (
+    Clip,
+    disk_full,
+    read_index,
+    read_json,
+    write_bytes,
+    write_csv,
+    write_index,
+    write_text,
+)  # fmt: skip
 from pipeline.datasets.skeletons.ntu import Unreadable
 from pipeline.datasets.skeletons.preprocess import SkeletonPolicy, prepare_clip
 from pipeline.datasets.skeletons.readers import Source
@@ -102,15 +111,8 @@ def _reporting(progress: ReportProgress | None, total: int) -> Iterator[Callable
 
 
 # ------------------------------------------------------------------------------------------------ building
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def _is_complete(folder: Path, identity: Mapping[str, Any]) -> bool:
-    manifest = _read_json(folder / "manifest.json")
+    manifest = read_json(folder / "manifest.json")
     if manifest is None:
         return False
     if manifest.get("policy") != identity["policy"]:
@@ -127,7 +129,7 @@ def _prepare_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     (folder / "manifest.json").unlink(missing_ok=True)
     for left in folder.glob(".*.tmp"):
         left.unlink()
-    if _read_json(folder / "identity.json") == identity:
+    if read_json(folder / "identity.json") == identity:
         return
     for pattern in ("identity.json", "shard-*", _PART, DATA, "table.npz", "index.csv", "skipped.csv"):
         for left in folder.glob(pattern):
@@ -160,7 +162,7 @@ class _Parts:
         if _size(folder / DATA) >= 0:
             os.replace(folder / DATA, folder / _PART)
         for shard in range(shards):
-            record = _read_json(_blob(folder, shard).with_suffix(".json"))
+            record = read_json(_blob(folder, shard).with_suffix(".json"))
             end = self.end + record["bytes"] if record else 0
             if record and len(self.ends) == shard and end <= have:
                 self.ends.append(end)
@@ -268,7 +270,7 @@ def _finish(
 ) -> Path:
     """Write data, table, index, skipped clips and, last, the manifest; then remove what is left of the shards."""
     shards = range(-(-len(clips) // SHARD))
-    records = [_read_json(_blob(folder, shard).with_suffix(".json")) for shard in shards]
+    records = [read_json(_blob(folder, shard).with_suffix(".json")) for shard in shards]
     rows = [row for record in records for row in record["clips"]]  # type: ignore[index]
     both = list(zip(clips, rows, strict=True))
     skipped = [(clip.clip, clip.path, row["skipped"]) for clip, row in both if "skipped" in row]
@@ -321,7 +323,7 @@ class SkeletonStore:
 
     def __init__(self, folder: str | Path, policy: SkeletonPolicy | None = None) -> None:
         self.folder = Path(folder)
-        self.manifest = _read_json(self.folder / "manifest.json")
+        self.manifest = read_json(self.folder / "manifest.json")
         if self.manifest is None:
             raise UserError(self._why_missing())
         if self.manifest["format"] != FORMAT:
