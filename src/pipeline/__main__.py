@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -49,12 +48,12 @@ def _overlay(text: str, scale: str) -> dict:
     return content | ({"scale": scale} if scale else {})
 
 
-def _own_cluster() -> None:
-    """Settings of a Ray cluster that this process starts for itself: loopback only, a token of its own."""
-    if "RAY_ADDRESS" not in os.environ:
-        from pipeline.cluster import environment
+def _spread(ws: Workspace, settings: Cluster) -> None:
+    """Go on, where a job is to have several nodes, as the driver of a Ray cluster over them."""
+    if settings.mode == "job" and settings.nodes > 1 and "RAY_ADDRESS" not in os.environ:
+        from pipeline.nodes import spread
 
-        os.environ.update(environment(secrets.token_hex(32)))
+        raise typer.Exit(spread([sys.executable, "-m", "pipeline", *sys.argv[1:]], ws, settings))
 
 
 def _settings(text: str) -> Cluster:
@@ -207,6 +206,7 @@ def train(run: RunId, results: Results = Path("results"), settings: Settings = "
     A training that was interrupted continues from its last checkpoint.
     """
     ws, cluster = Workspace(results), _settings(settings)
+    _spread(ws, cluster)
     spec = ws.read_run(run)
     with follow(ws, "train", spec.id):
         if cluster.mode == "shared":
@@ -214,7 +214,9 @@ def train(run: RunId, results: Results = Path("results"), settings: Settings = "
 
             Client(ws, cluster).run(spec.id, "train", {"run": spec.id})
         else:
-            _own_cluster()
+            from pipeline.cluster import connect
+
+            connect(ws, cluster)
             from pipeline.training.ray_train import fit
 
             fit(spec, ws, cluster)
@@ -228,47 +230,43 @@ def sweep(
     settings: Settings = "",
 ) -> None:
     """Train the runs along one axis of a table as one Ray Tune sweep; finished trials are kept."""
+    ws, cluster = Workspace(results), _settings(settings)
+    _spread(ws, cluster)
+    if cluster.mode == "shared":
+        from pipeline.cluster import running
+        from pipeline.nodes import enter
+
+        enter(running(ws) or {})
     from pipeline.training.sweep import sweep as tune_sweep
 
-    cluster = _settings(settings)
-    if cluster.mode == "job":
-        _own_cluster()
-    with job(Workspace(results), "sweep", name):
-        print(tune_sweep(name, Workspace(results), cluster))
+    with job(ws, "sweep", name):
+        print(tune_sweep(name, ws, cluster))
 
 
 @app.command()
 def evaluate(run: RunId, results: Results = Path("results"), settings: Settings = "") -> None:
     """Measure every cell of a trained run: encode each video once, score the episodes, choose alpha by Ray Tune."""
-    from functools import partial
-
     from pipeline.evaluation.evaluate import measure_run, needed_work, search_in_process
 
     ws, cluster = Workspace(results), _settings(settings)
     spec = ws.read_run(run)
     cells = ws.read_cells(spec.id)
-    search = search_in_process
-    if needed_work(cells, ws) or any(cell.measure.settled().alpha == "val" for cell in cells):
-        if cluster.mode == "shared":
-            from pipeline.cluster import Client
+    if not needed_work(cells, ws) and all(cell.measure.settled().alpha != "val" for cell in cells):
+        measure_run(spec, cells, ws, search_in_process)
+    elif cluster.mode == "shared":
+        from pipeline.cluster import Client
 
-            client = Client(ws, cluster)
-            if needed_work(cells, ws):
-                with follow(ws, "evaluate", spec.id):
-                    client.run(f"score-{spec.id}", "score", {"run": spec.id})
-        else:
-            _own_cluster()
-            import ray
+        with follow(ws, "evaluate", spec.id):
+            Client(ws, cluster).run(f"evaluate-{spec.id}", "evaluate", {"run": spec.id})
+    else:
+        from pipeline.cluster import connect
 
-            from pipeline.evaluation.score import score_run
+        connect(ws, cluster)
+        from pipeline.evaluation.alpha import evaluate_run
 
-            with job(ws, "evaluate", spec.id):
-                score_run(spec, cells, ws)
-            ray.init(log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
-        from pipeline.evaluation.alpha import search_with_tune
-
-        search = partial(search_with_tune, ws.ray / "tune")
-    for path in measure_run(spec, cells, ws, search):
+        with job(ws, "evaluate", spec.id):
+            evaluate_run(spec, cells, ws)
+    for path in (ws.cell(cell.id) for cell in cells):
         record = json.loads(path.read_text())
         half = "" if record["ci95"] is None else f" +- {record['ci95']:.2f}"
         print(f"{path}: {record['value']:.2f}{half}")
@@ -520,13 +518,50 @@ def cluster_serve(results: Results = Path("results"), settings: Settings = "") -
     serve(Workspace(results), _settings(settings))
 
 
-@cluster_app.command("start")
-def cluster_start(results: Results = Path("results"), settings: Settings = "") -> None:
-    """Start the shared cluster (stages do it by themselves) and say where its dashboard is."""
-    from pipeline.cluster import ensure
+@cluster_app.command("node", hidden=True)
+def cluster_node(
+    folder: Annotated[Path, typer.Argument()], command: Annotated[list[str], typer.Argument()], settings: Settings = ""
+) -> None:
+    """The part of one node in a Ray cluster over the nodes of a Slurm job; srun starts it on each."""
+    from pipeline.nodes import run_node
 
-    record = ensure(Workspace(results), _settings(settings))
-    print(f"cluster {record['address']}, dashboard {record['dashboard']}, token in {results}/ray/token")
+    raise typer.Exit(run_node(folder, _settings(settings), command))
+
+
+@cluster_app.command("host", hidden=True)
+def cluster_host(results: Results = Path("results"), settings: Settings = "") -> None:
+    """Host the shared cluster on the nodes of this Slurm job."""
+    from pipeline.nodes import spread
+
+    cluster = _settings(settings)
+    inner = [sys.executable, "-m", "pipeline", "cluster", "serve", "--results", str(results)]
+    raise typer.Exit(spread([*inner, "--settings", cluster.model_dump_json()], Workspace(results), cluster))
+
+
+@cluster_app.command("start", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def cluster_start(
+    context: typer.Context,
+    results: Results = Path("results"),
+    settings: Settings = "",
+    nodes: Annotated[int, typer.Option(min=0, help="Host it on so many nodes of a Slurm job; 0: here.")] = 0,
+) -> None:
+    """Start the shared cluster (stages do it by themselves) and say where its dashboard is.
+
+    With --nodes it is a Slurm job, to which further options go: --partition=gpu --gres=gpu:4 --time=24:00:00.
+    """
+    from pipeline.cluster import ensure, running
+
+    ws, cluster = Workspace(results), _settings(settings)
+    if not nodes and context.args:
+        raise UserError(f"options of sbatch ({' '.join(context.args)}) need --nodes")
+    if nodes and not running(ws):
+        from pipeline.nodes import allocate
+
+        record = allocate(ws, cluster.model_copy(update={"mode": "shared", "nodes": nodes}), context.args)
+    else:
+        record = ensure(ws, cluster)
+    where = f" (Slurm job {record['job']})" if "job" in record else ""
+    print(f"cluster {record['address']}{where}, dashboard {record['dashboard']}, token in {results}/ray/token")
 
 
 @cluster_app.command("stop")

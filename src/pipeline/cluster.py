@@ -4,12 +4,12 @@ A slot is a Ray Train job that takes work from a queue, so that hundreds of smal
 torch and MMAction2 once. The cluster starts when a stage first needs it and ends when it has been idle for a
 while. It listens on loopback only and asks every client for its token.
 
-    head (ray start --block) <- server (this module's `serve`): Queue actor, slots <- clients (`Client`)
+    head (ray start --block) <- server (this module's `serve`): queue <- slots (Ray), clients (`Client`)
 """
 
 from __future__ import annotations
 
-import asyncio
+import atexit
 import ctypes
 import fcntl
 import json
@@ -30,22 +30,27 @@ from typing import Any
 
 from pipeline.config import Cluster
 from pipeline.errors import UserError
+from pipeline.work_queue import Connection, QueueServer
 from pipeline.workspace import Workspace, write_json
 
 NAMESPACE = "pipeline"
 START_SECONDS = 180.0
-ATTEMPTS = 2  # of an item whose worker died
+HEAD = "head.json"  # where the head of a job's cluster is, as long as it runs
 
 
-def environment(token: str) -> dict[str, str]:
-    """Variables that the head and everyone who speaks to it must share; Ray reads them when it is imported."""
+def environment(token: str, interface: str = "lo") -> dict[str, str]:
+    """Variables that the head and everyone who speaks to it must share; Ray reads them when it is imported.
+
+    Args:
+        interface: the network interface between the nodes; lo: there is but this machine.
+    """
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         # Ray's switch for "this machine only": without it every port is bound on all interfaces.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": str(int(interface != "lo")),
+        "GLOO_SOCKET_IFNAME": interface,
+        "NCCL_SOCKET_IFNAME": interface,
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody announces the preemption of this machine
         "RAY_worker_niceness": "0",  # a training is no background job
         "MALLOC_ARENA_MAX": "2",  # workers stay smaller
@@ -59,74 +64,6 @@ def environment(token: str) -> dict[str, str]:
     }
 
 
-class Queue:
-    """Work of the slots; an asynchronous Ray actor, so that waiting blocks nobody."""
-
-    def __init__(self) -> None:
-        self.items: dict[str, dict[str, Any]] = {}
-        self.waiting: list[str] = []
-        self.closed = False
-        self.touched = time.monotonic()
-
-    async def submit(self, key: str, kind: str, arguments: dict[str, Any]) -> None:
-        """Add an item, unless the same one is waiting or under way."""
-        self.touched = time.monotonic()
-        if self.items.get(key, {}).get("state") in ("waiting", "running"):
-            return
-        self.items[key] = {
-            "key": key,
-            "kind": kind,
-            "arguments": arguments,
-            "state": "waiting",
-            "attempts": 0,
-        }
-        self.waiting.append(key)
-
-    async def take(self, slot: int) -> dict[str, Any] | None:
-        """The next item for a slot; None when the cluster closes. A slot that asks while it still holds an item
-        has died over it: it gets it once more, then the item has failed."""
-        for item in self.items.values():
-            if item["state"] == "running" and item["slot"] == slot:
-                if item["attempts"] < ATTEMPTS:
-                    item["attempts"] += 1
-                    return item
-                item |= {"state": "failed", "message": f"its worker died {ATTEMPTS} times (out of memory?)"}
-        while not self.closed:
-            if self.waiting:
-                item = self.items[self.waiting.pop(0)]
-                item |= {"state": "running", "slot": slot, "attempts": item["attempts"] + 1}
-                return item
-            await asyncio.sleep(0.02)
-        return None
-
-    async def progress(self, key: str, metrics: dict[str, Any]) -> None:
-        """News of an item."""
-        self.touched = time.monotonic()
-        self.items[key]["metrics"] = metrics
-
-    async def finish(self, key: str, message: str = "") -> None:
-        """An item is done, or has failed with a message."""
-        self.touched = time.monotonic()
-        self.items[key] |= {"state": "failed" if message else "done", "message": message}
-
-    async def wait(self, key: str, seconds: float) -> dict[str, Any]:
-        """The item when it has ended, or as it is after `seconds`."""
-        self.touched = time.monotonic()
-        end = time.monotonic() + seconds
-        while self.items[key]["state"] in ("waiting", "running") and time.monotonic() < end:
-            await asyncio.sleep(0.02)
-        return self.items[key]
-
-    async def idle(self) -> float:
-        """Seconds since anybody asked for anything; 0 while an item is waiting or under way."""
-        busy = any(item["state"] in ("waiting", "running") for item in self.items.values())
-        return 0.0 if busy else time.monotonic() - self.touched
-
-    async def close(self) -> None:
-        """Let the slots end after their item."""
-        self.closed = True
-
-
 # Server
 
 
@@ -134,22 +71,27 @@ def serve(ws: Workspace, settings: Cluster) -> None:
     """Run the shared cluster until it is idle or told to stop (SIGTERM, SIGINT)."""
     ws.ray.mkdir(parents=True, exist_ok=True)
     _forget_finished(ws)
-    token = secrets.token_hex(32)
-    os.environ.update(environment(token))
-    port, dashboard = free_port(), free_port(8265)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
+    record = {"pid": os.getpid(), "host": socket.gethostname(), "slots": settings.slots}
+    if "RAY_ADDRESS" in os.environ:  # on the first node of a Slurm job (pipeline.nodes), where the head is another's
+        record |= {"job": os.environ["SLURM_JOB_ID"], "host": os.environ["SLURMD_NODENAME"]}
+        record |= {"address": os.environ["RAY_ADDRESS"], "dashboard": os.environ["PIPELINE_DASHBOARD"] or None}
+        record["interface"] = os.environ["GLOO_SOCKET_IFNAME"]
+        _serve(ws, settings, record, lambda: True, stopping)
+        return
+    os.environ.update(environment(secrets.token_hex(32)))
+    port, dashboard = free_port(), free_port(8265)
+    record["address"] = f"127.0.0.1:{port}"
+    record["dashboard"] = f"http://127.0.0.1:{dashboard}" if settings.dashboard else None
     with tempfile.TemporaryDirectory(prefix="actions-", ignore_cleanup_errors=True) as temporary:
         head = _start_head(settings, port, dashboard, temporary, ws.ray / "head.log")
         try:
-            _serve(ws, settings, token, port, dashboard, head, stopping)
+            wait_for_port(record["address"], head, ws.ray / "head.log")
+            _serve(ws, settings, record, lambda: head.poll() is None, stopping)
         finally:
-            (ws.ray / "cluster.json").unlink(missing_ok=True)
-            head.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                head.wait(15)
-            head.kill()
+            end_process(head, 15)
 
 
 def _forget_finished(ws: Workspace) -> None:
@@ -162,87 +104,137 @@ def _forget_finished(ws: Workspace) -> None:
 
 
 def _start_head(settings: Cluster, port: int, dashboard: int, temporary: str, log: Path) -> subprocess.Popen:
-    slots = settings.slots * settings.workers
-    command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
-        f"--port={port}", f"--ray-client-server-port={free_port()}", f"--temp-dir={temporary}",
-        f"--num-cpus={slots * settings.threads + 1}", "--object-store-memory=160000000", "--disable-usage-stats",
+    options = [
+        "--head", f"--port={port}", f"--ray-client-server-port={free_port()}",
         f"--include-dashboard={str(settings.dashboard).lower()}", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}",
     ]  # fmt: skip
     with log.open("w") as out:
         return subprocess.Popen(
-            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent,
+            ray_start("127.0.0.1", settings.slots * settings.workers * settings.threads + 1, temporary, *options),
+            stdout=out, stderr=out, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
             env={**os.environ, "RAY_num_prestart_python_workers": "0"},
         )  # fmt: skip
 
 
-def _die_with_parent() -> None:
+def ray_start(address: str, cpus: int, temporary: str, *options: str) -> list[str]:
+    """The command that starts Ray on this machine, as one of its addresses, and blocks."""
+    return [
+        str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-ip-address={address}",
+        f"--temp-dir={temporary}", f"--num-cpus={cpus}", "--object-store-memory=160000000", "--disable-usage-stats",
+        *options,
+    ]  # fmt: skip
+
+
+def end_process(process: subprocess.Popen, seconds: float) -> None:
+    """SIGTERM, and SIGKILL if that does not end it in time."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.kill()
+
+
+def die_with_parent() -> None:
     """The head ends even if the server is killed with SIGKILL."""
     with suppress(OSError):
         ctypes.CDLL("libc.so.6").prctl(1, signal.SIGTERM)
 
 
 def _serve(
-    ws: Workspace,
-    settings: Cluster,
-    token: str,
-    port: int,
-    dashboard: int,
-    head: subprocess.Popen,
-    stopping: threading.Event,
+    ws: Workspace, settings: Cluster, record: dict[str, Any], alive: Callable[[], bool], stopping: threading.Event
 ) -> None:
+    """The queue and the slots, as long as they are used, the head lives and nobody says stop."""
     import ray  # reads its environment when it is imported
 
-    address = f"127.0.0.1:{port}"
-    _wait_for_port(address, head, ws.ray / "head.log")
-    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    queue = ray.remote(Queue).options(name="queue", num_cpus=0, max_concurrency=1000).remote()
-    ray.get(queue.idle.remote())
-    write_token(ws, token)
-    url = f"http://127.0.0.1:{dashboard}" if settings.dashboard else None
-    record = {"address": address, "dashboard": url, "pid": os.getpid(), "slots": settings.slots}
-    write_json(ws.ray / "cluster.json", record)
+    ray.init(address=record["address"], namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    token = os.environ["RAY_AUTH_TOKEN"]
+    work = QueueServer(record["address"].rsplit(":", 1)[0], token)
+    write_token(ws.ray, token)
     from pipeline.training.ray_train import run_slot
 
     slots = [
-        threading.Thread(target=run_slot, args=(i, ws.root.resolve(), settings), daemon=True)
+        threading.Thread(target=run_slot, args=(i, ws.root.resolve(), settings, work.address), daemon=True)
         for i in range(settings.slots)
     ]
-    for slot in slots:
-        slot.start()
-    while not stopping.wait(0.5):
-        if head.poll() is not None or not any(slot.is_alive() for slot in slots):
-            break
-        if ray.get(queue.idle.remote()) > 60 * settings.idle_minutes:
-            break
-    (ws.ray / "cluster.json").unlink(missing_ok=True)
+    try:
+        for slot in slots:
+            slot.start()
+        write_json(ws.ray / "cluster.json", record | {"queue": work.address})
+        while not stopping.wait(0.5):
+            if not alive() or not any(slot.is_alive() for slot in slots):
+                break
+            if work.call(work.queue.idle()) > 60 * settings.idle_minutes:
+                break
+    finally:
+        (ws.ray / "cluster.json").unlink(missing_ok=True)
+    work.call(work.queue.close())
     with suppress(Exception):
-        ray.get(queue.close.remote(), timeout=5)
         ray.shutdown()
 
 
-def write_token(ws: Workspace, token: str) -> None:
+def connect(ws: Workspace, settings: Cluster) -> None:
+    """Connect this process to the Ray cluster at RAY_ADDRESS, or start one for it: on loopback, with a token, ports and
+    a temporary folder of its own, so that any number of them run on a machine. Nothing if it is connected.
+
+    Call it before anything imports Ray, which reads its environment then.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return
+    options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
+    if "RAY_ADDRESS" in os.environ:
+        import ray
+
+        ray.init(address=os.environ["RAY_ADDRESS"], **options)
+        return
+    token = secrets.token_hex(32)
+    os.environ.update(environment(token))
+    import ray
+
+    temporary, dashboard = tempfile.mkdtemp(prefix="actions-"), free_port(8265)
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    ray.init(
+        address="local", num_cpus=settings.workers * settings.threads + 1, object_store_memory=160_000_000,
+        include_dashboard=settings.dashboard, dashboard_host="127.0.0.1", dashboard_port=dashboard,
+        _temp_dir=temporary, **options,
+    )  # fmt: skip
+    atexit.register(ray.shutdown)  # before its folder goes
+    if settings.dashboard:
+        announce(ws, token, {"dashboard": f"http://127.0.0.1:{dashboard}"})
+
+
+def announce(ws: Workspace, token: str, record: dict[str, Any]) -> None:
+    """Write where a cluster is that lives no longer than this process: `RESULTS/ray/jobs/NAME/head.json`, `token`."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    folder = ws.ray / "jobs" / f"{job or socket.gethostname()}-{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_token(folder, token)
+    host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    write_json(folder / HEAD, {"address": None, "host": host, "job": job, "pid": os.getpid()} | record)
+
+
+def write_token(folder: Path, token: str) -> None:
     """Keep the token where only its owner reads it."""
-    path = ws.ray / "token"
+    path = folder / "token"
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(token)
 
 
-def free_port(wanted: int = 0) -> int:
-    """A TCP port of the loopback interface that is free now; `wanted` if it is."""
+def free_port(wanted: int = 0, address: str = "127.0.0.1") -> int:
+    """A TCP port of one of this machine's addresses that is free now; `wanted` if it is."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", wanted))
+            probe.bind((address, wanted))
         except OSError:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((address, 0))
         return probe.getsockname()[1]
 
 
-def _wait_for_port(address: str, head: subprocess.Popen, log: Path) -> None:
+def wait_for_port(address: str, head: subprocess.Popen, log: Path) -> None:
+    """Wait until Ray's head answers. Raises UserError where it ends or does not."""
     host, port = address.rsplit(":", 1)
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
@@ -258,7 +250,7 @@ def _wait_for_port(address: str, head: subprocess.Popen, log: Path) -> None:
 
 
 class Client:
-    """A connection to the shared cluster, which is started if there is none."""
+    """A connection to the queue of the shared cluster, which is started if there is none."""
 
     def __init__(self, ws: Workspace, settings: Cluster) -> None:
         """Connect.
@@ -266,46 +258,58 @@ class Client:
         Raises:
             UserError: the cluster cannot be started, or refuses the token.
         """
-        record = ensure(ws, settings)
-        os.environ.update(environment((ws.ray / "token").read_text()))
-        import ray  # reads its environment when it is imported
+        self.queue = ask(ensure(ws, settings), ws)
 
-        try:
-            ray.init(address=record["address"], namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-            self.queue = ray.get_actor("queue")
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"no shared cluster at {record['address']} ({str(error).splitlines()[0]:.100}); "
-                "stop it with `python -m pipeline cluster stop` and run the command again"
-            ) from error
-        self.ray = ray
-
-    def run(
-        self,
-        key: str,
-        kind: str,
-        arguments: dict[str, Any],
-        progress: Callable[[dict[str, Any]], None] | None = None,
-    ) -> None:
+    def run(self, key: str, kind: str, arguments: dict[str, Any]) -> None:
         """Let a slot do a piece of work, and wait for it.
 
         Raises:
             UserError: the work failed, with its message, or the cluster went away.
         """
         try:
-            self.ray.get(self.queue.submit.remote(key, kind, arguments))
-            while True:
-                item = self.ray.get(self.queue.wait.remote(key, 1.0))
-                if progress and item.get("metrics"):
-                    progress(item["metrics"])
-                if item["state"] == "done":
-                    return
-                if item["state"] == "failed":
-                    raise UserError(f"{key}: {item['message']}")
-        except self.ray.exceptions.RayError as error:
+            self.queue.submit(key, kind, arguments)
+            while (item := self.queue.wait(key, 10.0))["state"] in ("waiting", "running"):
+                pass
+        except OSError as error:
             raise UserError(
                 f"{key}: the shared cluster stopped ({type(error).__name__}); run the same command again, it resumes"
             ) from error
+        if item["state"] == "failed":
+            raise UserError(f"{key}: {item['message']}")
+
+
+def ask(record: dict[str, Any], ws: Workspace) -> Connection:
+    """A connection to the queue of a running cluster.
+
+    Raises:
+        UserError: it does not answer, or refuses the token of this results folder.
+    """
+    try:
+        return Connection(record["queue"], (ws.ray / "token").read_text())
+    except OSError as error:
+        raise UserError(
+            f"no shared cluster at {record['queue']} ({error}); "
+            "stop it with `python -m pipeline cluster stop` and run the command again"
+        ) from error
+
+
+def join(ws: Workspace, settings: Cluster) -> None:
+    """Make this process a driver of the shared cluster's Ray; it must run on one of its nodes.
+
+    Raises:
+        UserError: the cluster cannot be started, or refuses the token.
+    """
+    record = ensure(ws, settings)
+    os.environ.update(environment((ws.ray / "token").read_text(), record.get("interface", "lo")))
+    import ray  # reads its environment when it is imported
+
+    try:
+        ray.init(address=record["address"], namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"no shared cluster at {record['address']} ({str(error).splitlines()[0]:.100}); "
+            "stop it with `python -m pipeline cluster stop` and run the command again"
+        ) from error
 
 
 def ensure(ws: Workspace, settings: Cluster) -> dict[str, Any]:
@@ -345,8 +349,9 @@ def running(ws: Workspace) -> dict[str, Any] | None:
     path = ws.ray / "cluster.json"
     with suppress(OSError, ValueError):
         record = json.loads(path.read_text())
-        os.kill(record["pid"], 0)
-        host, port = record["address"].rsplit(":", 1)
+        if "job" not in record:
+            os.kill(record["pid"], 0)
+        host, port = record["queue"].rsplit(":", 1)
         with socket.create_connection((host, int(port)), timeout=2):
             return record
     return None
@@ -357,8 +362,14 @@ def stop(ws: Workspace) -> bool:
     record = running(ws)
     if not record:
         return False
-    os.kill(record["pid"], signal.SIGTERM)
     end = time.monotonic() + 30
+    if "job" in record:
+        subprocess.run(["scancel", record["job"]], check=False)
+        while time.monotonic() < end and running(ws):
+            time.sleep(0.5)
+        (ws.ray / "cluster.json").unlink(missing_ok=True)
+        return True
+    os.kill(record["pid"], signal.SIGTERM)
     while time.monotonic() < end and _alive(record["pid"]):
         time.sleep(0.1)
     return True

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.errors import UserError, unknown
 
 Model = TypeVar("Model", bound=BaseModel)
+Stage = Literal["generate", "poses", "frames", "pretrain", "train", "sweep", "evaluate"]
 
 
 class Cluster(BaseModel):
@@ -33,6 +34,11 @@ class Cluster(BaseModel):
     threads: int = Field(1, ge=1, description="CPU threads of each of them")
     gpus: float = Field(0, ge=0, description="GPUs of each of them; a fraction packs several on one")
     workers: int = Field(1, ge=1, description="workers (processes) of one training; the episodes are split")
+    nodes: int = Field(1, ge=1, description="nodes of a Slurm job over which Ray and its workers are spread")
+    interface: str = Field("", description="network interface between nodes; empty: the one that Slurm uses")
+    stop_minutes: float = Field(
+        2, ge=0, description="so long before its time limit a Slurm job keeps a checkpoint and ends"
+    )
     idle_minutes: float = Field(2, gt=0, description="the shared cluster stops when unused for so long")
     dashboard: bool = Field(True, description="start Ray's dashboard with the shared cluster")
     tracker: Literal["", "wandb", "mlflow"] = Field("", description="where curves go beside TensorBoard")
@@ -94,7 +100,9 @@ class Settings(BaseModel):
     tables: dict[str, Any] = Field({}, description="overlay on config/tables/PAPER.yaml, or a new paper")
     llm: LLM = Field(default_factory=LLM, description="for data sets with the key describe")
     mirror: str = Field("", description="folder or server that has every file to download, by its address")
-    resources: dict[str, Any] = Field({}, description="read by the rules' resources only")
+    resources: dict[Stage, dict[str, int | str]] = Field(
+        {}, description="stage -> what its jobs ask of a cluster (gpu, mem_mb, runtime in minutes, ...); threads"
+    )
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

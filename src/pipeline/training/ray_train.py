@@ -16,11 +16,12 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from pipeline.cluster import NAMESPACE
+from pipeline.cluster import ask, connect
 from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.experiment import Run
 from pipeline.progress import job
+from pipeline.training.stopping import stoppable
 from pipeline.workspace import Workspace
 
 FAILURES = 3  # lost workers that one training survives
@@ -87,14 +88,15 @@ def _worker(config: dict[str, Any]) -> None:
 def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
     """Train one run with `settings.workers` workers on the Ray cluster at RAY_ADDRESS, or on one of its own.
 
-    A training that was killed continues from its last checkpoint.
+    A training that was killed continues from its last checkpoint. SIGTERM, and a Slurm job's time limit two minutes
+    before it comes, have it keep one and end.
 
     Raises:
         UserError: a worker failed more often than FAILURES.
     """
     from ray.train.torch import TorchTrainer  # with torch: the server of the shared cluster does without
 
-    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+    connect(ws, settings)
     storage = Path(_storage(ws))
     config = {"run": run.model_dump(mode="json"), "root": str(ws.root.resolve())}
     config |= settings.model_dump(include={"threads", "tracker"})
@@ -110,7 +112,8 @@ def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with stoppable(run, ws, settings.stop_minutes):
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise UserError(f"{run.id}: {_reason(error)}") from error
     shutil.rmtree(storage / run.id, ignore_errors=True)
@@ -125,15 +128,16 @@ def _reason(error: BaseException) -> str:
 # A slot of the shared cluster
 
 
-def run_slot(number: int, root: Path, settings: Cluster) -> None:
-    """Keep one slot of the shared cluster at work until its queue closes.
+def run_slot(number: int, root: Path, settings: Cluster, queue: str) -> None:
+    """Keep one slot of the shared cluster at work until its queue (its address) closes.
 
     A slot is one worker, so it needs no process group (which would also listen on every interface).
     """
     ws = Workspace(root)
     DataParallelTrainer(
         _slot_worker,
-        train_loop_config={"slot": number, "root": str(root)} | settings.model_dump(include={"threads", "tracker"}),
+        train_loop_config={"slot": number, "root": str(root), "queue": queue}
+        | settings.model_dump(include={"threads", "tracker"}),
         scaling_config=_scaling(settings, 1),
         run_config=RunConfig(
             name=f"slot-{number}-{os.getpid()}",
@@ -148,8 +152,8 @@ def run_slot(number: int, root: Path, settings: Cluster) -> None:
 def _slot_worker(config: dict[str, Any]) -> None:
     _prepare_worker(config["threads"])
     ws = Workspace(config["root"])
-    queue = ray.get_actor("queue", namespace=NAMESPACE)
-    while (item := ray.get(queue.take.remote(config["slot"]))) is not None:
+    queue = ask({"queue": config["queue"]}, ws)
+    while (item := queue.take(config["slot"])) is not None:
         message = ""
         try:
             _work(item, ws, queue, config["tracker"])
@@ -159,7 +163,7 @@ def _slot_worker(config: dict[str, Any]) -> None:
             traceback.print_exc()
             message = f"{type(error).__name__}: {_reason(error)}"
         gc.collect()  # models and runners refer to each other; a slot must not grow from run to run
-        ray.get(queue.finish.remote(item["key"], message))
+        queue.finish(item["key"], message)
 
 
 def _work(item: dict[str, Any], ws: Workspace, queue: Any, tracker: str) -> None:
@@ -169,16 +173,16 @@ def _work(item: dict[str, Any], ws: Workspace, queue: Any, tracker: str) -> None
         to_ray = _report(run)
 
         def report(metrics: dict[str, Any], folder: Path | None) -> None:
-            queue.progress.remote(item["key"], {**metrics, "steps": run.train["steps"]})
+            queue.progress(item["key"], {**metrics, "steps": run.train["steps"]})
             to_ray(metrics, folder)
 
         with job(ws, "train", run.id, quiet=True):
             _train(run, ws, report, tracker)
-    elif item["kind"] == "score":
-        from pipeline.evaluation.score import score_run
+    elif item["kind"] == "evaluate":
+        from pipeline.evaluation.alpha import evaluate_run
 
         run = ws.read_run(arguments["run"])
         with job(ws, "evaluate", run.id, quiet=True):
-            score_run(run, ws.read_cells(run.id), ws)
+            evaluate_run(run, ws.read_cells(run.id), ws)
     else:
         raise UserError(f"unknown kind of work {item['kind']!r}")

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster import Client
+from pipeline.cluster import Client, connect, join
 from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.progress import Bar, bar
@@ -24,16 +24,7 @@ def _trial(config: dict[str, Any]) -> None:
     if not record.is_file():
         settings = Cluster.model_validate(config["cluster"])
         if settings.mode == "shared":
-            import ray
-
-            from pipeline.cluster import NAMESPACE
-
-            queue = ray.get_actor("queue", namespace=NAMESPACE)
-            ray.get(queue.submit.remote(run_id, "train", {"run": run_id}))
-            while (item := ray.get(queue.wait.remote(run_id, 60.0)))["state"] in ("waiting", "running"):
-                pass
-            if item["state"] == "failed":
-                raise UserError(item["message"])
+            Client(ws, settings).run(run_id, "train", {"run": run_id})
         else:
             from pipeline.training.ray_train import fit
 
@@ -51,8 +42,7 @@ def sweep(name: str, ws: Workspace, settings: Cluster) -> Path:
         UserError: a trial failed; the others are finished all the same.
     """
     plan = ws.read_sweep(name)
-    if settings.mode == "shared":
-        Client(ws, settings)  # connects
+    join(ws, settings) if settings.mode == "shared" else connect(ws, settings)
     from ray import tune  # after the client has set Ray's environment
 
     class Trials(tune.Callback):

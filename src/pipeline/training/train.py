@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import time
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, barrier, get_rank, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook, ParamSchedulerHook
 from mmengine.model import BaseModel
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
@@ -33,6 +34,7 @@ from pipeline.errors import UserError
 from pipeline.experiment import Run
 from pipeline.models.build import WEIGHTS
 from pipeline.progress import Bar, bar
+from pipeline.training.stopping import stop_file
 from pipeline.training.tasks import Task, task_of
 from pipeline.training.trackers import Tracked, visualizer
 from pipeline.workspace import Workspace, write_json
@@ -43,6 +45,7 @@ Report = Callable[[dict[str, Any], Path | None], None]
 UNDECAYED = ("neck.block.norm", "neck.layers.0.norm", "frames.norm", "videos.norm", "transformer.layers.0.norm")
 """LayerNorms of the new blocks: as released they take no weight decay, while those of CLIP do."""
 STATE = "state.pt"
+AGREE_STEPS = 10  # several workers ask each other so often whether to keep a checkpoint
 
 
 class EpisodeSeed(Hook):
@@ -174,9 +177,10 @@ class Keeper(Hook):
         validate: Callable[[BaseModel], float],
         report: Report | None,
         every: int,
+        stop: Path,
     ) -> None:
         self.run, self.train, self.curve, self.validate = run, train, curve, validate
-        self.report, self.every = report, every
+        self.report, self.every, self.stop = report, every, stop
         self.best: dict[str, Any] = {"accuracy": -1.0, "step": 0, "state": {}}
 
     def after_train_iter(
@@ -188,8 +192,23 @@ class Keeper(Hook):
         last = step == train["steps"]
         if self.run.selection != "last" and (last or step % train["validate_every"] == 0):
             self._select(unwrap(runner.model), step)
-        if self.report and (last or step % train["checkpoint_every"] == 0):
+        if not self.report:
+            return
+        asked = self._asked(step)
+        if asked or last or step % train["checkpoint_every"] == 0:
             self._checkpoint(runner, step)
+        if asked and is_main_process():
+            self.stop.unlink(missing_ok=True)
+
+    def _asked(self, step: int) -> bool:
+        """Whether somebody asks for a checkpoint; several workers agree on that every now and then."""
+        if get_world_size() == 1:
+            return self.stop.exists()
+        if step % AGREE_STEPS:
+            return False
+        asked = torch.tensor(float(is_main_process() and self.stop.exists()))
+        all_reduce(asked, "max")
+        return bool(asked)
 
     def _select(self, model: BaseModel, step: int) -> None:
         if is_main_process():
@@ -278,7 +297,9 @@ def train_run(
     folder = ws.run(run.id)
     folder.mkdir(parents=True, exist_ok=True)
     task = task_of(run, ws)
+    nodes = all_gather_object(os.environ.get("PIPELINE_NODE", socket.gethostname()))
     record = {"run": run.id, "seconds": 0.0, "steps": 0, "workers": get_world_size(), "classes": task.classes()}
+    record["nodes"] = sorted(set(nodes))
     if run.train:
         record |= _fit(task, report, checkpoint, tracker)
     barrier()
@@ -304,7 +325,7 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
     if checkpoint:
         start = int(json.loads((checkpoint / "meta.json").read_text())["step"])
     curve = Curve(run, folder / "curve.csv", every, start)
-    keeper = Keeper(run, train, curve, task.validate, report, every)
+    keeper = Keeper(run, train, curve, task.validate, report, every, stop_file(task.ws, run.id))
     hooks: list[Hook] = [EpisodeSeed(run.seed), *task.hooks(model, every), curve, keeper, Tracked(curve.rows, every)]
     if checkpoint:
         hooks.append(Restore(checkpoint, keeper, every))

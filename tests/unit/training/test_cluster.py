@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipeline import cluster as module
-from pipeline.cluster import ATTEMPTS, Client, Queue, ensure, environment, free_port, running, stop, write_token
+from pipeline.cluster import Client, ensure, environment, free_port, running, stop, write_token
 from pipeline.config import Cluster
 from pipeline.errors import UserError
+from pipeline.work_queue import ATTEMPTS, Connection, Queue, QueueServer
 from pipeline.workspace import Workspace, write_json
 
 # ------------------------------------------------------------------------------------------------ queue
@@ -127,7 +128,7 @@ def test_only_the_owner_reads_the_token(tmp_path):
     old = os.umask(0)
     try:
         for token in ("first", "second"):
-            write_token(ws, token)
+            write_token(ws.ray, token)
             path = ws.ray / "token"
             assert path.read_text() == token and stat.S_IMODE(path.stat().st_mode) == 0o600
     finally:
@@ -149,7 +150,7 @@ def _alive(ws, pid=None, address=None):
     """A record of a server that is this process, and a port that answers."""
     server = socket.create_server(("127.0.0.1", 0))
     address = f"127.0.0.1:{server.getsockname()[1]}"
-    record = {"address": address, "pid": pid or os.getpid(), "dashboard": None, "slots": 2}
+    record = {"address": address, "queue": address, "pid": pid or os.getpid(), "dashboard": None, "slots": 2}
     write_json(ws.ray / "cluster.json", record)
     return server, record
 
@@ -207,90 +208,84 @@ def test_a_cluster_that_does_not_start(tmp_path, monkeypatch):
 def test_a_head_that_dies_or_is_silent(tmp_path, monkeypatch):
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=r"head did not start; its last words are in .*head\.log"):
-        module._wait_for_port(address, types.SimpleNamespace(poll=lambda: 1), tmp_path / "head.log")
+        module.wait_for_port(address, types.SimpleNamespace(poll=lambda: 1), tmp_path / "head.log")
     monkeypatch.setattr(module, "START_SECONDS", 0.2)
     with pytest.raises(UserError, match=r"did not answer within 0 s; see .*head\.log"):
-        module._wait_for_port(address, types.SimpleNamespace(poll=lambda: None), tmp_path / "head.log")
-
-
-class Died(Exception):
-    """As Ray's own errors."""
-
-
-class FakeRay(types.SimpleNamespace):
-    """Ray as the client uses it: a queue in this process."""
-
-    def __init__(self, queue=None, error=None):
-        super().__init__(exceptions=types.SimpleNamespace(RayError=Died), error=error)
-        self.actor = types.SimpleNamespace()
-        for name in ("submit", "wait"):
-            self.actor.__dict__[name] = types.SimpleNamespace(remote=getattr(queue, name, None))
-
-    def init(self, **options):
-        self.options = options
-        if self.error:
-            raise self.error
-
-    def get_actor(self, name):
-        return self.actor
-
-    def get(self, coroutine):
-        return asyncio.run(coroutine)
+        module.wait_for_port(address, types.SimpleNamespace(poll=lambda: None), tmp_path / "head.log")
 
 
 @pytest.fixture
-def connect(tmp_path, monkeypatch):
-    """`connect(ray)` gives a client whose `import ray` finds `ray`."""
+def work(tmp_path, monkeypatch):
+    """The workspace of a running queue server, which is `work.server`."""
     ws = Workspace(tmp_path)
     ws.ray.mkdir(parents=True)
-    write_token(ws, "s3cret")
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(module, "ensure", lambda *_: {"address": "127.0.0.1:1"})
-
-    def make(ray):
-        monkeypatch.setitem(sys.modules, "ray", ray)
-        return Client(ws, Cluster())
-
-    return make
+    write_token(ws.ray, "s3cret")
+    ws.server = QueueServer("127.0.0.1", "s3cret")
+    monkeypatch.setattr(module, "ensure", lambda *_: {"queue": ws.server.address})
+    return ws
 
 
-def test_client_gives_the_token_and_says_when_it_is_refused(connect):
-    ray = FakeRay()
-    connect(ray)
-    assert os.environ["RAY_AUTH_TOKEN"] == "s3cret" and ray.options["address"] == "127.0.0.1:1"
-    for error in (ConnectionError("refused\nlong story"), RuntimeError("wrong token"), ValueError("no actor")):
-        with pytest.raises(UserError, match="no shared cluster at 127.0.0.1:1.*pipeline cluster stop") as caught:
-            connect(FakeRay(error=error))
-        assert "\n" not in str(caught.value)
+def test_client_waits_and_passes_on_failures(work):
+    client = Client(work, Cluster())
+
+    def slot():
+        mine = Connection(work.server.address, "s3cret")
+        for message in ("", "UserError: no such clip"):
+            item = mine.take(0)
+            mine.progress(item["key"], {"step": 1})
+            mine.finish(item["key"], message)
+
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(slot)
+        client.run("good", "train", {"run": "good"})
+        with pytest.raises(UserError, match="^bad: UserError: no such clip$"):
+            client.run("bad", "train", {})
+        working.result(10)
+    good = work.server.queue.items["good"]
+    assert good["arguments"] == {"run": "good"} and good["metrics"] == {"step": 1} and good["state"] == "done"
 
 
-def test_client_waits_shows_progress_and_passes_on_failures(connect):
-    queue, seen = Queue(), []
-    client = connect(FakeRay(queue))
-
-    async def work_done(key, seconds):
-        item = await queue.take(0) if queue.waiting else queue.items[key]
-        if "metrics" not in item:
-            await queue.progress(key, {"step": 1})
-        else:
-            await queue.finish(key, "" if key == "good" else "UserError: no such clip")
-        return dict(queue.items[key])
-
-    client.queue.wait.remote = work_done
-    client.run("good", "train", {"run": "good"}, seen.append)
-    assert seen[0] == {"step": 1} and queue.items["good"]["arguments"] == {"run": "good"}
-    with pytest.raises(UserError, match="^bad: UserError: no such clip$"):
-        client.run("bad", "train", {})
+def test_who_does_not_know_the_token_is_refused(work):
+    with pytest.raises(PermissionError, match="wrong token"):
+        Connection(work.server.address, "guessed")
+    write_token(work.ray, "guessed")
+    with pytest.raises(UserError, match=r"no shared cluster at .*wrong token.*pipeline cluster stop"):
+        Client(work, Cluster())
+    # Questions before the proof are no proof, and nothing was answered or queued.
+    host, port = work.server.address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=10) as plain:
+        plain.sendall(b'["submit", "a", "train", {}]\n["idle"]\n')
+        said = plain.makefile().read().splitlines()
+    assert len(said) == 2 and "wrong token" in said[1] and not work.server.queue.items
 
 
-def test_client_says_when_the_cluster_goes_away(connect):
-    client = connect(FakeRay(Queue()))
+def test_the_token_does_not_travel(work):
+    """What a client sends first is no token, and is another thing each time."""
+    sent = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        for nonce in ("one", "two"):
+            caller = pool.submit(Connection, f"127.0.0.1:{listener.getsockname()[1]}", "s3cret")
+            peer, _ = listener.accept()
+            with peer, peer.makefile("rwb") as file:
+                file.write(json.dumps(nonce).encode() + b"\n")
+                file.flush()
+                sent.append(file.readline())
+            with pytest.raises(OSError):
+                caller.result(10)
+    assert sent[0] != sent[1] and not any(b"s3cret" in line for line in sent)
 
-    async def dead(*_):
-        raise Died("actor died")
 
-    client.queue.wait.remote = dead
-    with pytest.raises(UserError, match=r"^a: the shared cluster stopped \(Died\); run the same command again"):
+def test_wrong_questions_are_answered_and_harm_nothing(work):
+    mine = Connection(work.server.address, "s3cret")
+    for question in (["close"], ["__init__"], ["wait", "nothing", 1], ["take"]):
+        assert "error" in mine._ask(question)
+    assert mine.idle() >= 0
+
+
+def test_client_says_when_the_cluster_goes_away(work):
+    client = Client(work, Cluster())
+    client.queue._socket.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(UserError, match=r"^a: the shared cluster stopped \(\w+\); run the same command again"):
         client.run("a", "train", {})
 
 

@@ -1,0 +1,75 @@
+"""A training that is asked to end keeps a checkpoint first.
+
+The driver puts a file into the run's folder; the workers see it after a step, hand a checkpoint to `report` and
+remove it; the driver ends.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.experiment import Run
+from pipeline.nodes import seconds_left, slurm_job
+from pipeline.workspace import Workspace
+
+KEEP_SECONDS = 60.0  # for the checkpoint
+
+
+def stop_file(ws: Workspace, run_id: str) -> Path:
+    """The file that asks a training to keep a checkpoint."""
+    return ws.run(run_id) / "stop"
+
+
+@contextmanager
+def stoppable(run: Run, ws: Workspace, minutes: float) -> Iterator[None]:
+    """SIGTERM, or the end of this Slurm job `minutes` ahead, has the training in this block keep a checkpoint and end.
+
+    Only the main thread can take signals; elsewhere (a trial of a sweep) the block is as it is.
+
+    Raises:
+        UserError: it was ended so; the same command goes on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    flag, wanted, over = stop_file(ws, run.id), threading.Event(), threading.Event()
+    flag.unlink(missing_ok=True)
+    reason = ["a signal"]
+    left = seconds_left(slurm_job()) if slurm_job() and minutes else None
+    before = signal.signal(signal.SIGTERM, lambda *_: wanted.set())
+
+    def watch() -> None:
+        if not wanted.wait(None if left is None else max(left - 60 * minutes, 1.0)):
+            reason[0] = "the time limit of its Slurm job"
+        if over.is_set():
+            return
+        flag.parent.mkdir(parents=True, exist_ok=True)
+        flag.touch()
+        end = time.monotonic() + KEEP_SECONDS
+        while flag.exists() and time.monotonic() < end and not over.is_set():
+            time.sleep(0.1)
+        if not over.is_set():
+            wanted.set()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not wanted.is_set():
+            raise
+        raise UserError(
+            f"{run.id}: ended by {reason[0]} after a checkpoint; the same command goes on from it"
+        ) from None
+    finally:
+        over.set()
+        wanted.set()
+        signal.signal(signal.SIGTERM, before)
+        flag.unlink(missing_ok=True)
