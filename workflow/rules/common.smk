@@ -30,6 +30,30 @@ CLUSTER = PLAN.config.settings.cluster
 CLUSTER_JSON = CLUSTER.model_dump_json()
 OVERLAY_JSON = json.dumps(config, sort_keys=True)
 
+
+def needs(stage):
+    """Resources of a stage's jobs: those of the scale (`resources`), and as many nodes as a training is spread over."""
+    found = dict(PLAN.config.settings.resources.get(stage, {}))
+    found.pop("threads", None)
+    if stage in ("train", "sweep") and CLUSTER.mode == "job" and CLUSTER.nodes > 1:
+        # For Slurm: a job of so many nodes, whose step runs on the first; `pipeline.nodes` starts one on each.
+        found |= {
+            "nodes": CLUSTER.nodes,
+            "tasks": CLUSTER.nodes,
+            "tasks_per_gpu": 0,
+            "mpi": "srun",
+        }
+    return found
+
+
+def cores(stage, default):
+    """CPU cores of a stage's jobs."""
+    return PLAN.config.settings.resources.get(stage, {}).get("threads", default)
+
+
+# With one Ray cluster for all (`python -m pipeline cluster start`), these jobs only wait for it.
+WAITING = CLUSTER.mode == "shared"
+
 if not workflow.deployment_settings.deployment_method:
     # Jobs find the Python that runs Snakemake, also where its environment is not activated.
     shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")

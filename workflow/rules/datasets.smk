@@ -12,7 +12,9 @@ rule generate_videos:
         "results/benchmarks/generate_videos/{dataset}.tsv"
     conda:
         "../envs/pipeline.yaml"
-    threads: 2
+    threads: cores("generate", 2)
+    resources:
+        **needs("generate"),
     shell:
         "python -m pipeline videos {wildcards.dataset} --workers {threads} > {log} 2>&1"
 
@@ -26,7 +28,9 @@ rule extract_poses:
         "results/benchmarks/extract_poses/{dataset}.tsv"
     conda:
         "../envs/pipeline.yaml"
-    threads: 2
+    threads: cores("poses", 2)
+    resources:
+        **needs("poses"),
     shell:
         "python -m pipeline poses {wildcards.dataset} --workers {threads} > {log} 2>&1"
 
@@ -85,7 +89,9 @@ rule extract_frames:
         "results/benchmarks/extract_frames/{dataset}-{store}.tsv"
     conda:
         "../envs/pipeline.yaml"
-    threads: 2
+    threads: cores("frames", 2)
+    resources:
+        **needs("frames"),
     shell:
         "python -m pipeline frames {wildcards.dataset} {wildcards.store} --workers {threads} > {log} 2>&1"
 

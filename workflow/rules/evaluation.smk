@@ -6,6 +6,7 @@ for run_id, cells in PLAN.cells_of.items():
     rule:
         name:
             f"evaluate_{run_id.replace('-', '_')}"
+        localrule: WAITING
         input:
             f"results/runs/{run_id}/train.json",
             dataset_files(PLAN.runs[run_id]),
@@ -17,6 +18,8 @@ for run_id, cells in PLAN.cells_of.items():
             f"results/benchmarks/evaluate/{run_id}.tsv"
         conda:
             "../envs/pipeline.yaml"
+        resources:
+            **needs("evaluate"),
         params:
             run=run_id,
             cluster=shlex.quote(CLUSTER_JSON),

@@ -12,12 +12,15 @@ rule pretrain_backbone:
         "results/benchmarks/pretrain_backbone/{backbone}.tsv"
     conda:
         "../envs/pipeline.yaml"
-    threads: 1
+    threads: cores("pretrain", 1)
+    resources:
+        **needs("pretrain"),
     shell:
         "python -m pipeline pretrain {wildcards.backbone} --threads {threads} > {log} 2>&1"
 
 
 rule train:
+    localrule: WAITING
     input:
         lambda wildcards: training_inputs(wildcards.run),
     output:
@@ -30,6 +33,8 @@ rule train:
         run="|".join(run for run in PLAN.runs if run not in PLAN.swept) or "none",
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        **needs("train"),
     params:
         cluster=shlex.quote(CLUSTER_JSON),
     shell:
@@ -43,6 +48,7 @@ for sweep in PLAN.sweeps.values():
         rule:
             name:
                 f"sweep_{sweep.name.replace('-', '_')}"
+            localrule: WAITING
             input:
                 sorted({path for run in trials for path in training_inputs(run)}),
                 # Trained by `train`, for other tables need them too: done before, so that no trial repeats them.
@@ -59,6 +65,8 @@ for sweep in PLAN.sweeps.values():
                 f"results/benchmarks/sweep/{sweep.name}.tsv"
             conda:
                 "../envs/pipeline.yaml"
+            resources:
+                **needs("sweep"),
             params:
                 cluster=shlex.quote(CLUSTER_JSON),
                 sweep=sweep.name,
