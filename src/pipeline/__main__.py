@@ -454,15 +454,16 @@ def plan(
     scale: Scale = "",
     overlay: Overlay = "{}",
     write: Annotated[bool, typer.Option("--write", help="Write the specs that the other commands read.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs whose wall time is wanted.")] = 8,
 ) -> None:
-    """Say what the tables need: cells, distinct trainings, sweeps, and GPU hours at paper scale."""
+    """Say what the tables need: cells, distinct trainings, sweeps; at paper scale GPU hours, time, disk and questions."""
     from pipeline.estimate import print_plan
     from pipeline.plan import Plan
 
     planned = Plan.read(config, _overlay(overlay, scale))
     if write:
         planned.write_specs(results / "specs")
-    print_plan(planned, results)
+    print_plan(planned, results, gpus)
 
 
 @app.command()
@@ -508,6 +509,28 @@ def doctor(
     print(json.dumps(checks.as_json(plan, found))) if as_json else checks.print_checks(plan, found)
     if checks.failed(found):
         raise typer.Exit(1)
+
+
+@app.command()
+def dashboard(
+    results: Results = Path("results"),
+    show: Annotated[bool, typer.Option("--open", help="Open the first one in this machine's browser.")] = False,
+) -> None:
+    """Say where the dashboards of the running Ray clusters are, and how to reach them from elsewhere."""
+    import webbrowser
+
+    from pipeline.cluster import live, tunnel
+
+    found = [record for record in live(Workspace(results)) if record.get("dashboard")]
+    for record in found:
+        job = f" (Slurm job {record['job']})" if record.get("job") else ""
+        print(f"{record['name']}{job} on {record['host']}: {record['dashboard']}")
+        print(f"  from your own machine: {tunnel(record['dashboard'], record['host'])}, then http://127.0.0.1:8265")
+        print(f"  it asks for the token in {record['token']}")
+    if not found:
+        print("no Ray cluster with a dashboard is running; one starts with the first training")
+    elif show:
+        webbrowser.open(found[0]["dashboard"])
 
 
 @cluster_app.command("serve", hidden=True)

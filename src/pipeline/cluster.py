@@ -86,6 +86,7 @@ def serve(ws: Workspace, settings: Cluster) -> None:
     record["address"] = f"127.0.0.1:{port}"
     record["dashboard"] = f"http://127.0.0.1:{dashboard}" if settings.dashboard else None
     with tempfile.TemporaryDirectory(prefix="actions-", ignore_cleanup_errors=True) as temporary:
+        share_targets(temporary, ws)
         head = _start_head(settings, port, dashboard, temporary, ws.ray / "head.log")
         try:
             wait_for_port(record["address"], head, ws.ray / "head.log")
@@ -198,6 +199,7 @@ def connect(ws: Workspace, settings: Cluster) -> None:
         _temp_dir=temporary, **options,
     )  # fmt: skip
     atexit.register(ray.shutdown)  # before its folder goes
+    share_targets(temporary, ws)
     if settings.dashboard:
         announce(ws, token, {"dashboard": f"http://127.0.0.1:{dashboard}"})
 
@@ -211,6 +213,27 @@ def announce(ws: Workspace, token: str, record: dict[str, Any]) -> None:
     write_token(folder, token)
     host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     write_json(folder / HEAD, {"address": None, "host": host, "job": job, "pid": os.getpid()} | record)
+
+
+def share_targets(temporary: str, ws: Workspace) -> None:
+    """Keep a copy of where this cluster's metrics are in `RESULTS/ray/metrics`, for Prometheus' file discovery.
+
+    Ray writes that file into its temporary folder, which other machines do not see; the copy goes with the process.
+    """
+    source = Path(temporary) / "prom_metrics_service_discovery.json"
+    target = ws.ray / "metrics" / f"{socket.gethostname()}-{os.getpid()}.json"
+    atexit.register(target.unlink, missing_ok=True)
+
+    def copy() -> None:
+        seen = ""
+        while True:
+            with suppress(OSError, ValueError):
+                if (said := source.read_text()) != seen:
+                    write_json(target, json.loads(said))
+                    seen = said
+            time.sleep(5)
+
+    threading.Thread(target=copy, daemon=True).start()
 
 
 def write_token(folder: Path, token: str) -> None:
@@ -355,6 +378,34 @@ def running(ws: Workspace) -> dict[str, Any] | None:
         with socket.create_connection((host, int(port)), timeout=2):
             return record
     return None
+
+
+def live(ws: Workspace) -> list[dict[str, Any]]:
+    """The Ray clusters of a results folder that run now: the shared one, and those of jobs, with `token`, its file.
+
+    What a killed job has left of its cluster is removed.
+    """
+    found = []
+    if record := running(ws):
+        found.append(record | {"name": "shared", "token": str(ws.ray / "token")})
+    for path in sorted((ws.ray / "jobs").glob(f"*/{HEAD}")):
+        with suppress(OSError, ValueError):
+            record = json.loads(path.read_text())
+            if record["host"] == socket.gethostname() and not _alive(record.get("pid") or os.getpid()):
+                shutil.rmtree(path.parent)
+                continue
+            found.append(record | {"name": path.parent.name, "token": str(path.with_name("token"))})
+    return found
+
+
+def tunnel(url: str, host: str) -> str:
+    """The `ssh` command that brings a dashboard to http://127.0.0.1:8265 of the machine on which it is typed.
+
+    A dashboard on loopback is reached on its own node; one on the nodes' network from here too.
+    """
+    address, port = url.removeprefix("http://").rsplit(":", 1)
+    through = host if address == "127.0.0.1" else socket.gethostname()
+    return f"ssh -L 8265:{address}:{port} {through}"
 
 
 def stop(ws: Workspace) -> bool:

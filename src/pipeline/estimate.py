@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.experiment import Run
+from pipeline.experiment import Asset, Run
 from pipeline.plan import Plan
 from pipeline.workspace import Workspace
 
@@ -17,13 +19,8 @@ from pipeline.workspace import Workspace
 FLOP_PER_FRAME = 35.2e9
 # Sustained speed of one current data-centre GPU on this model in fp32 with TF32 products, a stated assumption.
 GPU_FLOPS = 60e12
-TEST_CLIPS = {"hmdb51": 1292, "ucf101": 2745, "kinetics100": 2400, "ssv2_small": 2400, "ssv2_full": 2857}
-# Of the semi-supervised sets: training clips (where it is not known how many, a guess), and those of their tests.
-SEMI_CLIPS = {
-    "gym99": (26320, 8521), "gym288": (29334, 9646), "gym_new": (6508, 1998), "ub": (9594, 2814), "fx": (5408, 2226),
-    "ub_s1": (4964, 1471), "fx_s1": (1892, 777), "finediving": (2251, 749), "diving_10m": (600, 200),
-    "diving_5253b": (150, 60), "ucf101_semi": (9537, 3783), "hmdb51_semi": (5236, 1530), "ssv2_semi": (168913, 24777),
-}  # fmt: skip
+SET_CLIPS = {"train": 600, "test": 200}  # of a set whose definition does not say how many it has (`expected`), a guess
+FRAMES_OF_CLIP, BYTES_OF_FRAME = 100, 30_000  # of a real clip, and of a frame of 256 x 256 as JPEG; assumptions
 SMALL_VIT = 0.26  # of the operations of the base one
 LANGUAGE_PARAMETERS, QUESTION_TOKENS = 6.7e9, 150  # Vicuna-7B; about so many of a question with its options
 
@@ -36,44 +33,83 @@ class Cost:
     testing: float
 
 
-def run_cost(run: Run) -> Cost:
+def clips_of(dataset: Asset) -> dict[str, int]:
+    """Clips of each split of a data set, as its definition expects them; a guess where it does not."""
+    expected = dataset.options.get("expected") or {}
+    found = {name: int(expected.get("clips", expected).get(name, 0)) for name in ("train", "val", "test")}
+    found["train"] += int(expected.get("base", 0))
+    found["test"] += int(expected.get("queries", 0))
+    return found if any(found.values()) else {"train": SET_CLIPS["train"], "val": 0, "test": SET_CLIPS["test"]}
+
+
+def run_cost(run: Run, dataset: Asset) -> Cost:
     """GPU hours of `run` on CLIP ViT-B/16, from the number of frames that it shows to the encoder."""
     if "number" not in run.frames:  # skeletons: a thousandth of a video's work
         return Cost(0.0, 0.0)
     frames, train = run.frames["number"], run.train
     if "encoder_run" in run.model:
-        return _question_cost(run)
+        return _question_cost(run, clips_of(dataset))
     if "label_rate" in train:
-        return _semi_cost(run)
+        return _semi_cost(run, clips_of(dataset))
     clips = 0
     if train:
         clips = train["steps"] * train["episodes_per_step"] * train["way"] * (train["shot"] + train["query"])
-    dataset = run.dataset.rsplit("-", 1)[0]
     hours = FLOP_PER_FRAME * frames / GPU_FLOPS / 3600
-    return Cost(3 * hours * clips, hours * 2 * TEST_CLIPS.get(dataset, 200))
+    return Cost(3 * hours * clips, hours * 2 * clips_of(dataset)["test"])
 
 
-def _semi_cost(run: Run) -> Cost:
+def _semi_cost(run: Run, clips: dict[str, int]) -> Cost:
     """GPU hours of a semi-supervised run: student on labelled, perturbed and mixed clips, teacher on the weak ones."""
-    train, dataset = run.train, run.dataset.rsplit("-", 1)[0]
-    clips, test = SEMI_CLIPS.get(dataset, (576, 216))
+    train = run.train
     hours = FLOP_PER_FRAME * run.frames["number"] / GPU_FLOPS / 3600
     hours *= SMALL_VIT if run.backbone.startswith("vit_s16") else 1.0
-    labelled = train["epochs"] * clips * train["label_rate"] / 100
+    labelled = train["epochs"] * clips["train"] * train["label_rate"] / 100
     share = 1 - train["warm_epochs"] / train["epochs"]
     views = (1 + bool(run.model.get("mixing", 10))) * 3 + 1  # forward passes' worth
-    return Cost(hours * labelled * (3 + share * train["unlabelled"] * views), hours * test)
+    return Cost(hours * labelled * (3 + share * train["unlabelled"] * views), hours * clips["test"])
 
 
-def _question_cost(run: Run) -> Cost:
+def _question_cost(run: Run, clips: dict[str, int]) -> Cost:
     """GPU hours of questions: gradients go back through the language model, which is frozen; four options at test."""
-    dataset, hours = run.dataset.rsplit("-", 1)[0], LANGUAGE_PARAMETERS * QUESTION_TOKENS * 2 / GPU_FLOPS / 3600
-    clips, test = SEMI_CLIPS.get(dataset, (576, 216))
-    return Cost(2 * hours * run.train.get("epochs", 0) * clips * run.train.get("label_rate", 0) / 100, 4 * hours * test)
+    hours, train = LANGUAGE_PARAMETERS * QUESTION_TOKENS * 2 / GPU_FLOPS / 3600, run.train
+    shown = train.get("epochs", 0) * clips["train"] * train.get("label_rate", 0) / 100
+    return Cost(2 * hours * shown, 4 * hours * clips["test"])
 
 
-def print_plan(plan: Plan, results: Path) -> None:
-    """Print cells, distinct trainings, sweeps and GPU hours, with what is done already."""
+def wall_hours(costs: Iterable[Cost], gpus: int) -> float:
+    """Hours until `gpus` GPUs have done all runs, each on one of them, the longest first."""
+    ends = [0.0] * gpus
+    for hours in sorted((cost.training + cost.testing for cost in costs), reverse=True):
+        heapq.heappushpop(ends, ends[0] + hours)
+    return max(ends)
+
+
+def disk_bytes(plan: Plan) -> int:
+    """About how much the frame stores of the real videos take."""
+    read = (plan.datasets[key] for key in plan.datasets_read())
+    videos = (asset for asset in read if asset.spec["kind"] not in ("skeletons", "synthetic"))
+    return sum(sum(clips_of(asset).values()) * FRAMES_OF_CLIP * BYTES_OF_FRAME for asset in videos)
+
+
+def language_calls(plan: Plan) -> int:
+    """Questions to language models: those of the sets whose texts are not given, before any answer is kept."""
+    total = 0
+    for asset in plan.datasets.values():
+        expected, corpora = asset.options.get("expected") or {}, asset.options.get("corpora", {}).values()
+        asked = [*corpora, *([] if asset.options.get("texts") else [asset.options.get("describe")])]
+        classes = expected.get("classes", 0)
+        classes = (
+            sum(classes.values()) if isinstance(classes, dict) else int(classes or len(asset.options.get("names", [])))
+        )
+        for settings in asked:
+            if isinstance(settings, dict) and "prompts" in settings:
+                prompts = settings["prompts"].values()
+                total += classes * sum(max(len(prompt.get("counts", ())), 1) for prompt in prompts)
+    return total
+
+
+def print_plan(plan: Plan, results: Path, gpus: int = 8) -> None:
+    """Print cells, distinct trainings, sweeps, and what paper scale costs, with what is done already."""
     ws, console = Workspace(results), Console()
     table = Table(title=f"plan at scale {plan.config.settings.scale}")
     for heading in ("paper", "table", "places", "cells", "measured", "trainings", "published only"):
@@ -95,11 +131,16 @@ def print_plan(plan: Plan, results: Path) -> None:
     for sweep in plan.sweeps.values():
         own = [run for run in sweep.runs if plan.swept.get(run) == sweep.name]
         console.print(f"sweep {sweep.name}: {len(sweep.runs)} values of {sweep.axis}, {len(own)} trained by Ray Tune")
-    costs = [run_cost(run) for run in (plan if plan.config.settings.scale == "paper" else _paper(plan)).runs.values()]
+    _print_paper(plan if plan.config.settings.scale == "paper" else _paper(plan), console, gpus)
+
+
+def _print_paper(plan: Plan, console: Console, gpus: int) -> None:
+    costs = [run_cost(run, plan.datasets[run.dataset]) for run in plan.runs.values()]
     hours = sum(c.training for c in costs), sum(c.testing for c in costs)
     console.print(
         f"at paper scale about {sum(hours):.0f} GPU hours ({hours[0]:.0f} training, {hours[1]:.1f} testing) at "
-        f"{GPU_FLOPS / 1e12:.0f} TFLOP/s sustained, without reading the videos"
+        f"{GPU_FLOPS / 1e12:.0f} TFLOP/s sustained, without reading the videos: {wall_hours(costs, gpus):.0f} hours on "
+        f"{gpus} GPUs; {disk_bytes(plan) / 1e12:.1f} TB of frames; {language_calls(plan)} questions to language models"
     )
 
 

@@ -36,6 +36,7 @@ from pipeline.cluster import (
     free_port,
     ray_start,
     running,
+    share_targets,
     wait_for_port,
     write_token,
 )
@@ -236,6 +237,7 @@ def _lead(folder: Path, settings: Cluster, command: list[str], address: str, tem
         f"--include-dashboard={str(settings.dashboard).lower()}", f"--dashboard-host={address}",
         f"--dashboard-port={dashboard}",
     ]  # fmt: skip
+    share_targets(temporary, Workspace(folder.parents[2]))
     head = _start(folder, settings, address, temporary, *options)
     os.environ["RAY_ADDRESS"] = f"{address}:{port}"
     os.environ["PIPELINE_DASHBOARD"] = f"http://{address}:{dashboard}" if settings.dashboard else ""

@@ -6,7 +6,6 @@ for run_id, cells in PLAN.cells_of.items():
     rule:
         name:
             f"evaluate_{run_id.replace('-', '_')}"
-        localrule: WAITING
         input:
             f"results/runs/{run_id}/train.json",
             dataset_files(PLAN.runs[run_id]),
@@ -16,6 +15,7 @@ for run_id, cells in PLAN.cells_of.items():
             f"results/logs/evaluate/{run_id}.log",
         benchmark:
             f"results/benchmarks/evaluate/{run_id}.tsv"
+        localrule: WAITING
         conda:
             "../envs/pipeline.yaml"
         resources:

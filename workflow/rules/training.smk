@@ -20,7 +20,6 @@ rule pretrain_backbone:
 
 
 rule train:
-    localrule: WAITING
     input:
         lambda wildcards: training_inputs(wildcards.run),
     output:
@@ -31,6 +30,7 @@ rule train:
         "results/benchmarks/train/{run}.tsv"
     wildcard_constraints:
         run="|".join(run for run in PLAN.runs if run not in PLAN.swept) or "none",
+    localrule: WAITING
     conda:
         "../envs/pipeline.yaml"
     resources:
@@ -48,7 +48,6 @@ for sweep in PLAN.sweeps.values():
         rule:
             name:
                 f"sweep_{sweep.name.replace('-', '_')}"
-            localrule: WAITING
             input:
                 sorted({path for run in trials for path in training_inputs(run)}),
                 # Trained by `train`, for other tables need them too: done before, so that no trial repeats them.
@@ -63,6 +62,7 @@ for sweep in PLAN.sweeps.values():
                 f"results/logs/sweep/{sweep.name}.log",
             benchmark:
                 f"results/benchmarks/sweep/{sweep.name}.tsv"
+            localrule: WAITING
             conda:
                 "../envs/pipeline.yaml"
             resources:

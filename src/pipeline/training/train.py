@@ -34,6 +34,7 @@ from pipeline.errors import UserError
 from pipeline.experiment import Run
 from pipeline.models.build import WEIGHTS
 from pipeline.progress import Bar, bar
+from pipeline.training.metrics import Watched
 from pipeline.training.stopping import stop_file
 from pipeline.training.tasks import Task, task_of
 from pipeline.training.trackers import Tracked, visualizer
@@ -297,9 +298,9 @@ def train_run(
     folder = ws.run(run.id)
     folder.mkdir(parents=True, exist_ok=True)
     task = task_of(run, ws)
-    nodes = all_gather_object(os.environ.get("PIPELINE_NODE", socket.gethostname()))
+    here = os.environ.get("PIPELINE_NODE") or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     record = {"run": run.id, "seconds": 0.0, "steps": 0, "workers": get_world_size(), "classes": task.classes()}
-    record["nodes"] = sorted(set(nodes))
+    record["nodes"] = sorted(set(all_gather_object(here)))
     if run.train:
         record |= _fit(task, report, checkpoint, tracker)
     barrier()
@@ -327,6 +328,7 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
     curve = Curve(run, folder / "curve.csv", every, start)
     keeper = Keeper(run, train, curve, task.validate, report, every, stop_file(task.ws, run.id))
     hooks: list[Hook] = [EpisodeSeed(run.seed), *task.hooks(model, every), curve, keeper, Tracked(curve.rows, every)]
+    hooks.append(Watched(run.id, curve.rows, every))
     if checkpoint:
         hooks.append(Restore(checkpoint, keeper, every))
     items = Skipping(task.items(model), start * train["items"])

@@ -4,7 +4,7 @@ Each node is a slurmd in a network namespace of its own, joined by a bridge, so 
 only through the addresses that a real cluster's nodes would have. Needs root, and the packages slurmctld, slurmd,
 slurm-client, munge and iproute2 of Debian. Everything that is started is ended by its process id.
 
-    python tests/cluster/slurm.py FOLDER     # builds it, says how to use it, waits for Ctrl-C
+    python tests/cluster/two_nodes.py FOLDER     # builds it, says how to use it, waits for Ctrl-C
 """
 
 from __future__ import annotations
@@ -243,7 +243,6 @@ if __name__ == "__main__":
         sys.exit(reason)
     with Slurm(Path(sys.argv[1]).resolve()) as built:
         print(f"export SLURM_CONF={built.folder}/slurm.conf; then sinfo, srun, sbatch; Ctrl-C ends it", flush=True)
-        try:
-            signal.pause()
-        except KeyboardInterrupt:
-            print("ending")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        signal.pause()

@@ -1,0 +1,271 @@
+"""`snakemake --profile slurm` on a real Slurm of two nodes: tables, trainings over both, one cluster, faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from contextlib import suppress
+
+import pytest
+
+PAPERS = {"LGA": "lga", "Task-Adapter++": "task_adapter_pp", "CrossGLG": "crossglg", "SeFAR": "sefar"}
+
+
+def _values(project):
+    return {row["row"]: (row["value"], row["ci95"], row["cell_id"]) for row in project.table()}
+
+
+def _runs(project):
+    return {row["row"]: row["run_id"] for row in project.table()}
+
+
+def test_a_table_goes_through_sbatch_over_both_nodes(plain, tmp_path):
+    project = plain.copy(tmp_path / "project")
+    command = project.snakemake("results/nodes/table4.csv")
+    status, out = project.run(*command)
+    assert status == 0, out[-6000:]
+    assert len(re.findall(r"has been submitted with SLURM jobid", out)) >= 9
+    assert _values(project) == _values(plain)
+    used = {node for run in _runs(project).values() for node in project.record(run)["nodes"]}
+    assert used == {"n1", "n2"}
+    status, out = project.run(*command)
+    assert status == 0 and "Nothing to be done" in out, out[-2000:]
+
+
+@pytest.fixture(scope="module")
+def spread(plain, tmp_path_factory):
+    """The four trainings, each over two nodes, two of them at a time."""
+    project = plain.copy(tmp_path_factory.mktemp("spread") / "project")
+    runs = [f"results/runs/{run}/train.json" for run in _runs(plain).values()]
+    command = project.snakemake(*runs, cluster="{mode: job, nodes: 2, workers: 2, dashboard: false}")
+    status, out = project.run(*command, "--jobs", "2")
+    assert status == 0, out[-6000:]
+    return project
+
+
+@pytest.mark.parametrize("method", PAPERS)
+def test_two_nodes_train_as_one_machine_does(plain, spread, method):
+    run = _runs(plain)[method]
+    record = spread.record(run)
+    assert record["workers"] == 2
+    assert record["nodes"] == sorted(spread.slurm.address(node) for node in ("n1", "n2"))
+    one, two = plain.curve(run), spread.curve(run)
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for before, after in zip(one, two, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=2e-4)
+    log = (spread.results / "logs/train" / f"{run}.log").read_text()
+    assert all(spread.slurm.address(node) in log for node in ("n1", "n2"))
+
+
+def test_nothing_of_a_finished_job_stays(spread):
+    assert not list((spread.results / "ray/jobs").glob("*/"))  # no token, no record
+    for node in ("n1", "n2"):
+        left = subprocess.run(["ip", "netns", "pids", spread.slurm.namespace(node)], capture_output=True, text=True)
+        commands = []
+        for pid in left.stdout.split():
+            with suppress(OSError):
+                commands.append(open(f"/proc/{pid}/cmdline").read().replace("\0", " "))
+        assert not [command for command in commands if "ray" in command or "pipeline" in command], commands
+
+
+@pytest.fixture
+def hosted(plain, tmp_path):
+    """A project whose shared cluster is a Slurm job on both nodes."""
+    project = plain.copy(tmp_path / "project", "specs")
+    settings = json.dumps({"slots": 2, "idle_minutes": 5})
+    start = ["python", "-m", "pipeline", "cluster", "start", "--nodes", "2", "--settings", settings]
+    status, out = project.run(*start, "--time=00:30:00", timeout=200)
+    assert status == 0 and "Slurm job" in out, out
+    yield project
+    project.run("python", "-m", "pipeline", "cluster", "stop")
+
+
+def test_one_cluster_on_two_nodes_serves_all_runs(plain, hosted):
+    status, out = hosted.run("python", "-m", "pipeline", "dashboard")
+    assert status == 0 and "ssh -L" in out and hosted.slurm.address("n1") in out, out
+    _only_those_with_the_token(hosted)
+    command = hosted.snakemake("results/nodes/table4.csv", cluster="{mode: shared}")
+    status, out = hosted.run(*command)
+    assert status == 0, out[-6000:]
+    assert _values(hosted) == _values(plain)
+    used = {node for run in _runs(hosted).values() for node in hosted.record(run)["nodes"]}
+    assert used <= {hosted.slurm.address(node) for node in ("n1", "n2")} and used
+
+
+def _only_those_with_the_token(project):
+    """Ray and the queue refuse who has another token; nothing listens beyond loopback and the nodes' network."""
+    record = json.loads((project.results / "ray/cluster.json").read_text())
+    client = (
+        "import os, sys; sys.path.insert(0, {src!r})\n"
+        "from pipeline.work_queue import Connection\n"
+        "try: Connection({queue!r}, 'guessed')\n"
+        "except PermissionError as error: print('queue:', error)\n"
+        "os.environ.update(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN='ab' * 32)\n"
+        "import ray\n"
+        "try: ray.init(address={address!r}, logging_level='ERROR'); print('ray: in')\n"
+        "except Exception as error: print('ray: refused', type(error).__name__)\n"
+    ).format(src=project.environment()["PYTHONPATH"], queue=record["queue"], address=record["address"])
+    _, out = project.run(*project.slurm.inside("n1"), "python", "-c", client, timeout=200)
+    assert "queue: wrong token" in out and "ray: refused" in out and "ray: in" not in out, out
+
+
+# Faults. A longer training that keeps a checkpoint every fourth step.
+
+
+@pytest.fixture(scope="module")
+def undisturbed(plain, tmp_path_factory):
+    """The longer training of LGA, without a fault."""
+    project = plain.copy(tmp_path_factory.mktemp("undisturbed") / "project")
+    status, out = project.run("python", "-m", "pipeline", "plan", "--write", "--overlay", _overlay(project))
+    assert status == 0, out
+    run = _long_run(project)
+    settings = '{"mode": "job", "dashboard": false}'
+    status, out = project.run("python", "-m", "pipeline", "train", run, "--settings", settings)
+    assert status == 0, out
+    return project
+
+
+def _overlay(project):
+    import yaml
+
+    content = yaml.safe_load((project.folder / "overlay.yaml").read_text())
+    content["train"] |= {"steps": 400, "checkpoint_every": 4, "validate_every": 200, "milestones": [400]}
+    path = project.folder / "long.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def _long_run(project):
+    from pipeline.config import read_yaml
+    from pipeline.plan import Plan
+
+    plan = Plan.read(project.folder / "config", read_yaml(project.folder / "long.yaml"))
+    (row,) = [entry for entry in plan.table_entries("nodes", "4") if entry.row == "LGA"]
+    return row.cells[0].run.id
+
+
+@pytest.fixture
+def started(undisturbed, tmp_path):
+    """The longer training again, sent through Slurm, with a checkpoint behind it: (project, run, process)."""
+    project = undisturbed.copy(tmp_path / "project")
+    _overlay(project)
+    run = _long_run(project)
+    yield project, run, lambda **options: _send(project, run, **options)
+    subprocess.run(["scancel", "--user=root"], env=project.environment())
+
+
+def _command(project, run, runtime=20, stop_minutes=0):
+    command = project.snakemake(
+        f"results/runs/{run}/train.json", cluster=f"{{mode: job, dashboard: false, stop_minutes: {stop_minutes}}}"
+    )
+    command[command.index("overlay.yaml")] = "long.yaml"
+    command[command.index("runtime=20")] = f"runtime={runtime}"
+    return command
+
+
+def _send(project, run, **options):
+    process = project.start(*_command(project, run, **options))
+    _until(lambda: list((project.results / "ray/train" / run).glob("*/state.pt")), process)
+    return process
+
+
+def _until(found, process, seconds=200):
+    end = time.monotonic() + seconds
+    while not found():
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            pytest.fail(f"it did not come to that:\n{process.communicate()[0][-4000:]}")
+        time.sleep(0.1)
+
+
+def _job(project):
+    return project.slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout.split()[0]
+
+
+def _same(project, undisturbed, run):
+    assert project.curve(run) == undisturbed.curve(run)
+    weights = f"runs/{run}/weights.safetensors"
+    assert (project.results / weights).read_bytes() == (undisturbed.results / weights).read_bytes()
+
+
+def _finish(process):
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out[-6000:]
+    return out
+
+
+def test_scancel(undisturbed, started):
+    project, run, send = started
+    process = send()
+    assert project.slurm.run("scancel", _job(project)).returncode == 0
+    out = _finish(process)  # Snakemake sends it again, and it goes on
+    assert out.count("has been submitted with SLURM jobid") == 2
+    _same(project, undisturbed, run)
+
+
+def test_time_limit(undisturbed, started):
+    project, run, send = started
+    process = send(runtime=1, stop_minutes=0.5)
+    out = _finish(process)
+    assert out.count("has been submitted with SLURM jobid") >= 2 and "TIMEOUT" not in out
+    _same(project, undisturbed, run)
+
+
+def test_a_lost_node(undisturbed, started):
+    project, run, send = started
+    process = send()
+    job = _job(project)
+    node = project.slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
+    project.slurm.kill(node)
+    project.slurm.start(node)
+    _finish(process)
+    _same(project, undisturbed, run)
+
+
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "gcs_server", "pipeline train"])
+def test_a_killed_process(undisturbed, started, victim):
+    """A worker: Ray Train starts it again. The head or the driver: the job fails, and Snakemake sends it again."""
+    project, run, send = started
+    process = send()
+    killed = 0
+    for name in ("n1", "n2"):
+        listed = subprocess.run(["ip", "netns", "pids", project.slurm.namespace(name)], capture_output=True, text=True)
+        for pid in map(int, listed.stdout.split()):
+            with suppress(OSError):
+                words = open(f"/proc/{pid}/cmdline").read().replace("\0", " ")
+                if victim in words and "bash" not in words.split()[0] and "snakemake" not in words:
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+    assert killed
+    _finish(process)
+    _same(project, undisturbed, run)
+
+
+def test_snakemake_killed(undisturbed, started):
+    project, run, send = started
+    process = send()
+    process.kill()
+    process.communicate()
+    project.slurm.run("scancel", "--user=root")
+    _until(lambda: not project.slurm.run("squeue", "-h").stdout, _Ended())
+    project.run(*_command(project, run), "--unlock")
+    status, out = project.run(*_command(project, run))
+    assert status == 0, out[-6000:]
+    _same(project, undisturbed, run)
+
+
+class _Ended:
+    """In place of a process that may have ended."""
+
+    def poll(self):
+        return None
+
+    def kill(self):
+        pass
+
+    def communicate(self):
+        return ("",)
