@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint docs clean
+.PHONY: help setup demo test test-cluster cluster-packages lint docs clean
 
 help:
 	@echo "make demo   set up, then measure Table 4 at demo scale (no download, no GPU)"
 	@echo "make test   set up, then run the tests"
+	@echo "make test-cluster   run the tests on a real two-node Slurm that they build here (root, Debian)"
 	@echo "make lint   check style of code and workflow"
 	@echo "make docs   set up, then write the documentation as a site to site/"
 	@echo "make clean  delete results (not the environment)"
@@ -29,7 +30,17 @@ demo: setup
 	@echo "tables: results/table4.csv, results/lga/table4.csv, results/lga/table4.md"
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
+
+# Two Slurm nodes in network namespaces of this machine; skipped, with the reason, where that cannot be.
+test-cluster: setup
+	-$(MAKE) --no-print-directory cluster-packages
+	$(BIN)/python -m pytest -m cluster tests/cluster
+
+cluster-packages:
+	@command -v slurmctld slurmd munged > /dev/null || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null || \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    slurmctld slurmd slurm-client munge iproute2 > /dev/null; }
 
 lint: setup
 	$(BIN)/ruff check .

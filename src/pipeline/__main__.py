@@ -262,7 +262,7 @@ def evaluate(run: RunId, results: Results = Path("results"), settings: Settings 
         from pipeline.cluster import connect
 
         connect(ws, cluster)
-        from pipeline.evaluation.alpha import evaluate_run
+        from pipeline.evaluation.score import evaluate_run
 
         with job(ws, "evaluate", spec.id):
             evaluate_run(spec, cells, ws)
@@ -456,7 +456,7 @@ def plan(
     write: Annotated[bool, typer.Option("--write", help="Write the specs that the other commands read.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs whose wall time is wanted.")] = 8,
 ) -> None:
-    """Say what the tables need: cells, distinct trainings, sweeps; at paper scale GPU hours, time, disk and questions."""
+    """Say what the tables need: cells, trainings, sweeps; at paper scale GPU hours, time, disk and questions."""
     from pipeline.estimate import print_plan
     from pipeline.plan import Plan
 

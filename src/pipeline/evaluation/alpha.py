@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from pipeline.evaluation.evaluate import measure_run
-from pipeline.evaluation.score import score_run
 from pipeline.evaluation.scores import EpisodeScores, alpha_curve
-from pipeline.experiment import Cell, Run
-from pipeline.workspace import Workspace
 
 
 class AlphaTrial(tune.Trainable):
@@ -58,15 +53,6 @@ def search_with_tune(storage: Path, name: str, files: dict[str, Path], grid: Seq
         raise results.errors[0]
     points = sorted((result.config["alpha"], result.metrics) for result in results)
     return {key: [(alpha, metrics[key]) for alpha, metrics in points] for key in files}
-
-
-def evaluate_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> list[Path]:
-    """Measure every cell of a trained run: score the episodes, choose alpha by Ray Tune, write the cells.
-
-    Needs a running Ray cluster where an alpha is to be chosen.
-    """
-    score_run(run, cells, ws)
-    return measure_run(run, cells, ws, partial(search_with_tune, ws.ray / "tune"))
 
 
 def _dirname(trial: Any) -> str:

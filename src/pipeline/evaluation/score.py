@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipeline.datasets.episodes import episode_table
 from pipeline.datasets.frames import FrameStore
-from pipeline.evaluation.evaluate import needed_scores, needed_values
+from pipeline.evaluation.evaluate import measure_run, needed_scores, needed_values
 from pipeline.evaluation.few_shot import class_texts, encode_clips, split_clips
 from pipeline.experiment import Cell, Measure, Run
 from pipeline.models.build import load_weights
@@ -19,6 +21,17 @@ from pipeline.training.tasks import task_of
 from pipeline.workspace import Workspace, write_json
 
 TIMED_TASKS = 20
+
+
+def evaluate_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> list[Path]:
+    """Measure every cell of a trained run: score the episodes, choose alpha by Ray Tune, write the cells.
+
+    Needs a running Ray cluster where an alpha is to be chosen.
+    """
+    from pipeline.evaluation.alpha import search_with_tune
+
+    score_run(run, cells, ws)
+    return measure_run(run, cells, ws, partial(search_with_tune, ws.ray / "tune"))
 
 
 def score_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> int:

@@ -179,7 +179,7 @@ def _work(item: dict[str, Any], ws: Workspace, queue: Any, tracker: str) -> None
         with job(ws, "train", run.id, quiet=True):
             _train(run, ws, report, tracker)
     elif item["kind"] == "evaluate":
-        from pipeline.evaluation.alpha import evaluate_run
+        from pipeline.evaluation.score import evaluate_run
 
         run = ws.read_run(arguments["run"])
         with job(ws, "evaluate", run.id, quiet=True):
