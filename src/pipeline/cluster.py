@@ -370,7 +370,7 @@ def ensure(ws: Workspace, settings: Cluster) -> dict[str, Any]:
 def running(ws: Workspace) -> dict[str, Any] | None:
     """The record of the running cluster, or None."""
     path = ws.ray / "cluster.json"
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, KeyError):
         record = json.loads(path.read_text())
         if "job" not in record:
             os.kill(record["pid"], 0)

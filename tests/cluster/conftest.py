@@ -70,10 +70,10 @@ class Project:
             pytest.fail(f"{' '.join(command)} takes more than {timeout} s:\n{out[-4000:]}")
         return process.returncode, out
 
-    def snakemake(self, *arguments: str, cluster: str = "{mode: job, dashboard: false}") -> list[str]:
+    def snakemake(self, *targets: str, cluster: str = "{mode: job, dashboard: false}", jobs: int = 8) -> list[str]:
         """The command that sends the tables of the overlay through sbatch."""
-        command = ["snakemake", "--profile", "slurm", "--configfile", "overlay.yaml", *SMALL]
-        return [*command, "--config", "scale=demo", f"cluster={cluster}", "--", *arguments]
+        command = ["snakemake", "--profile", "slurm", "--jobs", str(jobs), "--configfile", "overlay.yaml", *SMALL]
+        return [*command, "--config", "scale=demo", f"cluster={cluster}", "--", *targets]
 
     def table(self) -> list[dict[str, str]]:
         """The rows of the table that the overlay defines."""

@@ -41,8 +41,8 @@ def spread(plain, tmp_path_factory):
     """The four trainings, each over two nodes, two of them at a time."""
     project = plain.copy(tmp_path_factory.mktemp("spread") / "project")
     runs = [f"results/runs/{run}/train.json" for run in _runs(plain).values()]
-    command = project.snakemake(*runs, cluster="{mode: job, nodes: 2, workers: 2, dashboard: false}")
-    status, out = project.run(*command, "--jobs", "2")
+    command = project.snakemake(*runs, cluster="{mode: job, nodes: 2, workers: 2, dashboard: false}", jobs=2)
+    status, out = project.run(*command)
     assert status == 0, out[-6000:]
     return project
 
@@ -113,7 +113,7 @@ def _only_those_with_the_token(project):
     assert "queue: wrong token" in out and "ray: refused" in out and "ray: in" not in out, out
 
 
-# Faults. A longer training that keeps a checkpoint every fourth step.
+# Faults. A longer training that keeps a checkpoint every tenth step.
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def _overlay(project):
     import yaml
 
     content = yaml.safe_load((project.folder / "overlay.yaml").read_text())
-    content["train"] |= {"steps": 400, "checkpoint_every": 4, "validate_every": 200, "milestones": [400]}
+    content["train"] |= {"steps": 120, "checkpoint_every": 10, "validate_every": 60, "milestones": [120]}
     path = project.folder / "long.yaml"
     path.write_text(yaml.safe_dump(content))
     return str(path)

@@ -144,7 +144,7 @@ def test_status_of_a_dead_cluster(monkeypatch, capsys, tmp_path):
 
     ws = Workspace(tmp_path)
     ws.ray.mkdir(parents=True)
-    record = {"address": f"127.0.0.1:{free_port()}", "pid": os.getpid(), "slots": 1, "dashboard": None}
+    record = {"address": "127.0.0.1:1", "queue": f"127.0.0.1:{free_port()}", "pid": os.getpid(), "dashboard": None}
     for content in (json.dumps(record), json.dumps(record | {"pid": 2**22 - 3}), "{half"):
         (ws.ray / "cluster.json").write_text(content)
         status, out, _ = _call(monkeypatch, capsys, "cluster", "status", "--results", tmp_path)

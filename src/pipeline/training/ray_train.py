@@ -18,6 +18,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pipeline.cluster import ask, connect
 from pipeline.config import Cluster
+from pipeline.datasets.index import write_text
 from pipeline.errors import UserError
 from pipeline.experiment import Run
 from pipeline.progress import job
@@ -81,8 +82,17 @@ def _worker(config: dict[str, Any]) -> None:
     _prepare_worker(config["threads"])
     run = Run.model_validate(config["run"])
     ws, first = Workspace(config["root"]), ray.train.get_context().get_world_rank() == 0
-    with job(ws, "train", run.id, quiet=True) if first else nullcontext():
-        _train(run, ws, _report(run), config["tracker"])
+    try:
+        with job(ws, "train", run.id, quiet=True) if first else nullcontext():
+            _train(run, ws, _report(run), config["tracker"])
+    except (UserError, FloatingPointError) as error:  # would come again; all workers have it at the same step
+        if first:
+            write_text(_hopeless(ws, run.id), str(error))
+
+
+def _hopeless(ws: Workspace, run_id: str) -> Path:
+    """The file that says why a training cannot go on; another attempt would end the same way."""
+    return ws.run(run_id) / "failed.txt"
 
 
 def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
@@ -92,11 +102,12 @@ def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
     before it comes, have it keep one and end.
 
     Raises:
-        UserError: a worker failed more often than FAILURES.
+        UserError: a worker was lost more often than FAILURES; a setting is wrong; the loss is no number any more.
     """
     from ray.train.torch import TorchTrainer  # with torch: the server of the shared cluster does without
 
     connect(ws, settings)
+    _hopeless(ws, run.id).unlink(missing_ok=True)
     storage = Path(_storage(ws))
     config = {"run": run.model_dump(mode="json"), "root": str(ws.root.resolve())}
     config |= settings.model_dump(include={"threads", "tracker"})
@@ -116,6 +127,8 @@ def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise UserError(f"{run.id}: {_reason(error)}") from error
+    if (reason := _hopeless(ws, run.id)).is_file():
+        raise UserError(f"{run.id}: {reason.read_text().removeprefix(f'{run.id}: ')}")
     shutil.rmtree(storage / run.id, ignore_errors=True)
 
 
