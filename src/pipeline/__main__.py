@@ -303,6 +303,17 @@ def pose(
         print(write_picture(out, base, pictures))
 
 
+@app.command()
+def inspect(run: RunId, results: Results = Path("results")) -> None:
+    """Look inside a trained run, for figures: features, attention, phases or joints of a few fixed clips (npz)."""
+    from pipeline.inspection import inspect_run
+
+    ws = Workspace(results)
+    spec = ws.read_run(run)
+    with job(ws, "inspect", spec.id):
+        print(inspect_run(spec, ws))
+
+
 Model = Annotated[str, typer.Option("--model", help="Folder of an exported model, in place of a run.")]
 OwnRun = Annotated[str, typer.Option("--run", help="Id of a trained run, or its beginning.")]
 Method = Annotated[str, typer.Option("--method", help="The trained run of this method, if there is one only.")]

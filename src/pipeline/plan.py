@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.config import Config, merge, parse
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest
-from pipeline.tables.spec import Column, Paper, Row, Table, read_papers, table_stem
+from pipeline.tables.spec import INSIDE, Column, Paper, Row, Table, read_papers, table_stem
 
 # Keys of a data set's definition that say where and how on this machine, not what.
 DATASET_OPTIONS = (
@@ -385,6 +385,18 @@ class Plan:
     def table_cells(self, paper: str, table: str) -> list[str]:
         """Ids of the cells of one table."""
         return list(dict.fromkeys(c.id for entry in self.table_entries(paper, table) for c in entry.cells))
+
+    def table_inspections(self, paper: str, table: str) -> list[str]:
+        """Ids of the runs that are inspected for the figure of a table: of each place that of the first seed."""
+        figure = self.papers[paper].tables[table].figure
+        if figure is None or figure.kind not in INSIDE:
+            return []
+        return list(dict.fromkeys(e.cells[0].run.id for e in self.table_entries(paper, table) if e.cells))
+
+    @cached_property
+    def inspected(self) -> list[str]:
+        """Ids of the runs that figures look into."""
+        return list(dict.fromkeys(run for place in self.tables() for run in self.table_inspections(*place)))
 
     def write_specs(self, folder: Path | str) -> None:
         """Write every run, cell, data set and backbone to `folder`, one JSON file each.

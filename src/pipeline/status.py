@@ -71,6 +71,8 @@ def steps_of(plan: Plan, root: Path | str) -> Iterator[Step]:
     for run, cells in plan.cells_of.items():
         if cells:  # some runs are read by others only
             yield Step("measurements", run, "evaluate", tuple(map(ws.cell, cells)), logs / "evaluate" / f"{run}.log")
+    for run in plan.inspected:
+        yield Step("inspections", run, "inspect", (ws.inspection(run),), logs / "inspect" / f"{run}.log")
     for paper, number in plan.tables():
         name = f"{paper}-{table_stem(number)}"
         made = (ws.root / paper / f"{table_stem(number)}.csv",)

@@ -188,6 +188,13 @@ def cells_of_table(wildcards):
     ]
 
 
+def inspections_of_figure(wildcards):
+    """What is seen inside the runs of a figure that shows it."""
+    number = STEMS.get((wildcards.paper, wildcards.stem))
+    runs = PLAN.table_inspections(wildcards.paper, number) if number else []
+    return [f"results/inspect/{run}.npz" for run in runs]
+
+
 def tables_of_number(wildcards):
     known({stem: stem for _, stem in STEMS}, wildcards.stem, "table")
     return [

@@ -26,6 +26,7 @@ rule table_of_paper:
 rule figure_of_paper:
     input:
         cells_of_table,
+        inspections_of_figure,
     output:
         multiext("results/{paper}/{stem}", ".png", ".svg", ".pdf"),
     log:
