@@ -52,6 +52,7 @@ def _clips(task: OneShotTask, numbers: Sequence[int] | np.ndarray) -> Tensor:
     return sequences(dataset, range(len(numbers)))
 
 
+@torch.inference_mode()
 def _seen(task: OneShotTask, model: SkeletonModel, of_class: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """`attention` (classes, blocks, V) and `importance` (classes, V), as far as the model has them."""
     device, found = next(model.parameters()).device, {"attention": [], "importance": []}
