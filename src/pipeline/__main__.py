@@ -393,7 +393,7 @@ def table(
     from pipeline.plan import Plan
     from pipeline.tables.results import write_combined, write_table
 
-    plan = Plan.read(config, _overlay(overlay, ""))
+    plan = Plan.read(config, _overlay(overlay, ""), paper, number)
     for path in write_table(plan, paper, number, results) if paper else write_combined(plan, number, results):
         print(path)
 
@@ -410,7 +410,7 @@ def figure(
     from pipeline.figures.draw import write_figure
     from pipeline.plan import Plan
 
-    for path in write_figure(Plan.read(config, _overlay(overlay, "")), paper, number, results):
+    for path in write_figure(Plan.read(config, _overlay(overlay, ""), paper, number), paper, number, results):
         print(path)
 
 
@@ -425,7 +425,7 @@ def curves(
     from pipeline.figures.training import write_training
     from pipeline.plan import Plan
 
-    for path in write_training(Plan.read(config, _overlay(overlay, "")), paper, results):
+    for path in write_training(Plan.read(config, _overlay(overlay, ""), paper), paper, results):
         print(path)
 
 

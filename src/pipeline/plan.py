@@ -67,10 +67,18 @@ class Plan:
     datasets: dict[str, Asset] = field(default_factory=dict)
     backbones: dict[str, Asset] = field(default_factory=dict)
     sweeps: dict[str, SweepPlan] = field(default_factory=dict)
+    _datasets: dict[str, Asset] = field(default_factory=dict, repr=False)
+    """By the name in the sheets; `datasets` is by key."""
 
     @classmethod
-    def read(cls, folder: Path | str = "config", overlay: Mapping[str, Any] | None = None) -> Plan:
-        """The plan of the tables in `folder` under `overlay`.
+    def read(
+        cls,
+        folder: Path | str = "config",
+        overlay: Mapping[str, Any] | None = None,
+        paper: str = "",
+        number: str = "",
+    ) -> Plan:
+        """The plan of the tables in `folder` under `overlay`; with `paper` or `number` what these alone need.
 
         Raises:
             UserError: something in the configuration is wrong; the message names file, key and nearest name.
@@ -78,9 +86,10 @@ class Plan:
         plan = cls(Config(folder, overlay))
         plan._check_overlays()
         plan.papers = read_papers(plan.config)
-        for paper, sheet in plan.papers.items():
-            for number, table in sheet.tables.items():
-                plan._add_table(paper, number, table)
+        for name, sheet in plan.papers.items():
+            for key, table in sheet.tables.items():
+                if paper in ("", name) and number in ("", key):
+                    plan._add_table(name, key, table)
         return plan
 
     def _check_overlays(self) -> None:
@@ -248,6 +257,8 @@ class Plan:
 
     def dataset(self, name: str, where: str) -> Asset:
         """The data set `name`, registered in the plan."""
+        if name in self._datasets:
+            return self._datasets[name]
         definition = self.config.entry("datasets", name, where)
         if "kind" not in definition:
             raise UserError(
@@ -264,7 +275,8 @@ class Plan:
         if "reads" in spec:  # the skeletons of another, generated set
             spec["reads"] = self.dataset(spec["reads"], f"{self.config.folder}/datasets/{name}.yaml, key reads").key
         asset = Asset(name=name, spec=spec, options=options)
-        return self.datasets.setdefault(asset.key, asset)
+        self._datasets[name] = self.datasets.setdefault(asset.key, asset)
+        return self._datasets[name]
 
     def _min_coverage(self, definition: Mapping[str, Any], name: str) -> float:
         """Share of the listed clips of a data set that must be there."""
