@@ -406,11 +406,13 @@ def figure(
     config: ConfigFolder = Path("config"),
     overlay: Overlay = "{}",
 ) -> None:
-    """Draw a figure from the measured cells (PNG, SVG and PDF)."""
+    """Draw a figure from the measured cells (PNG, SVG and PDF), and write its numbers as a table."""
     from pipeline.figures.draw import write_figure
     from pipeline.plan import Plan
+    from pipeline.tables.results import write_table
 
-    for path in write_figure(Plan.read(config, _overlay(overlay, ""), paper, number), paper, number, results):
+    plan = Plan.read(config, _overlay(overlay, ""), paper, number)
+    for path in (*write_figure(plan, paper, number, results), *write_table(plan, paper, number, results)):
         print(path)
 
 

@@ -78,8 +78,11 @@ def trainings_of_paper(wildcards):
     return [f"results/runs/{run}/train.json" for run in trainings(wildcards.paper)]
 
 
-def combined_table(number):
-    return f"results/{table_stem(number)}.csv"
+def combined_tables():
+    """Tables of several papers, side by side; one of a single paper is made where it is asked for."""
+    numbers = [number for _, number in PLAN.tables()]
+    shared = [number for number in PLAN.numbers() if numbers.count(number) > 1]
+    return [f"results/{table_stem(number)}.csv" for number in shared]
 
 
 def dataset_files(run):
@@ -193,6 +196,13 @@ def inspections_of_figure(wildcards):
     number = STEMS.get((wildcards.paper, wildcards.stem))
     runs = PLAN.table_inspections(wildcards.paper, number) if number else []
     return [f"results/inspect/{run}.npz" for run in runs]
+
+
+def about(wildcards):
+    """Title and note of a sheet, for its caption in Snakemake's report."""
+    sheet = PLAN.papers[wildcards.paper].tables[STEMS[wildcards.paper, wildcards.stem]]
+    paper = PLAN.papers[wildcards.paper].title
+    return {"paper": paper, "title": sheet.title, "note": sheet.note}
 
 
 def tables_of_number(wildcards):
