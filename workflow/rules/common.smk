@@ -45,6 +45,16 @@ wildcard_constraints:
     name="[a-z0-9_]+",
 
 
+# Sheets that are drawn, as a pattern: the job that draws one writes its numbers, too.
+DRAWN = "|".join(
+    sorted(
+        {
+            table_stem(number)
+            for paper, number in PLAN.tables()
+            if PLAN.papers[paper].tables[number].figure
+        }
+    )
+)
 STEMS = {(paper, table_stem(number)): number for paper, number in PLAN.tables()}
 
 

@@ -16,7 +16,7 @@ rule table_of_paper:
     benchmark:
         "results/benchmarks/tables/{paper}-{stem}.tsv"
     wildcard_constraints:
-        stem="table[0-9A-Za-z]+",
+        stem=rf"(?!(?:{DRAWN})\.)(table|fig)[0-9A-Za-z]+",
     conda:
         "../envs/pipeline.yaml"
     params:
@@ -57,7 +57,7 @@ rule figure_of_paper:
     benchmark:
         "results/benchmarks/figures/{paper}-{stem}.tsv"
     wildcard_constraints:
-        stem="fig[0-9A-Za-z]+",
+        stem=DRAWN or "none",
     conda:
         "../envs/pipeline.yaml"
     params:

@@ -118,13 +118,6 @@ class Paper(Strict):
     title: str
     tables: dict[str, Table]
 
-    @model_validator(mode="after")
-    def _figures_are_drawn(self) -> Paper:
-        for number, table in self.tables.items():
-            if number.startswith("fig") != (table.figure is not None):
-                raise ValueError(f"sheet {number!r}: those whose names begin with fig, and no others, need `figure:`")
-        return self
-
 
 def read_papers(config: Config) -> dict[str, Paper]:
     """Every paper that `config/tables` (and the overlay) defines, by name.
