@@ -114,8 +114,8 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys, repo, tmp_path):
 
 STAGES = (
     "videos", "splits", "text", "frames", "pretrain", "train", "sweep", "evaluate", "inspect", "table", "figure",
-    "curves", "report", "show", "plan", "status", "cluster", "describe", "split", "download", "predict", "embed", "export",
-    "doctor", "pose", "poses",
+    "curves", "report", "show", "plan", "status", "cluster", "describe", "split", "download", "predict",
+    "embed", "export", "doctor", "pose", "poses",
 )  # fmt: skip
 
 
