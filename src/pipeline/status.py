@@ -76,9 +76,8 @@ def steps_of(plan: Plan, root: Path | str) -> Iterator[Step]:
     for paper, number in plan.tables():
         name = f"{paper}-{table_stem(number)}"
         made = (ws.root / paper / f"{table_stem(number)}.csv",)
-        job = (
-            "figures" if plan.papers[paper].tables[number].figure else "tables"
-        )  # a figure's job writes its numbers, too
+        drawn = plan.papers[paper].tables[number].figure  # by a job that writes its numbers, too
+        job = "figures" if drawn else "tables"
         yield Step("tables", name, "table", made, logs / job / f"{name}.log")
     for paper in plan.papers:
         for stem in plan.figures(paper):
