@@ -23,7 +23,7 @@ localrules:
 rule all_tables:
     default_target: True
     input:
-        [combined_table(number) for number in PLAN.numbers()],
+        combined_tables(),
         [paper_table(paper, number) for paper, number in PLAN.tables()],
         [figure for paper in PLAN.papers for figure in figure_files(paper)],
 

@@ -8,7 +8,12 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
+
+from pipeline.experiment import Run
+from pipeline.inspection import write_look
 from pipeline.plan import Plan
+from pipeline.workspace import Workspace
 
 LEVEL = {"lga": 78, "task_adapter_pp": 62, "task_adapter": 56, "clip_fsar": 70, "clip_finetune": 40}
 MOVES = [f"{move} {way}" for move in ("cartwheel", "hop", "lean") for way in ("left", "right")]
@@ -16,10 +21,12 @@ CURVE = ("step", "loss", "loss_matching", "accuracy", "learning_rate", "seconds"
 
 
 def fill(plan: Plan, results: Path) -> None:
-    """Write every cell of `plan` and every training below `results`."""
+    """Write every cell of `plan`, every training and what figures need to know of it below `results`."""
     (results / "cells").mkdir(parents=True, exist_ok=True)
     for cell in plan.cells.values():
         (results / "cells" / f"{cell.id}.json").write_text(json.dumps(_cell(cell)))
+    for run in plan.inspected:
+        write_look(plan.runs[run], Workspace(results), look(plan.runs[run]))
     for run in plan.runs.values():
         folder, noise = results / "runs" / run.id, random.Random(run.id)
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +40,30 @@ def fill(plan: Plan, results: Path) -> None:
                     loss = 2 * math.exp(-step / 20) + noise.gauss(0.4, 0.1)
                     accuracy = "" if step % 24 else 50 + step / 3 + noise.random()
                     writer.writerow([step, loss, loss / 2, min(1, 0.5 + step / 100), 3e-4, step * 0.3, accuracy])
+
+
+def look(run: Run) -> dict[str, np.ndarray]:
+    """What an inspection of `run` may hold."""
+    noise = np.random.default_rng(list(run.id.encode()))
+    if "feed" in run.frames:
+        names = np.array([f"class {i}" for i in range(5)])
+        joints = np.array(["pelvis", "head", "left ankle", "right ankle"])
+        shares = noise.dirichlet(np.ones(4), (2, 5))
+        attention = noise.uniform(0, 2, (2, 5, 9, 4))
+        return {
+            "joints": joints, "parents": np.array([-1, 0, 0, 0]), "base_classes": names, "novel_classes": names,
+            "importance": shares[0], "target": shares[1], "base_attention": attention[0],
+            "novel_attention": attention[1], "poses": noise.normal(size=(5, 4, 2)),
+        }  # fmt: skip
+    stages = 3 if run.model.get("text") == "stages" else 1
+    return {
+        "classes": np.array(["hop", "lean", "spin", "wave", "kick"]), "labels": np.repeat(np.arange(5), 6),
+        "points": noise.normal(size=(30, 2)), "frames": noise.integers(0, 255, (3, 8, 12, 12, 3), dtype=np.uint8),
+        "seconds": np.tile(np.arange(8) / 4, (3, 1)), "phases": np.tile([1, 1, 1, 2, 2, 3, 3, 3], (3, 1)),
+        "atoms": np.array([["begins", "goes on", "ends"]] * 3),
+        "attention": noise.dirichlet(np.ones(16), (3, 8)).reshape(3, 8, 4, 4),
+        "stage_scores": noise.uniform(-1, 1, (3, 5, stages)),
+    }  # fmt: skip
 
 
 def _cell(cell) -> dict:

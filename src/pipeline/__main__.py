@@ -301,6 +301,17 @@ def pose(
         print(write_picture(out, base, pictures))
 
 
+@app.command()
+def inspect(run: RunId, results: Results = Path("results")) -> None:
+    """Look inside a trained run, for figures: features, attention, phases or joints of a few fixed clips (npz)."""
+    from pipeline.inspection import inspect_run
+
+    ws = Workspace(results)
+    spec = ws.read_run(run)
+    with job(ws, "inspect", spec.id):
+        print(inspect_run(spec, ws))
+
+
 Model = Annotated[str, typer.Option("--model", help="Folder of an exported model, in place of a run.")]
 OwnRun = Annotated[str, typer.Option("--run", help="Id of a trained run, or its beginning.")]
 Method = Annotated[str, typer.Option("--method", help="The trained run of this method, if there is one only.")]
@@ -380,7 +391,7 @@ def table(
     from pipeline.plan import Plan
     from pipeline.tables.results import write_combined, write_table
 
-    plan = Plan.read(config, _overlay(overlay, ""))
+    plan = Plan.read(config, _overlay(overlay, ""), paper, number)
     for path in write_table(plan, paper, number, results) if paper else write_combined(plan, number, results):
         print(path)
 
@@ -393,11 +404,13 @@ def figure(
     config: ConfigFolder = Path("config"),
     overlay: Overlay = "{}",
 ) -> None:
-    """Draw a figure from the measured cells (PNG, SVG and PDF)."""
+    """Draw a figure from the measured cells (PNG, SVG and PDF), and write its numbers as a table."""
     from pipeline.figures.draw import write_figure
     from pipeline.plan import Plan
+    from pipeline.tables.results import write_table
 
-    for path in write_figure(Plan.read(config, _overlay(overlay, "")), paper, number, results):
+    plan = Plan.read(config, _overlay(overlay, ""), paper, number)
+    for path in (*write_figure(plan, paper, number, results), *write_table(plan, paper, number, results)):
         print(path)
 
 
@@ -412,7 +425,7 @@ def curves(
     from pipeline.figures.training import write_training
     from pipeline.plan import Plan
 
-    for path in write_training(Plan.read(config, _overlay(overlay, "")), paper, results):
+    for path in write_training(Plan.read(config, _overlay(overlay, ""), paper), paper, results):
         print(path)
 
 

@@ -107,13 +107,11 @@ class Settings(BaseModel):
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `overlay` on top: mappings are merged key by key, everything else is replaced."""
-    out = copy.deepcopy(dict(base))
+    out = {key: copy.deepcopy(value) for key, value in base.items() if key not in overlay}
     for key, value in overlay.items():
-        if isinstance(value, Mapping) and isinstance(out.get(key), Mapping):
-            out[key] = merge(out[key], value)
-        else:
-            out[key] = copy.deepcopy(value)
-    return out
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        out[key] = merge(base[key], value) if both else copy.deepcopy(value)
+    return {key: out[key] for key in [*base, *(key for key in overlay if key not in base)]}
 
 
 @lru_cache(maxsize=256)
@@ -154,6 +152,7 @@ class Config:
             UserError: a file or key is wrong; the message names both.
         """
         self.folder = Path(folder)
+        self._names: dict[str, list[str]] = {}
         self.overlay = overlay = dict(overlay or {})
         default = read_yaml(self.folder / "config.yaml")
         scale = str(overlay.get("scale") or default.get("scale", "demo"))
@@ -169,8 +168,10 @@ class Config:
 
     def names(self, kind: str) -> list[str]:
         """Known data sets, methods or tables (`kind` is the folder's name)."""
-        files = {path.stem for path in (self.folder / kind).glob("*.yaml")}
-        return sorted(files | set(getattr(self.settings, kind)))
+        if kind not in self._names:
+            files = {path.stem for path in (self.folder / kind).glob("*.yaml")}
+            self._names[kind] = sorted(files | set(getattr(self.settings, kind)))
+        return self._names[kind]
 
     def entry(self, kind: str, name: str, where: str) -> dict[str, Any]:
         """The definition `config/KIND/NAME.yaml` with its overlay; `where` says who asked for it.

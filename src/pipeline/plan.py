@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.config import Config, merge, parse
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest
-from pipeline.tables.spec import Column, Paper, Row, Table, read_papers, table_stem
+from pipeline.tables.spec import INSIDE, Column, Paper, Row, Table, read_papers, table_stem
 
 # Keys of a data set's definition that say where and how on this machine, not what.
 DATASET_OPTIONS = (
@@ -67,10 +67,18 @@ class Plan:
     datasets: dict[str, Asset] = field(default_factory=dict)
     backbones: dict[str, Asset] = field(default_factory=dict)
     sweeps: dict[str, SweepPlan] = field(default_factory=dict)
+    _datasets: dict[str, Asset] = field(default_factory=dict, repr=False)
+    """By the name in the sheets; `datasets` is by key."""
 
     @classmethod
-    def read(cls, folder: Path | str = "config", overlay: Mapping[str, Any] | None = None) -> Plan:
-        """The plan of the tables in `folder` under `overlay`.
+    def read(
+        cls,
+        folder: Path | str = "config",
+        overlay: Mapping[str, Any] | None = None,
+        paper: str = "",
+        number: str = "",
+    ) -> Plan:
+        """The plan of the tables in `folder` under `overlay`; with `paper` or `number` what these alone need.
 
         Raises:
             UserError: something in the configuration is wrong; the message names file, key and nearest name.
@@ -78,9 +86,10 @@ class Plan:
         plan = cls(Config(folder, overlay))
         plan._check_overlays()
         plan.papers = read_papers(plan.config)
-        for paper, sheet in plan.papers.items():
-            for number, table in sheet.tables.items():
-                plan._add_table(paper, number, table)
+        for name, sheet in plan.papers.items():
+            for key, table in sheet.tables.items():
+                if paper in ("", name) and number in ("", key):
+                    plan._add_table(name, key, table)
         return plan
 
     def _check_overlays(self) -> None:
@@ -248,6 +257,8 @@ class Plan:
 
     def dataset(self, name: str, where: str) -> Asset:
         """The data set `name`, registered in the plan."""
+        if name in self._datasets:
+            return self._datasets[name]
         definition = self.config.entry("datasets", name, where)
         if "kind" not in definition:
             raise UserError(
@@ -264,7 +275,8 @@ class Plan:
         if "reads" in spec:  # the skeletons of another, generated set
             spec["reads"] = self.dataset(spec["reads"], f"{self.config.folder}/datasets/{name}.yaml, key reads").key
         asset = Asset(name=name, spec=spec, options=options)
-        return self.datasets.setdefault(asset.key, asset)
+        self._datasets[name] = self.datasets.setdefault(asset.key, asset)
+        return self._datasets[name]
 
     def _min_coverage(self, definition: Mapping[str, Any], name: str) -> float:
         """Share of the listed clips of a data set that must be there."""
@@ -385,6 +397,18 @@ class Plan:
     def table_cells(self, paper: str, table: str) -> list[str]:
         """Ids of the cells of one table."""
         return list(dict.fromkeys(c.id for entry in self.table_entries(paper, table) for c in entry.cells))
+
+    def table_inspections(self, paper: str, table: str) -> list[str]:
+        """Ids of the runs that are inspected for the figure of a table: of each place that of the first seed."""
+        figure = self.papers[paper].tables[table].figure
+        if figure is None or figure.kind not in INSIDE:
+            return []
+        return list(dict.fromkeys(e.cells[0].run.id for e in self.table_entries(paper, table) if e.cells))
+
+    @cached_property
+    def inspected(self) -> list[str]:
+        """Ids of the runs that figures look into."""
+        return list(dict.fromkeys(run for place in self.tables() for run in self.table_inspections(*place)))
 
     def write_specs(self, folder: Path | str) -> None:
         """Write every run, cell, data set and backbone to `folder`, one JSON file each.

@@ -71,10 +71,14 @@ def steps_of(plan: Plan, root: Path | str) -> Iterator[Step]:
     for run, cells in plan.cells_of.items():
         if cells:  # some runs are read by others only
             yield Step("measurements", run, "evaluate", tuple(map(ws.cell, cells)), logs / "evaluate" / f"{run}.log")
+    for run in plan.inspected:
+        yield Step("inspections", run, "inspect", (ws.inspection(run),), logs / "inspect" / f"{run}.log")
     for paper, number in plan.tables():
         name = f"{paper}-{table_stem(number)}"
         made = (ws.root / paper / f"{table_stem(number)}.csv",)
-        yield Step("tables", name, "table", made, logs / "tables" / f"{name}.log")
+        drawn = plan.papers[paper].tables[number].figure  # by a job that writes its numbers, too
+        job = "figures" if drawn else "tables"
+        yield Step("tables", name, "table", made, logs / job / f"{name}.log")
     for paper in plan.papers:
         for stem in plan.figures(paper):
             made = (ws.root / paper / f"{stem}.svg",)

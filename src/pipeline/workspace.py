@@ -48,6 +48,10 @@ class Workspace:
         """File of a measured number."""
         return self.root / "cells" / f"{cell_id}.json"
 
+    def inspection(self, run_id: str) -> Path:
+        """File of what was seen inside a trained run."""
+        return self.root / "inspect" / f"{run_id}.npz"
+
     def progress(self, stage: str, name: str) -> Path:
         """File that says how far a stage is; there while it runs, and after it has failed."""
         return self.root / "progress" / f"{stage}-{name}.json"

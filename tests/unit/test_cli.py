@@ -113,9 +113,9 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys, repo, tmp_path):
 
 
 STAGES = (
-    "videos", "splits", "text", "frames", "pretrain", "train", "sweep", "evaluate", "table", "figure", "curves",
-    "report", "show", "plan", "status", "cluster", "describe", "split", "download", "predict", "embed", "export",
-    "doctor", "pose", "poses", "dashboard",
+    "videos", "splits", "text", "frames", "pretrain", "train", "sweep", "evaluate", "inspect", "table", "figure",
+    "curves", "report", "show", "plan", "status", "cluster", "describe", "split", "download", "predict",
+    "embed", "export", "doctor", "pose", "poses", "dashboard",
 )  # fmt: skip
 
 

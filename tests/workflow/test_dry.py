@@ -45,7 +45,8 @@ def test_a_target_of_one_paper_needs_nothing_of_another(workflow):
     assert not any("lga_" in name for name in jobs if name.startswith(("evaluate_", "sweep_")))
     assert jobs["pretrain_backbone"] == 4  # a CLIP and a ResNet for either generated set
     assert jobs["generate_videos"] == 2 and jobs["extract_frames"] == 2
-    assert jobs["table_of_paper"] == 13
+    assert jobs["table_of_paper"] == 9 and jobs["figure_of_paper"] == 5  # a figure's job writes its numbers
+    assert jobs["inspect_run"] == 3
 
 
 def test_a_table_of_ablations_needs_its_own_trainings_only(workflow):
@@ -66,6 +67,7 @@ def test_a_table_of_ablations_needs_its_own_trainings_only(workflow):
         "crossglg_tables", "sefar_tables", "results/sefar/table1a.csv",
         "results/task_adapter/table4.csv", "results/fig10.csv", "results/task_adapter/fig8a.md",
         "results/lga/table4.tex", "results/lga/fig3.svg", "results/task_adapter/fig9.png", "results/lga/training.pdf",
+        "results/crossglg/fig6.svg", "results/lga/figphases.png", "results/lga/figalpha.svg",
         "report",
     ],
 )  # fmt: skip
@@ -126,6 +128,27 @@ def test_every_rule_has_log_benchmark_and_environment(repo):
         for rule in re.split(r"(?m)^ *rule[ \w]*:", path.read_text())[1:]:
             for directive in ("log:", "benchmark:", "conda:"):
                 assert directive in rule, (path.name, directive, rule[:80])
+
+
+def test_every_table_and_figure_has_a_caption_and_a_category_in_the_report(repo):
+    rules = re.split(r"(?m)^ *rule ", (repo / "workflow" / "rules" / "tables.smk").read_text())[1:]
+    assert len(rules) == 5
+    for rule in rules:
+        flagged = re.search(r"report\(\s*\"results/[^\"]*\",(.*?)\n        \)", rule, re.S)
+        assert flagged and re.search(r'category="[^"]+"', flagged[1]) and "labels=" in flagged[1], rule[:40]
+        caption = re.search(r'caption="\.\./report/(\w+\.rst)"', flagged[1])
+        assert (repo / "workflow" / "report" / caption[1]).read_text().strip()
+    written = {path.name for path in (repo / "workflow" / "report").glob("*.rst")}
+    assert written == set(re.findall(r"\w+\.rst", "".join(rules)))
+
+
+def test_a_figure_of_an_inside_needs_the_look_of_its_runs_alone(workflow):
+    status, out = workflow.run("-n", "results/crossglg/fig6.svg")
+    assert status == 0, out[-3000:]
+    jobs = _jobs(out)
+    assert jobs["inspect_run"] == jobs["train"] == 2 and jobs["figure_of_paper"] == 1
+    status, out = workflow.run("-n", "results/lga/figalpha.svg")
+    assert status == 0 and "inspect_run" not in _jobs(out)
 
 
 def test_environment_is_the_one_of_the_project(repo):

@@ -7,6 +7,7 @@ import json
 import re
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +56,29 @@ def test_alpha_curve_is_kept(finished):
 def test_second_call_does_nothing(finished):
     status, out = finished.run("results/lga/table2.csv", "results/lga/table6.csv")
     assert status == 0 and "Nothing to be done" in out, out[-2000:]
+
+
+def test_what_a_model_sees_is_drawn_without_training(finished, repo):
+    status, out = finished.run("results/lga/figphases.svg")
+    assert status == 0, out[-3000:]
+    assert _jobs(out) == {"inspect_run": 1, "figure_of_paper": 1, "total": 2}
+    (look,) = (finished.folder / "results/inspect").glob("*.npz")
+    assert not list(look.parent.glob(".*"))
+    picture = (finished.folder / "results/lga/figphases.svg").read_text()
+    assert "phase 3" in picture and "<image" in picture
+    assert len(_rows(finished.folder / "results/lga/figphases.csv")) == 1
+    look.unlink()  # the picture needs it
+    status, out = finished.pipeline("figure", "figphases", "--paper", "lga", "--overlay", "tiny.yaml",
+                                    "--config", str(repo / "config"))  # fmt: skip
+    assert status == 2 and out.startswith("error: ") and "nobody has looked into this run yet" in out
+
+
+def test_snakemake_reports_every_result_with_its_caption(finished, repo):
+    status, out = finished.run("--report", "made.html", "results/lga/table2.csv", "results/lga/table6.csv")
+    assert status == 0, out[-3000:]
+    page = (finished.folder / "made.html").read_text()
+    sheets = yaml.safe_load((repo / "config" / "tables" / "lga.yaml").read_text())["tables"]
+    assert all(sheets[number]["title"] in page for number in ("2", "6"))
 
 
 def test_a_deleted_cell_is_measured_again_without_training(finished):

@@ -69,6 +69,16 @@ wildcard_constraints:
     name="[a-z0-9_]+",
 
 
+# Sheets that are drawn, as a pattern: the job that draws one writes its numbers, too.
+DRAWN = "|".join(
+    sorted(
+        {
+            table_stem(number)
+            for paper, number in PLAN.tables()
+            if PLAN.papers[paper].tables[number].figure
+        }
+    )
+)
 STEMS = {(paper, table_stem(number)): number for paper, number in PLAN.tables()}
 
 
@@ -102,8 +112,11 @@ def trainings_of_paper(wildcards):
     return [f"results/runs/{run}/train.json" for run in trainings(wildcards.paper)]
 
 
-def combined_table(number):
-    return f"results/{table_stem(number)}.csv"
+def combined_tables():
+    """Tables of several papers, side by side; one of a single paper is made where it is asked for."""
+    numbers = [number for _, number in PLAN.tables()]
+    shared = [number for number in PLAN.numbers() if numbers.count(number) > 1]
+    return [f"results/{table_stem(number)}.csv" for number in shared]
 
 
 def dataset_files(run):
@@ -210,6 +223,20 @@ def cells_of_table(wildcards):
         f"results/cells/{cell}.json"
         for cell in PLAN.table_cells(wildcards.paper, number)
     ]
+
+
+def inspections_of_figure(wildcards):
+    """What is seen inside the runs of a figure that shows it."""
+    number = STEMS.get((wildcards.paper, wildcards.stem))
+    runs = PLAN.table_inspections(wildcards.paper, number) if number else []
+    return [f"results/inspect/{run}.npz" for run in runs]
+
+
+def about(wildcards):
+    """Title and note of a sheet, for its caption in Snakemake's report."""
+    sheet = PLAN.papers[wildcards.paper].tables[STEMS[wildcards.paper, wildcards.stem]]
+    paper = PLAN.papers[wildcards.paper].title
+    return {"paper": paper, "title": sheet.title, "note": sheet.note}
 
 
 def tables_of_number(wildcards):

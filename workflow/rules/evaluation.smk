@@ -1,3 +1,20 @@
+rule inspect_run:
+    # What figures show of a trained model's inside, from a few fixed clips.
+    input:
+        lambda wildcards: f"results/runs/{wildcards.run}/train.json",
+        lambda wildcards: dataset_files(known(PLAN.runs, wildcards.run, "run")),
+    output:
+        "results/inspect/{run}.npz",
+    log:
+        "results/logs/inspect/{run}.log",
+    benchmark:
+        "results/benchmarks/inspect/{run}.tsv"
+    conda:
+        "../envs/pipeline.yaml"
+    shell:
+        "python -m pipeline inspect {wildcards.run} > {log} 2>&1"
+
+
 # One job measures every cell of a run: each video is encoded once.
 for run_id, cells in PLAN.cells_of.items():
     if not cells:  # read by another run alone

@@ -3,19 +3,25 @@ rule table_of_paper:
     input:
         cells_of_table,
     output:
-        "results/{paper}/{stem}.csv",
-        "results/{paper}/{stem}.md",
-        "results/{paper}/{stem}.tex",
-        "results/{paper}/{stem}.html",
-        "results/{paper}/{stem}.wide.csv",
+        multiext("results/{paper}/{stem}", ".csv", ".md", ".tex", ".wide.csv"),
+        report(
+            "results/{paper}/{stem}.html",
+            caption="../report/table.rst",
+            category="{paper}",
+            subcategory="tables",
+            labels={"result": "{stem}"},
+        ),
     log:
         "results/logs/tables/{paper}-{stem}.log",
     benchmark:
         "results/benchmarks/tables/{paper}-{stem}.tsv"
+    wildcard_constraints:
+        stem=rf"(?!(?:{DRAWN})\.)(table|fig)[0-9A-Za-z]+",
     conda:
         "../envs/pipeline.yaml"
     params:
         number=lambda wildcards: STEMS.get((wildcards.paper, wildcards.stem)),
+        about=about,
         config=shlex.quote(str(CONFIG)),
         overlay=shlex.quote(OVERLAY_JSON),
     shell:
@@ -24,19 +30,38 @@ rule table_of_paper:
 
 
 rule figure_of_paper:
+    # One job draws it and writes its numbers.
     input:
         cells_of_table,
+        inspections_of_figure,
     output:
-        multiext("results/{paper}/{stem}", ".png", ".svg", ".pdf"),
+        multiext(
+            "results/{paper}/{stem}",
+            ".png",
+            ".pdf",
+            ".csv",
+            ".md",
+            ".tex",
+            ".html",
+            ".wide.csv",
+        ),
+        report(
+            "results/{paper}/{stem}.svg",
+            caption="../report/figure.rst",
+            category="{paper}",
+            subcategory="figures",
+            labels={"result": "{stem}"},
+        ),
     log:
         "results/logs/figures/{paper}-{stem}.log",
     benchmark:
         "results/benchmarks/figures/{paper}-{stem}.tsv"
     wildcard_constraints:
-        stem="fig[0-9A-Za-z]+",
+        stem=DRAWN or "none",
     conda:
         "../envs/pipeline.yaml"
     params:
+        about=about,
         config=shlex.quote(str(CONFIG)),
         overlay=shlex.quote(OVERLAY_JSON),
     shell:
@@ -48,7 +73,14 @@ rule curves_of_paper:
     input:
         trainings_of_paper,
     output:
-        multiext("results/{paper}/training", ".png", ".svg", ".pdf"),
+        multiext("results/{paper}/training", ".png", ".pdf"),
+        report(
+            "results/{paper}/training.svg",
+            caption="../report/training.rst",
+            category="{paper}",
+            subcategory="figures",
+            labels={"result": "training"},
+        ),
     log:
         "results/logs/figures/{paper}-training.log",
     benchmark:
@@ -69,7 +101,12 @@ rule report:
         [figure for paper in PLAN.papers for figure in figure_files(paper)],
         cell_files(),
     output:
-        "results/report.html",
+        report(
+            "results/report.html",
+            caption="../report/report.rst",
+            category="all papers",
+            labels={"result": "every table and figure"},
+        ),
     log:
         "results/logs/report.log",
     benchmark:
@@ -87,8 +124,13 @@ rule table_of_papers:
     input:
         tables_of_number,
     output:
-        "results/{stem}.csv",
         "results/{stem}.md",
+        report(
+            "results/{stem}.csv",
+            caption="../report/combined.rst",
+            category="all papers",
+            labels={"result": "{stem}"},
+        ),
     log:
         "results/logs/tables/{stem}.log",
     benchmark:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from pipeline.actions.clips import Sampled
 from pipeline.actions.predict import Prediction
 from pipeline.datasets.index import write_bytes
+from pipeline.figures.strip import strip, words
 from pipeline.figures.style import COLOURS, STYLE, content
 
 FRAME = 1.25  # inches
@@ -29,11 +29,10 @@ def write_picture(path: Path, found: Prediction, seen: Sampled) -> Path:
         top, bottom = figure.add_gridspec(2, 1, height_ratios=(0.9 + FRAME, 2.0), hspace=0.32, top=0.9, bottom=0.06,
                                           left=0.015, right=0.985)  # fmt: skip
         figure.suptitle(_title(found), x=0.015, ha="left", fontsize=12)
-        frames = top.subgridspec(1, count, wspace=0.03)
-        for i in range(count):
-            _frame(figure.add_subplot(frames[i]), found, seen.pixels[i], i)
+        when = [f"{time:.1f} s" for time in found.seconds] or [f"frame {number}" for number in found.frames]
+        strip(figure.add_subplot(top), seen.pixels, when, found.phase)
         lower = bottom.subgridspec(1, 2, width_ratios=(1, 1.15), wspace=0.05)
-        _words(figure.add_subplot(lower[0]), found)
+        words(figure.add_subplot(lower[0]), found.texts if len(found.texts) == len(set(found.phase)) else [])
         _bars(figure.add_subplot(lower[1]), found)
         return write_bytes(path, content(figure, "png"))
 
@@ -44,42 +43,6 @@ def _title(found: Prediction) -> str:
     if not found.truth:
         return said
     return f"{said} ({'right' if found.right else f'it is {found.truth}'})"
-
-
-def _frame(axes, found: Prediction, pixels: np.ndarray, i: int) -> None:
-    """One frame; the bar below it has the colour of its phase."""
-    axes.imshow(pixels)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(False)
-    for side in axes.spines.values():
-        side.set_visible(False)
-    when = f"{found.seconds[i]:.1f} s" if found.seconds else f"frame {found.frames[i]}"
-    axes.set_title(when, fontsize=8, pad=2)
-    if found.phase:
-        colour = COLOURS[(found.phase[i] - 1) % len(COLOURS)]
-        axes.add_patch(_bar(axes, colour))
-        if i == 0 or found.phase[i] != found.phase[i - 1]:
-            axes.text(0.0, -0.2, f"phase {found.phase[i]}", transform=axes.transAxes, fontsize=8.5, color=colour,
-                      weight="bold", va="center")  # fmt: skip
-
-
-def _bar(axes, colour: str):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((-0.015, -0.1), 1.03, 0.07, transform=axes.transAxes, clip_on=False, color=colour)
-
-
-def _words(axes, found: Prediction) -> None:
-    """What the best class does in each phase."""
-    axes.axis("off")
-    texts = found.texts if len(found.texts) == len(set(found.phase)) else []
-    top = 0.97
-    for number, text in enumerate(texts):
-        lines = textwrap.wrap(f"{number + 1}  {text}", 52, max_lines=3, subsequent_indent="    ")
-        colour = COLOURS[number % len(COLOURS)]
-        axes.text(0.0, top, "\n".join(lines), transform=axes.transAxes, fontsize=9, va="top", color=colour)
-        top -= 0.1 * len(lines) + 0.08
 
 
 def _bars(axes, found: Prediction) -> None:

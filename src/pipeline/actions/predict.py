@@ -14,6 +14,7 @@ from pipeline.actions.clips import OwnClip, Sampled
 from pipeline.actions.model import ActionModel, Encoded
 from pipeline.datasets.frames import Failure
 from pipeline.errors import UserError
+from pipeline.models.methods.base import FewShotModel
 from pipeline.models.segmentation import SEGMENTERS
 from pipeline.text.corpus import Corpus
 
@@ -132,7 +133,12 @@ class Labeller:
         seen = query.seen
         seconds = (seen.positions / seen.fps).round(3).tolist() if seen.fps else []
         return Prediction(
-            query.clip, top, seen.positions.tolist(), seconds, self._phases(query.features), self._atoms(top[0].label)
+            query.clip,
+            top,
+            seen.positions.tolist(),
+            seconds,
+            phases_of(model, query.features),
+            self._atoms(top[0].label),
         )
 
     def _fused(self, video: Tensor, text: Tensor | None, own: Tensor | None) -> Tensor:
@@ -144,21 +150,22 @@ class Labeller:
         alpha = ALPHA if self.alpha is None else self.alpha
         return alpha * video + (1 - alpha) * text
 
-    def _phases(self, features: Tensor) -> list[int]:
-        """The phase of each frame, from 1: as the method cuts a video, else by clustering; empty without frames."""
-        if features.dim() != 2:
-            return []
-        kind = getattr(self.model.model, "segmenter", "cluster")
-        if kind == "none":
-            return [1] * len(features)
-        count = min(getattr(self.model.model, "atoms", PHASES), len(features))
-        return (SEGMENTERS[kind](features, count) + 1).tolist()
-
     def _atoms(self, label: str) -> list[str]:
         """The atomic descriptions of a class, one a phase, of a method that reads them."""
         if self.corpus is None or self.model.about.texts.get("text") != "atomic":
             return []
         return self.corpus.atomic(label, self.model.about.texts.get("atoms", PHASES))
+
+
+def phases_of(model: FewShotModel, features: Tensor) -> list[int]:
+    """The phase of each of a clip's frames (T, D), from 1: as the method cuts a video, else by clustering; empty
+    where a method encodes something else."""
+    if features.dim() != 2:
+        return []
+    kind = getattr(model, "segmenter", "cluster")
+    if kind == "none":
+        return [1] * len(features)
+    return (SEGMENTERS[kind](features, min(getattr(model, "atoms", PHASES), len(features))) + 1).tolist()
 
 
 def _probabilities(logits: Tensor) -> np.ndarray:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, unknown
+from pipeline.figures.inside import KINDS as INSIDE
 from pipeline.figures.single import BESIDE, SINGLE
 from pipeline.figures.style import COLOURS, DASHES, MARKS, canvas, caption, legend, write
+from pipeline.inspection import read_look
 from pipeline.plan import Plan
 from pipeline.tables.render import layout
 from pipeline.tables.results import Record, papers_with, read_cell, records
@@ -41,7 +43,7 @@ def draw(plan: Plan, paper: str, number: str, results_dir: Path | str = "results
     """The figure, drawn.
 
     Raises:
-        UserError: no such paper or figure, or a cell is missing or damaged.
+        UserError: no such paper or figure, or a cell or an inspection is missing or damaged.
     """
     papers_with(plan, number, paper)
     table = plan.papers[paper].tables[number]
@@ -51,12 +53,15 @@ def draw(plan: Plan, paper: str, number: str, results_dir: Path | str = "results
     found = records(plan, paper, number, results_dir)
     if not any(record.status == "measured" for record in found):
         raise UserError(f"{paper}, {number}: nothing in it is measured, so there is nothing to draw")
-    if table.figure.kind in SINGLE:
-        entries = [entry for entry in plan.table_entries(paper, number) if entry.cells]
+    kind, entries = table.figure.kind, [entry for entry in plan.table_entries(paper, number) if entry.cells]
+    if kind in SINGLE:
         cells = {(e.row, e.column): [read_cell(cell, results_dir) for cell in e.cells] for e in entries}
-        figure = SINGLE[table.figure.kind](table, found, cells)
+        figure = SINGLE[kind](table, found, cells)
+    elif kind in INSIDE:
+        looks = {(e.row, e.column): read_look(e.cells[0].run, results_dir, INSIDE[kind].needs) for e in entries}
+        figure = INSIDE[kind].draw(table, found, looks)
     else:
-        figure = KINDS[table.figure.kind](table, found)
+        figure = KINDS[kind](table, found)
     caption(figure, _measured(table, found))
     return figure
 
@@ -65,7 +70,8 @@ def _measured(table: Table, found: list[Record]) -> str:
     """How it was measured, what is drawn beside the numbers, and what was measured in place of what."""
     parts = [part for record in found for part in record.note.split("; ") if part.startswith("measured on ")]
     stand_ins = f" {'; '.join(dict.fromkeys(parts)).capitalize()}." if parts else ""
-    beside = BESIDE.get(table.figure.kind, "Bars: 95 % intervals over test episodes.")
+    kind = table.figure.kind
+    beside = INSIDE[kind].caption if kind in INSIDE else BESIDE.get(kind, "Bars: 95 % intervals over test episodes.")
     return f"{layout(table, found).measured} {beside}{stand_ins}"
 
 

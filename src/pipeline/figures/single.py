@@ -1,4 +1,4 @@
-"""Figures of single test videos, which cells hold beside their number: what a teacher predicts, what is confused.
+"""Figures of what cells hold beside their number: what a teacher predicts, what is confused, curves of alpha.
 
 Of several training seeds the teacher's predictions are the first one's, confusions are of all of them together.
 """
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from pipeline.inspection import Look
     from pipeline.tables.results import CellFile, Record, TeacherVideos
     from pipeline.tables.spec import Table
 
+    Looks = Mapping[tuple[str, str], Look]
+    """(row, column) -> what is seen in its run, of its first seed."""
     Cells = Mapping[tuple[str, str], Sequence[CellFile]]
     """(row, column) -> its cells, one a seed."""
 
@@ -31,6 +34,7 @@ BESIDE = {
     "spread": f"Bars: standard deviation of the teacher's predictions for {DRAWN} test videos drawn at random; in the "
     "titles the mean over all that were asked for.",
     "reliability": "Bars: 95 % Wilson intervals; the bins of a line hold equally many videos, to within one.",
+    "alpha": "Eq. 5 of LGA: alpha is the weight of the video-video score. Each scale is its panel's own.",
     "confusion": "Framed: taken for the opposite direction; above: the share of all test videos.",
 }
 """What is drawn, for the caption."""
@@ -133,10 +137,48 @@ def normalised(counts: Sequence[Sequence[Sequence[int]]]) -> np.ndarray:
     return summed / np.maximum(summed.sum(1, keepdims=True), 1)
 
 
+def alpha(table: Table, found: list[Record], cells: Cells) -> Figure:
+    """Accuracy on validation and test against alpha, with the chosen one, a panel a place; ours, not a paper's."""
+    spec = table.figure
+    curves = [(r, cells[r.row, r.column][0]) for r in found if (r.row, r.column) in cells]
+    curves = [(record, cell) for record, cell in curves if cell.alpha_curve]
+    if not curves:
+        raise UserError(f"{table.title}: no alpha was chosen on validation; a figure of alpha needs measure.alpha: val")
+    across = 2 if len(curves) == 4 else min(len(curves), 3)
+    down = -(-len(curves) // across)
+    with canvas(down, across, (3.1 * across + 0.6, 2.9 * down + 0.9)) as (figure, axes):
+        for axis in axes.flat[len(curves) :]:
+            axis.set_visible(False)
+        for axis, (record, cell) in zip(axes.flat, curves, strict=False):
+            for index, (split, name) in enumerate((("val", "validation classes"), ("test", "test classes"))):
+                points = np.array(cell.alpha_curve[split]).T
+                axis.plot(*points, color=COLOURS[index], linestyle=DASHES[index], marker=MARKS[index], markersize=3.5,
+                          label=name)  # fmt: skip
+            axis.axvline(cell.alpha, color=INK, linestyle=":", linewidth=1.2, label="chosen on validation")
+            value = dict(map(tuple, cell.alpha_curve["test"]))[cell.alpha]
+            axis.plot([cell.alpha], [value], "*", color=COLOURS[1], markersize=12, label="measured")
+            axis.set_title(f"{_title(table, record)}: {value:.1f} %", fontsize=10)
+            axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0\ntexts", "0.25", "0.5", "0.75", "1\nvideos"])
+            axis.set_xlabel(spec.x)
+        for axis in axes[:, 0]:
+            axis.set_ylabel(spec.y)
+        legend(figure, axes[0][0])
+    return figure
+
+
+def inspected(found: list[Record], looks: Looks) -> list[tuple[Record, Look]]:
+    """The places that were measured, each with what is seen in its run; UserError without any."""
+    places = [(record, looks[record.row, record.column]) for record in found if (record.row, record.column) in looks]
+    if not places:
+        raise UserError(f"{found[0].paper}, {found[0].table}: no run of it was looked into")
+    return places
+
+
 SINGLE: dict[str, Callable[[Table, list[Record], Cells], Figure]] = {
     "spread": spread,
     "reliability": reliability,
     "confusion": confusion,
+    "alpha": alpha,
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +46,14 @@ def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4.
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+@contextmanager
+def parts(size: tuple[float, float], heights: Sequence[float]) -> Iterator[tuple]:
+    """As `canvas`, with a panel below the other for each of `heights` (shares); the panels are a list."""
+    options = {"gridspec_kw": {"height_ratios": heights}}
+    with canvas(len(heights), 1, size, **options) as (figure, axes):
+        yield figure, list(axes[:, 0])
 
 
 def caption(figure: Figure, text: str) -> None:

@@ -110,8 +110,19 @@ def stage_similarity(frames: Tensor, texts: Tensor, average_first: bool = True) 
     average_first: the stage is the mean of its frames (Eq. 16-17). False, as released: the cosine of each frame, and
     the mean of these. With one sentence the video is one stage: the cosine of its mean frame and the class text.
     """
-    weights = stage_weights(frames.shape[-2], texts.shape[-2]).to(frames)
-    pooled = weights @ (frames if average_first else F.normalize(frames, dim=-1))
-    if average_first:
-        pooled = F.normalize(pooled, dim=-1)
+    pooled = _stages(frames, texts.shape[-2], average_first)
     return pooled.flatten(-2) @ F.normalize(texts, dim=-1).flatten(-2).transpose(-1, -2) / texts.shape[-2]
+
+
+def stage_cosines(frames: Tensor, texts: Tensor, average_first: bool = True) -> Tensor:
+    """The cosine of each stage, whose mean is `stage_similarity`: (E, Q, n, D), (E, N, S, D) -> (E, Q, N, S)."""
+    pooled = _stages(frames, texts.shape[-2], average_first)
+    return torch.einsum("eqsd,ensd->eqns", pooled, F.normalize(texts, dim=-1))
+
+
+def _stages(frames: Tensor, stages: int, average_first: bool) -> Tensor:
+    """Frames (E, Q, n, D) -> stages (E, Q, S, D), whose product with a text of length 1 is the cosine."""
+    weights = stage_weights(frames.shape[-2], stages).to(frames)
+    if average_first:
+        return F.normalize(weights @ frames, dim=-1)
+    return weights @ F.normalize(frames, dim=-1)

@@ -60,6 +60,8 @@ class CellFile(BaseModel):
     """Share of the test clips that the data set's lists name which were there; None where it is not known."""
     coverage_train: float | None = None
     """The same of the training clips."""
+    alpha_curve: dict[str, list[tuple[FiniteFloat, FiniteFloat]]] | None = None
+    """Where alpha was chosen: (alpha, accuracy in per cent) on `val` and `test`."""
     teacher: TeacherVideos | None = None
     """Of teacher_spread_pct."""
     confusion: list[list[int]] | None = None

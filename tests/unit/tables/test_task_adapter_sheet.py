@@ -22,6 +22,7 @@ PLUS_PLUS = [
     ("fig8b", "M=2", ONE_SHOT),
     ("fig9", "Task-Adapter++", "SSv2-Small/5-way"),
     ("fig10", "Task-Adapter++", "ProtoNet"),
+    ("fig11", "Task-Adapter++", ONE_SHOT),
 ]
 PLAIN = [
     ("1", "Task-Adapter [ViT-B, CLIP, PEFT]", ONE_SHOT),
@@ -34,6 +35,7 @@ PLAIN = [
     ("fig8a", "L=6", ONE_SHOT),
     ("fig9", "Task-Adapter", "SSv2-Small/5-way"),
     ("fig10", "Task-Adapter", "ProtoNet"),
+    ("fig11", "Task-Adapter", ONE_SHOT),
 ]
 SETS = {
     "1": [f"{name}/{shot}-shot" for name in ("SSv2-Small", "SSv2-Full") for shot in (1, 3, 5)],

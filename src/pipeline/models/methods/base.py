@@ -14,7 +14,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from pipeline.compat import MODELS
-from pipeline.errors import unknown
+from pipeline.errors import UserError, unknown
 from pipeline.models.backbones import clip, resnet  # noqa: F401  (registers them)
 
 Scores = dict[str, Tensor]
@@ -106,6 +106,16 @@ class FewShotModel(BaseModel):
     def relate_queries(self, queries: Tensor) -> Any:
         """What `match` takes of the queries of a task, (E, Q, ...) or a tuple of such: each seen alone."""
         return self.relate(queries.flatten(0, 1)[:, None]).squeeze(1).unflatten(0, queries.shape[:2])
+
+    def frame_features(self, queries: Any) -> Tensor:
+        """One feature a frame (E, Q, T, D) of what `relate_queries` gave, for figures: here as it is.
+
+        Raises:
+            UserError: the method compares something else.
+        """
+        if isinstance(queries, Tensor) and queries.dim() == 4:
+            return queries
+        raise UserError(f"{type(self).__name__} has no feature of each frame to show; leave it out of the figure")
 
     def prototypes(self, support: Tensor, texts: Tensor | None) -> Any:
         """Prototypes of the classes of E episodes from support (E, N, K, T, D) and texts (E, N, L, D).

@@ -55,6 +55,10 @@ class ClipFsar(FewShotModel):
         """(E, Q, T, D) and the same through the transformer, without a text."""
         return Query(queries, self.neck(queries))
 
+    def frame_features(self, queries: Any) -> Tensor:
+        """The frames (E, Q, T, D) that have seen each other."""
+        return queries.context
+
     def match(self, query: Query, prototypes: Tensor, texts: Tensor | None, matcher: str | None = None) -> Scores:
         """{"vv": -D, "vt": scaled cosine (where there are texts), "log_vv": CLIP-FSAR's own softmax((8 - D) / 8)},
         each (E, Q, N)."""

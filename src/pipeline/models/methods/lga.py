@@ -97,6 +97,10 @@ class LGA(FewShotModel):
         mask = self.phases(queries)
         return Query(queries, self.neck(queries, mask, None), mask)
 
+    def frame_features(self, queries: Query) -> Tensor:
+        """The fused frames (E, Q, T, D)."""
+        return Phases(queries.features, queries.mask).frames()
+
     def match(self, query: Query, prototypes: Phases, texts: Tensor | None, matcher: str | None = None) -> Scores:
         """{"vv": -D (Eq. 2, 3), "vt": Eq. 4, where there are texts}, each (E, Q, N)."""
         name = matcher or self.matcher

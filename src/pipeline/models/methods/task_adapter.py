@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.compat import MODELS
 from pipeline.errors import UserError, unknown
 from pipeline.models.adapters import TextTower, VisionTower
-from pipeline.models.alignment import build_alignment, stage_similarity
+from pipeline.models.alignment import build_alignment, stage_cosines, stage_similarity
 from pipeline.models.matching import merge_shots, unit_similarity
 from pipeline.models.methods.base import FewShotModel, Scores
 from pipeline.models.methods.matchers import frame_distance
@@ -261,10 +261,20 @@ class TaskAdapter(FewShotModel):
             raise UserError("matcher: trx has weights of its own; name it as the matcher that the model trains with")
         return torch.stack([transformer(prototypes.unsqueeze(2), query) for transformer in self.trx]).mean(0)
 
+    def stage_scores(self, query: Tensor, texts: Tensor) -> Tensor:
+        """Cosines of the stages of queries (E, Q, T, D) and the sentences of classes (E, N, L, D): (E, Q, N, S).
+
+        Their mean over the stages is the score "vt".
+        """
+        return stage_cosines(*self._aligned(query, texts), self.average_first)
+
     def _text_score(self, query: Tensor, texts: Tensor) -> Tensor:
+        return stage_similarity(*self._aligned(query, texts), self.average_first)
+
+    def _aligned(self, query: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Aligned frames (E, Q, n, D), and what they meet (E, N, S, D)."""
         texts = texts.mean(-2, keepdim=True) if self.subactions == "average" else texts
         if self.transductive:
-            aligned = self.alignment(query)
-        else:  # each query is an episode of its own
-            aligned = self.alignment(query.flatten(0, 1)[:, None]).squeeze(1).unflatten(0, query.shape[:2])
-        return stage_similarity(aligned, texts, self.average_first)
+            return self.alignment(query), texts
+        # each query is an episode of its own
+        return self.alignment(query.flatten(0, 1)[:, None]).squeeze(1).unflatten(0, query.shape[:2]), texts

@@ -1,0 +1,75 @@
+"""A look inside a trained run, for figures: one file of arrays a run, from a few fixed clips of its data set.
+
+`inspect_run` writes it (`python -m pipeline inspect RUN`); figures read it without the model. What is in it depends
+on the method: `pipeline.inspection.few_shot` and `pipeline.inspection.skeletons` name the arrays.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.experiment import Run
+from pipeline.workspace import Workspace
+
+Look = Mapping[str, np.ndarray]
+"""The arrays of one run, by name."""
+
+
+def inspect_run(run: Run, ws: Workspace) -> Path:
+    """Look into a trained run and write what is seen; returns the file.
+
+    Raises:
+        UserError: it is not trained, or its method has nothing to show.
+    """
+    import torch
+
+    from pipeline.inspection import few_shot, skeletons
+    from pipeline.models.build import load_weights
+    from pipeline.models.methods.base import FewShotModel
+    from pipeline.models.skeleton.base import SkeletonModel
+    from pipeline.training.tasks import task_of
+
+    task = task_of(run, ws)
+    model = load_weights(task.build(), run, ws).to("cuda" if torch.cuda.is_available() else "cpu")
+    looks = {FewShotModel: few_shot.look, SkeletonModel: skeletons.look}
+    for kind, look in looks.items():
+        if isinstance(model, kind):
+            return write_look(run, ws, look(task, model))
+    raise UserError(f"{run.id}: nothing of the method {run.method} is shown in a figure")
+
+
+def write_look(run: Run, ws: Workspace, look: Look) -> Path:
+    """Write the arrays of a run, all or none; returns the file."""
+    from pipeline.datasets.index import write_bytes
+
+    stream = io.BytesIO()
+    np.savez_compressed(stream, run=np.array(run.id), **look)
+    return write_bytes(ws.inspection(run.id), stream.getvalue())
+
+
+def read_look(run: Run, results_dir: Path | str, wanted: Sequence[str]) -> Look:
+    """The arrays of a run.
+
+    Raises:
+        UserError: the file is missing or damaged, or lacks one of `wanted`; the message has the command to make it.
+    """
+    path = Workspace(results_dir).inspection(run.id)
+    make = f"`snakemake --config scale={run.scale} -- {path}`"
+    if not path.is_file():
+        raise UserError(f"{path}: nobody has looked into this run yet; make it with {make}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            look = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it and make it again with {make}") from None
+    if str(look.get("run")) != run.id:
+        raise UserError(f"{path}: it is of the run {look.get('run')}; delete it and make it again with {make}")
+    if lacking := [name for name in wanted if name not in look]:
+        raise UserError(f"{path}: the method {run.method} has no {lacking[0]} to show; leave its row out of the figure")
+    return look
