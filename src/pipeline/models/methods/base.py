@@ -99,6 +99,10 @@ class FewShotModel(BaseModel):
         """`encode`, and what else `auxiliary` needs of the videos."""
         return self.encode(clips), None
 
+    def condense(self, features: Tensor, matcher: str | None = None) -> Tensor:
+        """What a test with `matcher` reads of what `encode` gave: (V, ...) -> (V, ...), once for all its episodes."""
+        return features
+
     def relate(self, videos: Tensor) -> Tensor:
         """Features of videos that see each other, the supports of a task: (E, M, ...) -> (E, M, ...)."""
         return videos
