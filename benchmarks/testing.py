@@ -92,8 +92,9 @@ def trunk(layers: int, episodes: int, shot: int = 1, classes: int = 8, clips: in
     plain, wanted = timed(lambda: _whole(model, videos, few, texts))
     fast, scores = timed(lambda: _once(model, videos, table, texts))
     plain *= episodes / len(few.classes)
+    what = f"Task-Adapter++, L = {layers} of 12, {episodes} episodes of {len(videos)} videos: trunk once"
     return Line(
-        TOPIC, f"Task-Adapter++, L = {layers} of 12, {episodes} episodes of {len(videos)} videos: trunk once", plain, fast,
+        TOPIC, what, plain, fast,
         targets=(("ratio", TRUNK),) if layers == 2 else (), equal=same(scores[: len(wanted)], wanted),
         note=f"plain: {len(wanted)} episodes, extrapolated",
     )  # fmt: skip

@@ -161,7 +161,7 @@ def checkpointing(width: Width) -> Iterator[Line]:
 def half_precision(width: Width) -> Iterator[Line]:
     """bfloat16 by autocast, or float32."""
     batch, model = episode(width), _otam(width)
-    note = "equal: loss to 5 %; on a CPU without bf16 units it does not pay"
+    note = "equal: loss to 5 %; pays where the processor has bf16 units"
     return _compare("bf16 (OTAM)", width, Step(model, batch), Step(model, batch, torch.bfloat16), 0.05, note)
 
 

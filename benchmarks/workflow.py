@@ -28,10 +28,9 @@ def measure(scale: str = "paper", dry_runs: bool = True) -> list[Line]:
     places = sum(len(entry.cells) for entry in plan.entries)
     return [
         *lines,
-        Line(TOPIC, f"trainings of all tables at {scale} scale: shared, or a table at a time", apart, together, unit=""),
-        Line(TOPIC, f"measurements of all tables at {scale} scale: shared, or a place at a time", places,
-             len(plan.cells), unit=""),
-    ]  # fmt: skip
+        Line(TOPIC, f"trainings at {scale} scale: shared, or each table its own", apart, together, unit=""),
+        Line(TOPIC, f"measurements at {scale} scale: shared, or each place its own", places, len(plan.cells), unit=""),
+    ]
 
 
 def trainings(plan: Plan) -> tuple[int, int]:

@@ -102,9 +102,10 @@ def score_episodes(
                 prototypes = model.prototypes(model.relate_supports(_take(features, support).to(device)), episode_texts)
             else:
                 prototypes = _take(known.prototypes, known.places[part])
-            asked = (
-                model.relate_queries(_take(features, query).to(device)) if queries is None else _take(queries, query)
-            )
+            if queries is None:
+                asked = model.relate_queries(_take(features, query).to(device))
+            else:
+                asked = _take(queries, query)
             scores = model.match(asked, prototypes, episode_texts, matcher)
             scores["log_vv"] = scores.get("log_vv", scores["vv"].log_softmax(-1))
             if "vt" in scores:
