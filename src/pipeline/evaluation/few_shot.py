@@ -30,7 +30,7 @@ from pipeline.workspace import Workspace
 
 ENCODE_CLIPS = 32  # videos encoded at a time
 IN_MEMORY = 2 * 2**30  # bytes of the features of a split beyond which they lie in a file
-IN_CACHE = 8 * 2**20  # bytes of the videos of the episodes matched in one call on a CPU: they stay in its cache
+IN_CACHE = 16 * 2**20  # bytes of the videos of the episodes matched in one call on a CPU: they stay in its cache
 
 
 def read_clip(run: Run, store: FrameStore, clip: int, transform: ClipTransform) -> Tensor:
