@@ -18,7 +18,7 @@ WAITING = {
     torch.ops.aten.masked_select.default: "masked_select",
     torch.ops.aten.equal.default: "equal",
 }
-"""Operations whose result, or its shape, the host must know: on a GPU the host waits there for all that is under way."""
+"""Operations of which the host must know the result or its shape: on a GPU it waits there for all that is under way."""
 
 
 class HostReads(TorchDispatchMode):
