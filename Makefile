@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint docs clean
+.PHONY: help setup demo test bench lint docs clean
 
 help:
 	@echo "make demo   set up, then measure Table 4 at demo scale (no download, no GPU)"
 	@echo "make test   set up, then run the tests"
+	@echo "make bench  set up, then compare the fast ways with the plain ones (about ten minutes on two cores)"
 	@echo "make lint   check style of code and workflow"
 	@echo "make docs   set up, then write the documentation as a site to site/"
 	@echo "make clean  delete results (not the environment)"
@@ -30,6 +31,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -W ignore -m benchmarks
 
 lint: setup
 	$(BIN)/ruff check .

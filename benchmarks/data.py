@@ -61,13 +61,13 @@ def _epoch(store: FrameStore) -> None:
 
 
 def _equal(store: FrameStore, paths: list[Path], codec: str) -> bool:
-    """Whether the store holds what the decoder gives: bit for bit, or to what JPEG leaves."""
+    """Whether the store holds what the decoder gives: bit for bit, or to what JPEG leaves (a few of 255)."""
     worst = 0.0
     for i, path in enumerate(paths[:3]):
         made = encode_clip(path, FramePolicy((SIDE, SIDE), 0, "raw")).frames
         wanted = np.stack([np.frombuffer(frame, np.uint8) for frame in made]).reshape(-1, SIDE, SIDE, 3)
         worst = max(worst, float(abs(store.read(i).astype(np.int16) - wanted).mean()))
-    return worst == 0 if codec == "raw" else worst < 3
+    return worst == 0 if codec == "raw" else worst < 6
 
 
 def waiting(world: World, steps: int, workers: int) -> list[Line]:

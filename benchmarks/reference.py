@@ -22,6 +22,7 @@ EPS = 0.01
 
 def cosine(a: np.ndarray, b: np.ndarray, eps: float = EPS) -> float:
     """x.y / (|x||y| + eps) of two vectors."""
+    a, b = np.asarray(a), np.asarray(b)
     return float(a @ b / (np.sqrt(a @ a) * np.sqrt(b @ b) + eps))
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,13 +22,13 @@ TOPICS = ("matching", "testing", "training", "data", "teacher", "skeletons", "wo
 NEEDS_WORLD = {"testing", "data", "scaling"}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"of {', '.join(TOPICS)}; all without")
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 2))
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of bench.json, bench.md and bench/")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if odd := sorted(set(given.topics) - set(TOPICS)):
         parser.error(f"unknown topic {odd[0]!r}; known: {', '.join(TOPICS)}")
     torch.set_num_threads(given.threads)
@@ -57,8 +56,6 @@ def main() -> None:
 def _works(wanted: list[str], folder: Path, plots: Path) -> dict[str, Callable[[], list[Line]]]:
     """What measures each topic; the generated world is made when one of them needs it."""
     world: World | None = make_world(folder / "world") if NEEDS_WORLD & set(wanted) else None
-    if world:
-        shutil.rmtree(folder / "world" / "progress", ignore_errors=True)
     return {
         "matching": matching.measure,
         "testing": lambda: testing.measure(world),
