@@ -28,6 +28,7 @@ from pipeline.models.backbones.clip import CLIPBackbone
 from pipeline.models.build import build_model
 from pipeline.models.methods.base import FewShotModel
 from pipeline.models.sefar import SeFARModel
+from pipeline.models.trx import TemporalCrossTransformer
 from pipeline.plan import Plan
 from pipeline.training import train as module
 from pipeline.training.tasks import FewShotTask, task_of
@@ -278,6 +279,23 @@ def test_order_free_matching_moves_one_frame_a_video(world, monkeypatch):
         sizes.append(moved.size - before)
     assert sizes[1] == 8 * sizes[0] > 0
     np.testing.assert_allclose(*scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("shot", [1, 5])
+def test_trx_maps_a_video_once_however_many_episodes_ask_it(world, monkeypatch, shot):
+    run = world.run(method="trx")
+    model = build_model(run, world.ws, world.store).eval()
+    features = encode_clips(run, model, world.store, split_clips(world.store, "test"))
+    mapped = Calls(monkeypatch, TemporalCrossTransformer, "embed", lambda _, videos: videos.shape[:-2].numel())
+    settings = dict(way=5, shot=shot, query=1, episodes=30, seed=0, features=features)
+    scores = score_split(run, model, world.ws, world.store, "test", **settings)
+    assert mapped.size == 2 * 60  # by the transformer of pairs and by that of triples
+    monkeypatch.setattr(type(model), "condensed", False)
+    monkeypatch.setattr(type(model), "condense", FewShotModel.condense)
+    anew = score_split(run, model, world.ws, world.store, "test", **settings)
+    assert mapped.size - 2 * 60 == 2 * 30 * (5 + 5 * shot)
+    np.testing.assert_allclose(scores.log_vv, anew.log_vv, atol=1e-4)
+    assert np.ptp(scores.log_vv) > 1e-3
 
 
 # ----------------------------------------------------------------------------------------- trained runs

@@ -23,7 +23,7 @@ from pipeline.datasets.transforms import ClipTransform
 from pipeline.evaluation.scores import EpisodeScores
 from pipeline.experiment import Run
 from pipeline.models.build import class_sentences
-from pipeline.models.methods.base import FewShotModel
+from pipeline.models.methods.base import FewShotModel, in_parts
 from pipeline.progress import bar
 from pipeline.text.corpus import load_corpus
 from pipeline.workspace import Workspace
@@ -88,7 +88,7 @@ def score_episodes(
     table = in_class_order(table) if model.class_order else table
     device = next(model.parameters()).device
     features = model.condense(features, matcher)
-    queries = _queries(model, features, device) if model.queries_alone else None
+    queries = _queries(model, features, device)
     known = _prototypes(model, features, table, texts, device)
     videos = (features if queries is None else queries, table.query), _supports(features, table, known)
     at_once = _episodes_at_once(model, device, *videos)
@@ -98,10 +98,12 @@ def score_episodes(
             part = slice(first, first + at_once)
             support, query, classes = (torch.from_numpy(a[part]) for a in (table.support, table.query, table.classes))
             episode_texts = None if texts is None else texts[classes]
-            if known is None:
-                prototypes = model.prototypes(model.relate_supports(_take(features, support).to(device)), episode_texts)
-            else:
+            if known is not None:
                 prototypes = _take(known.prototypes, known.places[part])
+            elif model.condensed:
+                prototypes = _take(features, support)
+            else:
+                prototypes = model.prototypes(model.relate_supports(_take(features, support).to(device)), episode_texts)
             if queries is None:
                 asked = model.relate_queries(_take(features, query).to(device))
             else:
@@ -117,10 +119,15 @@ def score_episodes(
     return EpisodeScores(arrays["log_vv"], arrays.get("log_vt"), table.labels, arrays.get("both"))
 
 
-def _queries(model: FewShotModel, features: Tensor, device: torch.device) -> Any:
-    """Every video as a query: what `match` takes, with V in the place of (E, Q)."""
-    parts = [model.relate_queries(part[None].to(device)) for part in features.split(ENCODE_CLIPS)]
-    return tree_map(lambda *tensors: torch.cat(tensors, 1)[0], parts[0], *parts[1:])
+def _queries(model: FewShotModel, features: Any, device: torch.device) -> Any:
+    """Every video as a query: what `match` takes, with V in the place of (E, Q); None where queries see each other."""
+    if model.condensed or not model.queries_alone:
+        return features if model.condensed else None
+
+    def alone(videos: Tensor) -> Any:
+        return tree_map(lambda tensor: tensor[0], model.relate_queries(videos[None].to(device)))
+
+    return in_parts(alone, features, ENCODE_CLIPS)
 
 
 class _Known(NamedTuple):
@@ -134,17 +141,19 @@ def _prototypes(
     model: FewShotModel, features: Tensor, table: EpisodeTable, texts: Tensor | None, device: torch.device
 ) -> _Known | None:
     """The prototypes of all support sets, where many episodes share them (one shot); None where few do."""
-    if type(model).relate is not FewShotModel.relate:
+    if model.condensed or type(model).relate is not FewShotModel.relate:
         return None
     rows = np.concatenate([table.classes[..., None], table.support], axis=-1)
     unique, inverse = np.unique(rows.reshape(-1, rows.shape[-1]), axis=0, return_inverse=True)
     if 2 * len(unique) > inverse.size:
         return None
-    parts = []
-    for chunk in torch.from_numpy(unique).split(model.episodes_at_once):
-        of_class = None if texts is None else texts[chunk[:, 0]][None]
-        parts.append(model.prototypes(_take(features, chunk[:, 1:]).to(device)[None], of_class))
-    prototypes = tree_map(lambda *tensors: torch.cat(tensors, 1)[0], parts[0], *parts[1:])
+
+    def of_sets(rows: Tensor) -> Any:
+        of_class = None if texts is None else texts[rows[:, 0]][None]
+        made = model.prototypes(_take(features, rows[:, 1:]).to(device)[None], of_class)
+        return tree_map(lambda tensor: tensor[0], made)
+
+    prototypes = in_parts(of_sets, torch.from_numpy(unique), model.episodes_at_once)
     return _Known(prototypes, torch.from_numpy(inverse.reshape(table.classes.shape)))
 
 
