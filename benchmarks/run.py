@@ -19,7 +19,7 @@ from benchmarks.world import World, make_world
 from pipeline.workspace import write_json
 
 TOPICS = ("matching", "testing", "training", "data", "teacher", "skeletons", "workflow", "scaling", "floor")
-NEEDS_WORLD = {"testing", "data", "scaling"}
+NEEDS_WORLD = {"testing", "data", "workflow", "scaling"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,7 +63,7 @@ def _works(wanted: list[str], folder: Path, plots: Path) -> dict[str, Callable[[
         "data": lambda: data.measure(world, folder / "data"),
         "teacher": teacher.measure,
         "skeletons": lambda: skeletons.measure(folder / "skeletons"),
-        "workflow": workflow.measure,
+        "workflow": lambda: workflow.measure(world),
         "scaling": lambda: scaling.measure(world, folder / "scaling", plots),
         "floor": floor.measure,
     }

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from benchmarks.lines import Line, timed
+from benchmarks.world import World
 from pipeline.plan import Plan
+from pipeline.training.train import train_run
 
 TOPIC = "6 workflow"
 REPO = Path(__file__).resolve().parents[1]
-ALL, ONE = 10.0, 4.0
+ALL, ONE, START = 10.0, 4.0, 1.0
+"""Seconds, at most."""
 
 
-def measure(scale: str = "paper", dry_runs: bool = True) -> list[Line]:
-    """Lines of dry runs at `scale`, and of the plan."""
-    lines = []
+def measure(world: World, scale: str = "paper", dry_runs: bool = True) -> list[Line]:
+    """Lines of dry runs at `scale`, of the plan, and of the start of a training."""
+    lines = [startup(world)]
     if dry_runs:
         for target, limit in (("all_tables", ALL), ("results/lga/table4.csv", ONE)):
             seconds = min(timed(lambda target=target: _dry(target, scale))[0] for _ in range(2))
@@ -31,6 +35,15 @@ def measure(scale: str = "paper", dry_runs: bool = True) -> list[Line]:
         Line(TOPIC, f"trainings at {scale} scale: shared, or each table its own", apart, together, unit=""),
         Line(TOPIC, f"measurements at {scale} scale: shared, or each place its own", places, len(plan.cells), unit=""),
     ]
+
+
+def startup(world: World) -> Line:
+    """A training of one step in a process that has trained before, as in a slot of the shared cluster, or the first."""
+    train = {"steps": 1, "episodes_per_step": 1, "warmup_steps": 0, "milestones": []}
+    first, second = (world.cell(method=name, selection="last", train=train).run for name in ("otam", "lga"))
+    (cold, _), (warm, _) = (timed(partial(train_run, run, world.ws)) for run in (first, second))
+    what = "a whole training of one step in a process that trained before, or in a new one"
+    return Line(TOPIC, what, cold, warm, targets=(("fast", START),), note="step included; imports of the first are not")
 
 
 def trainings(plan: Plan) -> tuple[int, int]:

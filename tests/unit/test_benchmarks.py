@@ -108,8 +108,10 @@ def test_skeletons(tmp_path):
     assert not (tmp_path / "ntu" / "joints.bin").exists()
 
 
-def test_the_plan():
-    shared, places = workflow.measure("demo", dry_runs=False)
+def test_the_plan_and_the_start(small, world, tmp_path):
+    elsewhere = World(world.elsewhere(tmp_path), small.plan, small.dataset, small.store)
+    start, shared, places = workflow.measure(elsewhere, "demo", dry_runs=False)
+    assert start.fast > 0 and len(list((tmp_path / "runs").glob("*/train.json"))) == 2
     assert shared.plain > shared.fast > 100 and places.plain > places.fast
 
 
@@ -134,13 +136,13 @@ def test_operations_and_bytes_are_counted():
 # ----------------------------------------------------------------------------------------------- command
 def test_the_command_writes_its_table(tmp_path, monkeypatch, capsys):
     lines = [Line("6 workflow", "something", 2.0, 1.0, targets=(("ratio", 1.5),))]
-    monkeypatch.setattr(run.workflow, "measure", lambda: lines)
-    run.main(["workflow", "--threads", "1", "--out", str(tmp_path)])
+    monkeypatch.setattr(run.teacher, "measure", lambda: lines)
+    run.main(["teacher", "--threads", "1", "--out", str(tmp_path)])
     assert "something" in capsys.readouterr().out
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["lines"][0]["ratio"] == 2 and record["lines"][0]["missed"] == []
     assert "something" in (tmp_path / "bench.md").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "bench.md"}
     with pytest.raises(SystemExit):
-        run.main(["workflaw"])
-    assert "unknown topic 'workflaw'" in capsys.readouterr().err
+        run.main(["teachre"])
+    assert "unknown topic 'teachre'" in capsys.readouterr().err
