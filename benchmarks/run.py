@@ -41,16 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in wanted:
             start = time.monotonic()
             lines += works[name]()
+            _write(given.out, lines, given.threads, time.monotonic() - began)  # what is measured stays
             console.print(f"[dim]{name}: {time.monotonic() - start:.0f} s[/]", highlight=False)
-    machine = (
-        f"{platform.machine()}, {given.threads} threads of {os.cpu_count()} processors, "
-        f"load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {time.monotonic() - began:.0f} s in all"
-    )
     wide = console if console.is_terminal else Console(width=220)
     wide.print(table(lines))
-    wide.print(machine, highlight=False)
-    write_json(given.out / "bench.json", {"machine": machine, "lines": [line.record() for line in lines]})
-    (given.out / "bench.md").write_text(markdown(lines, f"# Benchmarks\n\n{machine}"))
+    wide.print(_write(given.out, lines, given.threads, time.monotonic() - began), highlight=False)
+
+
+def _write(out: Path, lines: list[Line], threads: int, seconds: float) -> str:
+    """Write all lines so far; returns where and how they were measured."""
+    machine = (
+        f"{platform.machine()}, {threads} threads of {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, "
+        f"torch {torch.__version__}, {seconds:.0f} s in all"
+    )
+    write_json(out / "bench.json", {"machine": machine, "lines": [line.record() for line in lines]})
+    (out / "bench.md").write_text(markdown(lines, f"# Benchmarks\n\n{machine}"))
+    return machine
 
 
 def _works(wanted: list[str], folder: Path, plots: Path) -> dict[str, Callable[[], list[Line]]]:
