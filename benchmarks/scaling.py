@@ -25,14 +25,14 @@ def measure(world: World, folder: Path, plots: Path, episodes: int = 1000, repea
     """A line of each axis, with the slope on logarithmic axes (1: proportional), and a plot of all in `plots`."""
     found = {
         "clips": ([16, 32, 64, 128], _encoding(world, [16, 32, 64, 128], repeats)),
-        "classes": ([24, 48, 96, 192], [_episodes(24 * n, episodes, repeats) for n in (1, 2, 4, 8)]),
+        "classes": ([24, 48, 96, 192], [_episodes(24 * n, 50 * episodes, repeats) for n in (1, 2, 4, 8)]),
         "episodes": ([1000, 2000, 4000, 8000], [_matching(repeats, episodes=e) for e in (1000, 2000, 4000, 8000)]),
         "way": ([5, 10, 20], [_matching(repeats, episodes // 4, way=n) for n in (5, 10, 20)]),
         "shots": ([5, 10, 20], [_matching(repeats, episodes // 2, shot=n) for n in (5, 10, 20)]),
         "frames": ([4, 8, 16, 32], [_matching(repeats, episodes, frames=n) for n in (4, 8, 16, 32)]),
     }  # fmt: skip
     what = {
-        "clips": "encoding of test clips (demo CLIP)", "classes": "drawing episodes (sampler)",
+        "clips": "encoding of test clips (demo CLIP)", "classes": f"drawing {50 * episodes:,} episodes",
         "episodes": "OTAM, 5-way 1-shot", "way": "OTAM, N-way 1-shot, N queries", "shots": "OTAM, 5-way K-shot",
         "frames": "OTAM, 5-way 1-shot, T frames",
     }  # fmt: skip

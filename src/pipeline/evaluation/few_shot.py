@@ -92,7 +92,7 @@ def score_episodes(
     known = _prototypes(model, features, table, texts, device)
     videos = (features if queries is None else queries, table.query), _supports(features, table, known)
     at_once = _episodes_at_once(model, device, *videos)
-    parts: dict[str, list[Tensor]] = {}
+    found: dict[str, Tensor] = {}
     with bar("matching", len(table.classes), "episodes") as matching:
         for first in range(0, len(table.classes), at_once):
             part = slice(first, first + at_once)
@@ -113,9 +113,11 @@ def score_episodes(
             if "vt" in scores:
                 scores["log_vt"] = scores["vt"].log_softmax(-1)
             for name in {"log_vv", "log_vt", "both"} & set(scores):
-                parts.setdefault(name, []).append(scores[name].float().cpu())
+                if name not in found:
+                    found[name] = torch.empty(*table.labels.shape, scores[name].shape[-1])
+                found[name][part] = scores[name]
             matching.advance(len(support))
-    arrays = {name: torch.cat(part).numpy() for name, part in parts.items()}
+    arrays = {name: array.numpy() for name, array in found.items()}
     return EpisodeScores(arrays["log_vv"], arrays.get("log_vt"), table.labels, arrays.get("both"))
 
 
