@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-cluster cluster-packages lint docs clean
+.PHONY: help setup demo test test-cluster cluster-packages bench lint docs clean
 
 help:
 	@echo "make demo   set up, then measure Table 4 at demo scale (no download, no GPU)"
 	@echo "make test   set up, then run the tests"
 	@echo "make test-cluster   run the tests on a real two-node Slurm that they build here (root, Debian)"
+	@echo "make bench  set up, then compare the fast ways with the plain ones (about ten minutes on two cores)"
 	@echo "make lint   check style of code and workflow"
 	@echo "make docs   set up, then write the documentation as a site to site/"
 	@echo "make clean  delete results (not the environment)"
@@ -41,6 +42,9 @@ cluster-packages:
 	@command -v slurmctld slurmd munged > /dev/null || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null || \
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	    slurmctld slurmd slurm-client munge iproute2 > /dev/null; }
+
+bench: setup
+	$(BIN)/python -W ignore -m benchmarks
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,67 +1,44 @@
 """The teacher's U predictions of SeFAR, which share one pass of the ViT, against a single one and against U passes.
 
-    python benchmarks/teacher.py
-
-Printed are the times and their ratios; that the predictions have the distribution of separate passes is a test
-(tests/unit/models/sefar). All that is random in them lies in the head's dropout.
+That the predictions have the distribution of separate passes is a test (tests/unit/models/sefar). All that is random in
+them lies in the head's dropout, so with it switched off they must be equal.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable
-
 import torch
 
+from benchmarks.lines import Line, alternating
 from pipeline.models.sefar import SeFARModel
-from pipeline.models.sefar.timesformer import ARCHITECTURES
 
+TOPIC = "5 teacher and skeletons"
 LIMIT = 1.2
 """What U predictions may cost, in times of one."""
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """The least time of some calls, which is the least disturbed one."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
 @torch.inference_mode()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--passes", type=int, default=10, help="U")
-    parser.add_argument("--videos", type=int, default=8)
-    parser.add_argument("--size", choices=list(ARCHITECTURES), default="nano")
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def measure(passes: int = 10, videos: int = 8, size: str = "nano", repeats: int = 5) -> list[Line]:
+    """Lines of `passes` predictions for `videos` videos by a ViT of `size`."""
     torch.manual_seed(0)
-    model = SeFARModel({"source": arguments.size}, 99, passes=arguments.passes).to(device)
+    model = SeFARModel({"source": size}, 99, passes=passes)
     model.start_teacher()
     side = model.image_size
-    weak = [torch.randn(arguments.videos, t, 3, side, side, device=device) for t in model.lengths]
+    weak = [torch.randn(videos, t, 3, side, side) for t in model.lengths]
     teacher = model.teacher
-    one = seconds(lambda: teacher.dropped_logits(weak, 1), arguments.repeats)
-    several = seconds(lambda: model.teacher_logits(weak), arguments.repeats)
-    separate = seconds(
-        lambda: [teacher.dropped_logits(weak, 1) for _ in range(arguments.passes)], max(arguments.repeats // 2, 1)
-    )
-    ratio = several / one
-    verdict = "kept" if ratio <= LIMIT else "broken"
-    print(
-        f"ViT {arguments.size}, {arguments.videos} videos: one prediction {1000 * one:.1f} ms, {arguments.passes} "
-        f"predictions {1000 * several:.1f} ms, ratio {ratio:.3f} (limit {LIMIT}: {verdict}); "
-        f"as separate passes {1000 * separate:.1f} ms, {separate / one:.1f} times one"
-    )
 
+    def separate() -> list[torch.Tensor]:
+        return [teacher.dropped_logits(weak, 1) for _ in range(passes)]
 
-if __name__ == "__main__":
-    main()
+    one, several, apart = alternating(
+        (lambda: teacher.dropped_logits(weak, 1), lambda: model.teacher_logits(weak), separate), repeats
+    )
+    for module in teacher.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    together = model.teacher_logits(weak)
+    equal = torch.allclose(together, torch.cat([x.reshape(1, *together.shape[1:]) for x in separate()]), atol=1e-5)
+    what = f"SeFAR ViT {size}, {videos} videos: {passes} predictions"
+    return [
+        Line(TOPIC, f"{what}, against one", one, several, targets=(("share", LIMIT),), equal=equal),
+        Line(TOPIC, f"{what}, against {passes} passes", apart, several, equal=equal, note="equal: without dropout"),
+    ]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pipeline.datasets.episodes import EpisodeTable, episode_table
 from pipeline.datasets.frames import FrameStore
@@ -23,13 +23,14 @@ from pipeline.datasets.transforms import ClipTransform
 from pipeline.evaluation.scores import EpisodeScores
 from pipeline.experiment import Run
 from pipeline.models.build import class_sentences
-from pipeline.models.methods.base import FewShotModel
+from pipeline.models.methods.base import FewShotModel, in_parts
 from pipeline.progress import bar
 from pipeline.text.corpus import load_corpus
 from pipeline.workspace import Workspace
 
 ENCODE_CLIPS = 32  # videos encoded at a time
 IN_MEMORY = 2 * 2**30  # bytes of the features of a split beyond which they lie in a file
+IN_CACHE = 16 * 2**20  # bytes of the videos of the episodes matched in one call on a CPU: they stay in its cache
 
 
 def read_clip(run: Run, store: FrameStore, clip: int, transform: ClipTransform) -> Tensor:
@@ -86,34 +87,49 @@ def score_episodes(
     """
     table = in_class_order(table) if model.class_order else table
     device = next(model.parameters()).device
-    queries = _queries(model, features, device) if model.queries_alone else None
+    features = model.condense(features, matcher)
+    queries = _queries(model, features, device)
     known = _prototypes(model, features, table, texts, device)
-    parts: dict[str, list[Tensor]] = {}
+    videos = (features if queries is None else queries, table.query), _supports(features, table, known)
+    at_once = _episodes_at_once(model, device, *videos)
+    found: dict[str, Tensor] = {}
     with bar("matching", len(table.classes), "episodes") as matching:
-        for first in range(0, len(table.classes), model.episodes_at_once):
-            part = slice(first, first + model.episodes_at_once)
+        for first in range(0, len(table.classes), at_once):
+            part = slice(first, first + at_once)
             support, query, classes = (torch.from_numpy(a[part]) for a in (table.support, table.query, table.classes))
             episode_texts = None if texts is None else texts[classes]
-            if known is None:
-                prototypes = model.prototypes(model.relate_supports(features[support].to(device)), episode_texts)
-            else:
+            if known is not None:
                 prototypes = _take(known.prototypes, known.places[part])
-            asked = model.relate_queries(features[query].to(device)) if queries is None else _take(queries, query)
+            elif model.condensed:
+                prototypes = _take(features, support)
+            else:
+                prototypes = model.prototypes(model.relate_supports(_take(features, support).to(device)), episode_texts)
+            if queries is None:
+                asked = model.relate_queries(_take(features, query).to(device))
+            else:
+                asked = _take(queries, query)
             scores = model.match(asked, prototypes, episode_texts, matcher)
             scores["log_vv"] = scores.get("log_vv", scores["vv"].log_softmax(-1))
             if "vt" in scores:
                 scores["log_vt"] = scores["vt"].log_softmax(-1)
             for name in {"log_vv", "log_vt", "both"} & set(scores):
-                parts.setdefault(name, []).append(scores[name].float().cpu())
+                if name not in found:
+                    found[name] = torch.empty(*table.labels.shape, scores[name].shape[-1])
+                found[name][part] = scores[name]
             matching.advance(len(support))
-    arrays = {name: torch.cat(part).numpy() for name, part in parts.items()}
+    arrays = {name: array.numpy() for name, array in found.items()}
     return EpisodeScores(arrays["log_vv"], arrays.get("log_vt"), table.labels, arrays.get("both"))
 
 
-def _queries(model: FewShotModel, features: Tensor, device: torch.device) -> Any:
-    """Every video as a query: what `match` takes, with V in the place of (E, Q)."""
-    parts = [model.relate_queries(part[None].to(device)) for part in features.split(ENCODE_CLIPS)]
-    return tree_map(lambda *tensors: torch.cat(tensors, 1)[0], parts[0], *parts[1:])
+def _queries(model: FewShotModel, features: Any, device: torch.device) -> Any:
+    """Every video as a query: what `match` takes, with V in the place of (E, Q); None where queries see each other."""
+    if model.condensed or not model.queries_alone:
+        return features if model.condensed else None
+
+    def alone(videos: Tensor) -> Any:
+        return tree_map(lambda tensor: tensor[0], model.relate_queries(videos[None].to(device)))
+
+    return in_parts(alone, features, ENCODE_CLIPS)
 
 
 class _Known(NamedTuple):
@@ -127,23 +143,49 @@ def _prototypes(
     model: FewShotModel, features: Tensor, table: EpisodeTable, texts: Tensor | None, device: torch.device
 ) -> _Known | None:
     """The prototypes of all support sets, where many episodes share them (one shot); None where few do."""
-    if type(model).relate is not FewShotModel.relate:
+    if model.condensed or type(model).relate is not FewShotModel.relate:
         return None
     rows = np.concatenate([table.classes[..., None], table.support], axis=-1)
     unique, inverse = np.unique(rows.reshape(-1, rows.shape[-1]), axis=0, return_inverse=True)
     if 2 * len(unique) > inverse.size:
         return None
-    parts = []
-    for chunk in torch.from_numpy(unique).split(model.episodes_at_once):
-        of_class = None if texts is None else texts[chunk[:, 0]][None]
-        parts.append(model.prototypes(features[chunk[:, 1:]].to(device)[None], of_class))
-    prototypes = tree_map(lambda *tensors: torch.cat(tensors, 1)[0], parts[0], *parts[1:])
+
+    def of_sets(rows: Tensor) -> Any:
+        of_class = None if texts is None else texts[rows[:, 0]][None]
+        made = model.prototypes(_take(features, rows[:, 1:]).to(device)[None], of_class)
+        return tree_map(lambda tensor: tensor[0], made)
+
+    prototypes = in_parts(of_sets, torch.from_numpy(unique), model.episodes_at_once)
     return _Known(prototypes, torch.from_numpy(inverse.reshape(table.classes.shape)))
 
 
 def _take(tree: Any, places: Tensor) -> Any:
-    """The rows of every tensor of `tree` that `places` names."""
-    return tree_map(lambda tensor: tensor[places], tree)
+    """The rows of every tensor of `tree` that `places` names: copied whole, several times faster than by indexing."""
+
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor.index_select(0, places.flatten().to(tensor.device)).unflatten(0, places.shape)
+
+    return tree_map(rows, tree)
+
+
+def _supports(features: Tensor, table: EpisodeTable, known: _Known | None) -> tuple[Any, np.ndarray]:
+    """What an episode takes of its supports, and the places (E, ...) of its rows."""
+    return (features, table.support) if known is None else (known.prototypes, table.classes)
+
+
+def _episodes_at_once(model: FewShotModel, device: torch.device, *videos: tuple[Any, np.ndarray]) -> int:
+    """Episodes in one call: those of the method, on a CPU no more than fit into its cache.
+
+    videos: trees of tensors, and the places of the rows (E, ...) that the episodes take of them.
+    """
+    if device.type != "cpu":
+        return model.episodes_at_once
+    size = sum(
+        tensor[0].numel() * tensor.element_size() * places[0].size
+        for tree, places in videos
+        for tensor in tree_leaves(tree)
+    )
+    return max(1, min(model.episodes_at_once, IN_CACHE // size))
 
 
 def in_class_order(table: EpisodeTable) -> EpisodeTable:

@@ -291,16 +291,17 @@ class TextTower(nn.Module):
         self.first = self.places.start if self.places else total
         self.adapters = nn.ModuleList(OrderAdapter(config.hidden_size, position) for _ in self.places)
 
-    def trunk(self, clip: CLIPModel, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def trunk(self, clip: CLIPModel, ids: Tensor, trim: bool = True) -> tuple[Tensor, Tensor]:
         """Token ids (C, S, l) -> tokens where the first adapted layer begins (C, S, l', W), and the place (C, S) of
         each end-of-text token. Without gradient if the text tower is frozen.
 
-        l' is the longest of the texts. What stands behind it has no say: attention over tokens is causal, and O-MSA
-        joins equal places. Behind the end of a shorter text it does, and there stand zeros, as in the released code.
+        l' is the longest of the texts, or l without `trim`, which waits for the device. What stands behind it has no
+        say: attention over tokens is causal, and O-MSA joins equal places. Behind the end of a shorter text it does,
+        and there stand zeros, as in the released code.
         """
         text = clip.text_model
         ends = text_ends(clip.config, ids)
-        ids = ids[..., : int(ends.max()) + 1]
+        ids = ids[..., : int(ends.max()) + 1] if trim else ids
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in text.parameters())):
             tokens = text.embeddings(input_ids=ids.flatten(0, 1))
             mask = causal_mask(clip, tokens)
@@ -321,9 +322,9 @@ class TextTower(nn.Module):
         index = ends[..., None, None].expand(*ends.shape, 1, tokens.shape[-1])
         return clip.text_projection(text.final_layer_norm(tokens.gather(2, index).squeeze(2)))
 
-    def forward(self, clip: CLIPModel, ids: Tensor) -> Tensor:
+    def forward(self, clip: CLIPModel, ids: Tensor, trim: bool = True) -> Tensor:
         """Token ids (C, S, l) -> features (C, S, D): trunk and rest in one."""
-        return self.rest(clip, *self.trunk(clip, ids))
+        return self.rest(clip, *self.trunk(clip, ids, trim))
 
 
 def text_ends(config: CLIPConfig, ids: Tensor) -> Tensor:

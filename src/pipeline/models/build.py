@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TEXT_KEYS = ("text", "template")
 BACKBONE_SETTINGS = ("drop_path", "activation_checkpointing")  # among the settings of a video classifier
+MEMORY = ("activation_checkpointing",)  # of a few-shot model's settings, those of its backbone
 BACKBONES = {"clip": "CLIPBackbone", "resnet": "ResNetBackbone"}
 WEIGHTS = "model.safetensors"
 Model = TypeVar("Model", FewShotModel, SkeletonModel, SeFARModel, QuestionModel)
@@ -113,9 +114,11 @@ def make_model(
         UserError: unknown class or argument, or a backbone that can't be read.
     """
     made = few_shot_kind(kind, method)
+    of_backbone = {key: value for key, value in arguments.items() if key in MEMORY}
+    arguments = {key: value for key, value in arguments.items() if key not in MEMORY}
     torch.manual_seed(seed)
     try:
-        return made(backbone=backbone, **arguments)
+        return made(backbone=backbone | of_backbone, **arguments)
     except TypeError as error:
         raise UserError(f"method {method}: {str(error).removeprefix(made.__name__ + '.__init__() ')}") from error
 

@@ -45,13 +45,13 @@ class AttentionBlock(nn.Module):
         """q (B, n, D), k and v (B, m, D), optional weight (B, m) -> (B, n, D).
 
         `weight` says how often each key counts: 2 is the same as having it twice, 0 leaves it out. `wanted`, bool
-        (B, n): the queries whose result is of use; the others stay zero and cost no feed-forward.
+        (B, n): the queries whose result is of use; where `picks` says so the others stay zero and cost no feed-forward.
         """
         bias = None if weight is None else weight.to(q.dtype).log()[:, None, None, :]
         attended = self.out(self._attend(self.norm(q), self.norm(k), self.norm(v), bias))
         if residual:
             attended = attended + q
-        if wanted is None:
+        if wanted is None or not picks(attended.device):
             return attended + self.ffn(attended)
         some = attended[wanted]
         return torch.zeros_like(attended).index_put((wanted,), some + self.ffn(some))
@@ -63,6 +63,11 @@ class AttentionBlock(nn.Module):
         q, k, v = split(self.to_q(q)), split(self.to_k(k)), split(self.to_v(v))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
         return mixed.transpose(-3, -2).flatten(-2)
+
+
+def picks(device: torch.device) -> bool:
+    """Whether to leave out what is not of use: on a GPU the host would wait there to learn how much that is."""
+    return device.type == "cpu"
 
 
 class ContextTransformer(nn.Module):

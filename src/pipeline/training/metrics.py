@@ -44,8 +44,8 @@ class Watched(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         self.ended = time.perf_counter()
-        if (runner.iter + 1) % self.every or not self.gauges:
-            return
+        if (runner.iter + 1) % self.every or not self.gauges or not self.rows:
+            return  # the losses of the first steps may still be on the device
         seconds, row = self.ended - self.began, self.rows[-1]
         values = {
             "loss": row["loss"],

@@ -46,19 +46,25 @@ def visualizer(run: Run, folder: Path, tracker: str) -> dict[str, Any]:
 
 
 class Tracked(Hook):
-    """Hands the last row of the curve to the visualiser, after each step."""
+    """Hands the new rows of the curve to the visualiser, after each step."""
 
     priority = "VERY_LOW"  # after the validation, whose accuracy stands in the row
 
     def __init__(self, rows: list[dict[str, Any]], every: int) -> None:
-        self.rows, self.every = rows, every
+        self.rows, self.every, self.told = rows, every, len(rows)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        if (runner.iter + 1) % self.every == 0 and is_main_process():
-            row = {name: float(value) for name, value in self.rows[-1].items() if name not in ASIDE}
-            runner.visualizer.add_scalars(row, step=int(self.rows[-1]["step"]))
+        if (runner.iter + 1) % self.every == 0:
+            self._tell(runner)
+
+    def _tell(self, runner: Runner) -> None:
+        new, self.told = self.rows[self.told :], len(self.rows)
+        for row in new if is_main_process() else ():
+            values = {name: float(value) for name, value in row.items() if name not in ASIDE}
+            runner.visualizer.add_scalars(values, step=row["step"])
 
     def after_train(self, runner: Runner) -> None:
+        self._tell(runner)
         runner.visualizer.close()

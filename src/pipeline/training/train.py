@@ -43,6 +43,8 @@ from pipeline.workspace import Workspace, write_json
 Report = Callable[[dict[str, Any], Path | None], None]
 """Called with metrics and, at checkpoints, a folder to keep."""
 
+READ_EVERY = 10
+"""Optimiser steps after which a training on a GPU fetches its losses, which waits for all that is under way there."""
 UNDECAYED = ("neck.block.norm", "neck.layers.0.norm", "frames.norm", "videos.norm", "transformer.layers.0.norm")
 """LayerNorms of the new blocks: as released they take no weight decay, while those of CLIP do."""
 STATE = "state.pt"
@@ -98,11 +100,16 @@ class StepSchedule(ParamSchedulerHook):
 
 
 class Curve(Hook):
-    """Mean of the losses over each optimiser step, written to `curve.csv`; stops at a loss that is no number."""
+    """Mean of the losses over each optimiser step, written to `curve.csv`; stops at a loss that is no number.
 
-    def __init__(self, run: Run, path: Path, every: int, start: int) -> None:
-        self.run, self.path, self.every = run, path, every
+    reads: steps after which the losses are fetched from the device; between them nothing waits for it. Whoever needs
+    the rows of all steps calls `read` first.
+    """
+
+    def __init__(self, run: Run, path: Path, every: int, start: int, reads: int = 1) -> None:
+        self.run, self.path, self.every, self.reads = run, path, every, reads
         self.sums: dict[str, Any] = {}
+        self.unread: list[tuple[torch.Tensor, dict[str, Any]]] = []
         self.rows: list[dict[str, Any]] = _read_curve(path, start)
         self.began = time.monotonic()
 
@@ -115,16 +122,27 @@ class Curve(Hook):
             return
         step = (runner.iter + 1) // self.every
         means = torch.stack([torch.as_tensor(total, dtype=torch.float64) for total in self.sums.values()]) / self.every
-        all_reduce(means, "mean")  # so that every worker sees the loss of the whole step
-        row = {"step": step, **dict(zip(self.sums, means.tolist(), strict=True))}
-        if not math.isfinite(row["loss"]):
-            raise FloatingPointError(f"{self.run.id}: the loss is {row['loss']} at step {step}")
-        row |= {
-            "learning_rate": runner.optim_wrapper.get_lr()["lr"][0],
-            "seconds": time.monotonic() - self.began,
-        }
-        self.rows.append(row)
+        rate, seconds = runner.optim_wrapper.get_lr()["lr"][0], time.monotonic() - self.began
+        row = {"step": step, **dict.fromkeys(self.sums), "learning_rate": rate, "seconds": seconds}
+        self.unread.append((means, row))
         self.sums = {}
+        if step % self.reads == 0:
+            self.read()
+
+    def read(self) -> None:
+        """Fetch the losses of the steps since the last call and add them to the rows; all workers do it at once."""
+        if not self.unread:
+            return
+        means = torch.cat([found for found, _ in self.unread])
+        all_reduce(means, "mean")  # so that every worker sees the loss of the whole step
+        values, unread = means.tolist(), self.unread
+        self.unread = []
+        for found, row in unread:
+            names, values_of_row, values = list(row)[1 : 1 + len(found)], values[: len(found)], values[len(found) :]
+            row |= dict(zip(names, values_of_row, strict=True))
+            if not math.isfinite(row["loss"]):
+                raise FloatingPointError(f"{self.run.id}: the loss is {row['loss']} at step {row['step']}")
+            self.rows.append(row)
 
     def write(self) -> None:
         """Write all rows so far."""
@@ -139,6 +157,7 @@ class Curve(Hook):
         os.replace(temporary, self.path)
 
     def after_train(self, runner: Runner) -> None:
+        self.read()
         self.write()
 
 
@@ -154,7 +173,8 @@ class Shown(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         if (runner.iter + 1) % self.every == 0:
-            self.shown.to((runner.iter + 1) // self.every, f"loss {self.curve.rows[-1]['loss']:.3f}")
+            note = f"loss {float(self.curve.rows[-1]['loss']):.3f}" if self.curve.rows else ""
+            self.shown.to((runner.iter + 1) // self.every, note)
 
 
 def _read_curve(path: Path, steps: int) -> list[dict[str, Any]]:
@@ -212,6 +232,7 @@ class Keeper(Hook):
         return bool(asked)
 
     def _select(self, model: BaseModel, step: int) -> None:
+        self.curve.read()
         if is_main_process():
             score = self.validate(model)
             self.curve.rows[-1]["validation_accuracy"] = score
@@ -221,6 +242,7 @@ class Keeper(Hook):
         barrier()
 
     def _checkpoint(self, runner: Runner, step: int) -> None:
+        self.curve.read()
         self.curve.write()
         metrics = {"run": self.run.id, "step": step, "best": self.best["accuracy"]}
         metrics["loss"] = float(self.curve.rows[-1]["loss"])
@@ -325,7 +347,7 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
     start = 0
     if checkpoint:
         start = int(json.loads((checkpoint / "meta.json").read_text())["step"])
-    curve = Curve(run, folder / "curve.csv", every, start)
+    curve = Curve(run, folder / "curve.csv", every, start, READ_EVERY if torch.cuda.is_available() else 1)
     keeper = Keeper(run, train, curve, task.validate, report, every, stop_file(task.ws, run.id))
     hooks: list[Hook] = [EpisodeSeed(run.seed), *task.hooks(model, every), curve, keeper, Tracked(curve.rows, every)]
     hooks.append(Watched(run.id, curve.rows, every))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.reference import bimhm as _slow_bimhm
+from benchmarks.reference import cosine as _cosine_of
+from benchmarks.reference import otam as _slow_otam
 from pipeline.errors import UserError
 from pipeline.models import matching as M
 
@@ -33,39 +35,6 @@ def _masks(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def _close(got: torch.Tensor, want, rtol: float = 1e-5, atol: float = 1e-5) -> None:
     np.testing.assert_allclose(got.detach().double().numpy(), np.asarray(want), rtol=rtol, atol=atol)
-
-
-# ----------------------------------------------------------------------------------- slow references
-def _cosine_of(a, b, eps=0.01) -> float:
-    a, b = np.asarray(a), np.asarray(b)
-    return float(a @ b / (np.sqrt(a @ a) * np.sqrt(b @ b) + eps))
-
-
-def _slow_otam(d, lam) -> float:
-    """Cell by cell on the padded matrix."""
-    rows, columns = d.shape
-    d = np.pad(d, ((0, 0), (1, 1)))
-    total = np.zeros_like(d)
-
-    def smin(*values):
-        return -lam * math.log(sum(math.exp(-v / lam) for v in values))
-
-    for m in range(1, columns + 2):
-        total[0, m] = d[0, m] + total[0, m - 1]
-    for i in range(1, rows):
-        for m in range(1, columns + 2):
-            neighbours = [total[i - 1, m - 1], total[i, m - 1]]
-            if m in (1, columns + 1):
-                neighbours.append(total[i - 1, m])
-            total[i, m] = d[i, m] + smin(*neighbours)
-    return total[-1, -1]
-
-
-def _slow_bimhm(d, rows=None, columns=None, both=True) -> float:
-    rows = range(d.shape[0]) if rows is None else np.flatnonzero(rows)
-    columns = range(d.shape[1]) if columns is None else np.flatnonzero(columns)
-    total = sum(min(d[i, j] for j in columns) for i in rows)
-    return total + (sum(min(d[i, j] for i in rows) for j in columns) if both else 0)
 
 
 # ----------------------------------------------------------------------------------------- distances

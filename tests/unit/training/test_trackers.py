@@ -41,11 +41,16 @@ def test_each_step_is_told_once_with_its_validation():
     assert told.told == [(1, {"loss": 0.5}), (2, {"loss": 1.5, "validation_accuracy": 40.0})] and told.closed
 
 
-def test_rows_of_a_training_that_goes_on_are_text_and_become_numbers():
-    told = Recorder()
-    hook = Tracked([{"step": "3", "loss": "0.25", "learning_rate": "1e-3"}], every=1)
-    hook.after_train_iter(SimpleNamespace(iter=2, visualizer=told), 0)
-    assert told.told == [(3, {"loss": 0.25, "learning_rate": 0.001})]
+def test_steps_that_were_read_together_are_told_one_by_one_and_those_of_before_not_again():
+    told, rows = Recorder(), [{"step": "3", "loss": "0.25", "learning_rate": "1e-3"}]  # of an interrupted training
+    hook = Tracked(rows, every=1)
+    hook.after_train_iter(SimpleNamespace(iter=3, visualizer=told), 0)
+    assert told.told == []
+    rows += [{"step": step, "loss": step / 8} for step in (4, 5)]
+    hook.after_train_iter(SimpleNamespace(iter=4, visualizer=told), 0)
+    rows.append({"step": 6, "loss": 0.75})
+    hook.after_train(SimpleNamespace(visualizer=told))
+    assert told.told == [(4, {"loss": 0.5}), (5, {"loss": 0.625}), (6, {"loss": 0.75})]
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

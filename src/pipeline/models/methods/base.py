@@ -5,13 +5,14 @@ Training and evaluation know nothing more of a method than this class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pipeline.compat import MODELS
 from pipeline.errors import UserError, unknown
@@ -64,6 +65,8 @@ class FewShotModel(BaseModel):
     """A query's features do not depend on the other queries of its episode."""
     class_order: bool = False
     """Queries come one a class, in the order of the classes: a bug that some released code rests on."""
+    condensed: bool = False
+    """What `condense` gives of a video is what `match` takes of it, as a query and as a shot."""
     episodes_at_once: int = 200
     """Episodes that are matched in one call."""
 
@@ -98,6 +101,13 @@ class FewShotModel(BaseModel):
     def encode_training(self, clips: Tensor) -> tuple[Tensor, Any]:
         """`encode`, and what else `auxiliary` needs of the videos."""
         return self.encode(clips), None
+
+    def condense(self, features: Tensor, matcher: str | None = None) -> Any:
+        """What a test with `matcher` reads of what `encode` gave: (V, ...) -> (V, ...), once for all its episodes.
+
+        A tensor or, where the class is `condensed`, a tree of such.
+        """
+        return features
 
     def relate(self, videos: Tensor) -> Tensor:
         """Features of videos that see each other, the supports of a task: (E, M, ...) -> (E, M, ...)."""
@@ -227,6 +237,18 @@ class FewShotModel(BaseModel):
         if odd := expected.symmetric_difference(state):
             raise KeyError(f"checkpoint and model differ in {sorted(odd)[0]} ({len(odd)} tensors)")
         self.load_state_dict(state, strict=False)
+
+
+def in_parts(function: Callable[[Tensor], Any], features: Tensor, size: int = 32) -> Any:
+    """The tree of tensors (V, ...) that `function` gives of V videos, worked out for `size` of them at a time."""
+    whole = None
+    for first in range(0, len(features), size):
+        part = function(features[first : first + size])
+        if whole is None:
+            whole = tree_map(lambda tensor: tensor.new_empty((len(features), *tensor.shape[1:])), part)
+        for target, source in zip(tree_leaves(whole), tree_leaves(part), strict=True):
+            target[first : first + size] = source
+    return whole
 
 
 def by_class(videos: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

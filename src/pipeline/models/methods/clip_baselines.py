@@ -20,6 +20,10 @@ class FrameMatching(FewShotModel):
         super().__init__(backbone, **kwargs)
         self.matcher, self.lam = matcher, lam
 
+    def condense(self, features: Tensor, matcher: str | None = None) -> Tensor:
+        """(V, T, D), or the mean frame (V, 1, D) where nothing else is compared."""
+        return features.mean(-2, keepdim=True) if (matcher or self.matcher) == "mean" else features
+
     def prototypes(self, support: Tensor, texts: Tensor | None = None) -> Tensor:
         """The shots themselves: (E, N, K, T, D)."""
         return support

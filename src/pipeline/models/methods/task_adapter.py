@@ -182,9 +182,12 @@ class TaskAdapter(FewShotModel):
 
     def class_texts(self, class_ids: Tensor) -> Tensor:
         """Text features of base classes, with gradient: (E, N) -> (E, N, L, D). Each class is encoded once."""
-        classes, place = class_ids.unique(return_inverse=True)
-        if self.finetune == "full":
-            return self.text(self.clip, self.base_ids[classes])[place]
+        if len(class_ids) == 1:  # they differ, and `unique` would wait for the device
+            classes, place = class_ids[0], torch.arange(class_ids.shape[1], device=class_ids.device)[None]
+        else:
+            classes, place = class_ids.unique(return_inverse=True)
+        if self.finetune == "full":  # tokenised together, to the length of the longest
+            return self.text(self.clip, self.base_ids[classes], trim=False)[place]
         return self.text.rest(self.clip, self.base_tokens[classes], self.base_ends[classes])[place]
 
     @torch.no_grad()

@@ -1,0 +1,109 @@
+"""Frames from the store, or from the videos each time; and how long training waits for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.lines import Line, least, timed
+from benchmarks.world import World
+from pipeline.datasets.frames import FramePolicy, FrameStore, build_frame_store, encode_clip
+from pipeline.datasets.index import read_index
+from pipeline.datasets.synthetic import generate
+from pipeline.training.tasks import FewShotTask
+
+TOPIC = "4 data"
+FASTER, WAIT = 10.0, 5.0
+FRAMES = 8
+SIDE = 256
+"""Pixels of the stored frames at paper scale."""
+
+
+def measure(
+    world: World, folder: Path, clips_per_class: int = 2, length: tuple[int, int] = (70, 90), side: int = 320,
+    steps: int = 12, repeats: int = 3, loader_workers: int = 1,
+) -> list[Line]:  # fmt: skip
+    """Lines of generated videos of `side` pixels and `length` frames, about HMDB51's, and of the demo's training."""
+    index = generate("scene", folder / "videos", clips_per_class, frames=length, size=side, workers=1, splits=("test",))
+    root, lines = index.parent, []
+    paths = [root / clip.path for clip in read_index(index)]
+    decode = FramePolicy((SIDE, SIDE), FRAMES, "raw")
+    plain = least(lambda: [encode_clip(path, decode) for path in paths], max(repeats // 2, 1))
+    for codec in ("raw", "jpeg"):
+        policy = FramePolicy((SIDE, SIDE), 0, codec)
+        built, _ = timed(partial(build_frame_store, index, root, folder / codec, policy, 1))
+        store = FrameStore(folder / codec)
+        epoch = partial(_epoch, store)
+        rate = store.manifest["clips"] / max(store.manifest["seconds"], 1e-9)
+        size = store.manifest["bytes"] / store.manifest["clips"] / 1e3
+        note = f"{size:.0f} KB a clip ({store.manifest['frames'] / len(store):.0f} frames of {SIDE} pixels)"
+        lines += [
+            Line(
+                TOPIC, f"epoch of {len(paths)} clips, {FRAMES} frames each: store ({codec}), or decode", plain,
+                least(epoch, repeats), targets=(("ratio", FASTER),), equal=_equal(store, paths, codec), note=note,
+            ),
+            Line(TOPIC, f"build of the store ({codec}), a clip", None, 1 / rate, note=f"with its start {built:.1f} s"),
+        ]  # fmt: skip
+    return lines + waiting(world, steps, loader_workers)
+
+
+def _epoch(store: FrameStore) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(len(store)):
+        edges = np.linspace(0, store.n_frames(i), FRAMES + 1)
+        store.read(i, np.floor(rng.uniform(edges[:-1], edges[1:])).astype(int))
+
+
+def _equal(store: FrameStore, paths: list[Path], codec: str) -> bool:
+    """Whether the store holds what the decoder gives: bit for bit, or to what JPEG leaves (a few of 255)."""
+    worst = 0.0
+    for i, path in enumerate(paths[:3]):
+        made = encode_clip(path, FramePolicy((SIDE, SIDE), 0, "raw")).frames
+        wanted = np.stack([np.frombuffer(frame, np.uint8) for frame in made]).reshape(-1, SIDE, SIDE, 3)
+        worst = max(worst, float(abs(store.read(i).astype(np.int16) - wanted).mean()))
+    return worst == 0 if codec == "raw" else worst < 6
+
+
+def waiting(world: World, steps: int, workers: int) -> list[Line]:
+    """The share of the demo's training (LGA) that waits for episodes, read in its process or by `workers` others."""
+    run = world.cell(method="lga").run
+    task = FewShotTask(run, world.ws)
+    model = task.build().train()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+
+    def step(batch: dict[str, torch.Tensor]) -> None:
+        losses = model(mode="loss", **batch)
+        sum(value for name, value in losses.items() if name.startswith("loss")).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    shares = [_wait_share(task, model, step, steps, count) for count in (0, workers)]
+    return [
+        Line(
+            TOPIC, "demo training (LGA): time that it waits for data, in its process", None, shares[0], unit="%",
+            targets=(("fast", WAIT),),
+        ),
+        Line(
+            TOPIC, f"demo training (LGA): the same, loader_workers: {workers}", shares[0], shares[1], unit="%",
+            targets=(("fast", WAIT),),
+        ),
+    ]  # fmt: skip
+
+
+def _wait_share(
+    task: FewShotTask, model: torch.nn.Module, step: Callable[[dict[str, torch.Tensor]], None], steps: int, workers: int
+) -> float:
+    loader = iter(DataLoader(task.items(model), batch_size=1, num_workers=workers))
+    step(next(loader))  # starts the workers, and warms up
+    waited, began = 0.0, time.perf_counter()
+    for _ in range(steps):
+        seconds, batch = timed(lambda: next(loader))
+        waited += seconds
+        step(batch)
+    return 100 * waited / (time.perf_counter() - began)
