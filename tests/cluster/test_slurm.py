@@ -92,6 +92,8 @@ def test_one_cluster_on_two_nodes_serves_all_runs(plain, hosted):
     status, out = hosted.run(*command)
     assert status == 0, out[-6000:]
     assert _values(hosted) == _values(plain)
+    status, out = hosted.run("python", "-m", "pipeline", "cluster", "status")
+    assert status == 0 and '"job"' in out  # it is the user's, who may want more tables
     used = {node for run in _runs(hosted).values() for node in hosted.record(run)["nodes"]}
     assert used <= {hosted.slurm.address(node) for node in ("n1", "n2")} and used
 
@@ -188,7 +190,7 @@ def _job(project):
 
 def _same(project, undisturbed, run):
     assert project.curve(run) == undisturbed.curve(run)
-    weights = f"runs/{run}/weights.safetensors"
+    weights = f"runs/{run}/model.safetensors"
     assert (project.results / weights).read_bytes() == (undisturbed.results / weights).read_bytes()
 
 
