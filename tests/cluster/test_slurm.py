@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from project import Project
 
 PAPERS = {"LGA": "lga", "Task-Adapter++": "task_adapter_pp", "CrossGLG": "crossglg", "SeFAR": "sefar"}
 
@@ -92,6 +93,8 @@ def test_one_cluster_on_two_nodes_serves_all_runs(plain, hosted):
     status, out = hosted.run(*command)
     assert status == 0, out[-6000:]
     assert _values(hosted) == _values(plain)
+    status, out = hosted.run("python", "-m", "pipeline", "cluster", "status")
+    assert status == 0 and '"job"' in out  # it is the user's, who may want more tables
     used = {node for run in _runs(hosted).values() for node in hosted.record(run)["nodes"]}
     assert used <= {hosted.slurm.address(node) for node in ("n1", "n2")} and used
 
@@ -188,7 +191,7 @@ def _job(project):
 
 def _same(project, undisturbed, run):
     assert project.curve(run) == undisturbed.curve(run)
-    weights = f"runs/{run}/weights.safetensors"
+    weights = f"runs/{run}/model.safetensors"
     assert (project.results / weights).read_bytes() == (undisturbed.results / weights).read_bytes()
 
 
@@ -256,6 +259,29 @@ def test_snakemake_killed(undisturbed, started):
     status, out = project.run(*_command(project, run))
     assert status == 0, out[-6000:]
     _same(project, undisturbed, run)
+
+
+def test_a_full_disk(undisturbed, tmp_path):
+    """One line says so, nothing that is finished is harmed, and the same command goes on when there is room."""
+    project = Project(tmp_path / "project", undisturbed.slurm)
+    _overlay(project)
+    run = _long_run(project)
+    project.results.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", project.results], check=True)
+    try:
+        for name in ("data", "backbones", "specs"):
+            (project.results / name).symlink_to(undisturbed.results / name)
+        train = ["python", "-m", "pipeline", "train", run, "--settings", '{"mode": "job", "dashboard": false}']
+        status, out = project.run(*train)
+        said = [line for line in out.splitlines() if line.startswith("error: ")]
+        assert status == 2 and len(said) == 1 and "no space left on the disk" in said[0], out[-3000:]
+        assert not (project.results / "runs" / run / "train.json").exists()
+        subprocess.run(["mount", "-o", "remount,size=200m", project.results], check=True)
+        status, out = project.run(*train)
+        assert status == 0, out[-3000:]
+        _same(project, undisturbed, run)
+    finally:
+        subprocess.run(["umount", "--lazy", project.results], check=True)
 
 
 class _Ended:

@@ -150,8 +150,9 @@ def encoder_files(run):
 
 
 def stop_cluster():
-    """End the shared cluster, where one was started."""
-    if os.path.exists("results/ray/cluster.json"):
+    """End the shared cluster that the stages have started; one in a Slurm job is the user's."""
+    record = Path("results/ray/cluster.json")
+    if record.exists() and "job" not in json.loads(record.read_text()):
         shell("python -m pipeline cluster stop > /dev/null")
 
 

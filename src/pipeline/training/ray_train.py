@@ -18,7 +18,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pipeline.cluster import ask, connect
 from pipeline.config import Cluster
-from pipeline.datasets.index import write_text
+from pipeline.datasets.index import disk_full, write_text
 from pipeline.errors import UserError
 from pipeline.experiment import Run
 from pipeline.progress import job
@@ -26,6 +26,7 @@ from pipeline.training.stopping import stoppable
 from pipeline.workspace import Workspace
 
 FAILURES = 3  # lost workers that one training survives
+FULL = 1 << 20  # free bytes below which a disk is full
 
 
 def latest_checkpoint(ws: Workspace, run_id: str) -> Path | None:
@@ -65,7 +66,13 @@ def _report(run: Run) -> Any:
 def _train(run: Run, ws: Workspace, report: Any, tracker: str) -> None:
     from pipeline.training.train import train_run
 
-    train_run(run, ws, report, latest_checkpoint(ws, run.id), tracker)
+    try:
+        train_run(run, ws, report, latest_checkpoint(ws, run.id), tracker)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+        full = disk_full(error) if isinstance(error, OSError) else shutil.disk_usage(ws.root).free < FULL
+        if full:
+            raise UserError(f"{run.id}: no space left on the disk of {ws.root}; the same command goes on") from error
+        raise
 
 
 def _prepare_worker(threads: int) -> None:
@@ -87,7 +94,10 @@ def _worker(config: dict[str, Any]) -> None:
             _train(run, ws, _report(run), config["tracker"])
     except (UserError, FloatingPointError) as error:  # would come again; all workers have it at the same step
         if first:
-            write_text(_hopeless(ws, run.id), str(error))
+            try:
+                write_text(_hopeless(ws, run.id), str(error))
+            except OSError:
+                raise error from None  # a full disk: Ray carries it
 
 
 def _hopeless(ws: Workspace, run_id: str) -> Path:
