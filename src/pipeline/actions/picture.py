@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def _bars(axes, found: Prediction) -> None:
         axes.barh(places + shift, values, height=0.24, color=COLOURS[(5, 0, 4)[number]], label=name)
         for place, value in zip(places, values, strict=True):
             axes.text(value + 1, place + shift, f"{value:.0f}", fontsize=6, va="center")
-    axes.set_yticks(places, [guess.label for guess in found.top])
+    names = [textwrap.fill(guess.label, 26) for guess in found.top]  # beside the texts of the phases
+    axes.set_yticks(places, names, fontsize=8)
     axes.yaxis.tick_left()
     axes.set_xlim(0, 108)
     axes.set_xticks([0, 50, 100], ["0", "50", "100 %"], fontsize=8)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.figures.single import inspected
-from pipeline.figures.style import canvas
+from pipeline.figures.style import INK, canvas
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +112,8 @@ def skeleton(axis: Axes, pose: np.ndarray, parents: Sequence[int], attention: np
         if parent >= 0:
             axis.plot(*pose[[child, parent]].T, color="#8a8a8a", linewidth=1.5, zorder=1, solid_capstyle="round")
     size = 12 + 170 * (attention - low) / max(top - low, 1e-12)
-    picture = axis.scatter(*pose.T, s=size, c=attention, cmap="viridis_r", vmin=low, vmax=top, zorder=2, linewidths=0)
+    colours = {"c": attention, "cmap": "viridis_r", "vmin": low, "vmax": top, "edgecolors": INK, "linewidths": 0.5}
+    picture = axis.scatter(*pose.T, s=size, zorder=2, **colours)
     axis.set(aspect="equal", xticks=[], yticks=[])
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
