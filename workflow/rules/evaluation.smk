@@ -11,6 +11,8 @@ rule inspect_run:
         "results/benchmarks/inspect/{run}.tsv"
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        **needs("evaluate"),
     shell:
         "python -m pipeline inspect {wildcards.run} > {log} 2>&1"
 
