@@ -60,6 +60,12 @@ class Project:
             pytest.fail(f"{' '.join(command)} takes more than {timeout} s:\n{out[-4000:]}")
         return process.returncode, out
 
+    def slurm_run(self, *command: str) -> str:
+        """What a command of Slurm prints, called in this folder; it must succeed."""
+        status, out = self.run(*command)
+        assert status == 0, out
+        return out
+
     def snakemake(self, *targets: str, cluster: str = "{mode: job, dashboard: false}", jobs: int = 8) -> list[str]:
         """The command that sends the tables of the overlay through sbatch."""
         command = [

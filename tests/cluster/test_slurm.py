@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import time
-from contextlib import suppress
 
 import pytest
 from project import Project
@@ -64,13 +63,8 @@ def test_two_nodes_train_as_one_machine_does(plain, spread, method):
 
 def test_nothing_of_a_finished_job_stays(spread):
     assert not list((spread.results / "ray/jobs").glob("*/"))  # no token, no record
-    for node in ("n1", "n2"):
-        left = subprocess.run(["ip", "netns", "pids", spread.slurm.namespace(node)], capture_output=True, text=True)
-        commands = []
-        for pid in left.stdout.split():
-            with suppress(OSError):
-                commands.append(open(f"/proc/{pid}/cmdline").read().replace("\0", " "))
-        assert not [command for command in commands if "ray" in command or "pipeline" in command], commands
+    words = [words for _, words in spread.slurm.processes()]
+    assert not [left for left in words if "ray" in left or "pipeline" in left], words
 
 
 @pytest.fixture
@@ -152,41 +146,45 @@ def _long_run(project):
 
 
 @pytest.fixture
-def started(undisturbed, tmp_path):
-    """The longer training again, sent through Slurm, with a checkpoint behind it: (project, run, process)."""
-    project = undisturbed.copy(tmp_path / "project")
-    _overlay(project)
-    run = _long_run(project)
-    yield project, run, lambda **options: _send(project, run, **options)
-    subprocess.run(["scancel", "--user=root"], env=project.environment())
+def again(undisturbed, tmp_path):
+    """The longer training anew: (project, run)."""
+    project = undisturbed.copy(tmp_path / "project", "specs")
+    return project, _long_run(undisturbed)
 
 
-def _command(project, run, runtime=20, stop_minutes=0):
-    command = project.snakemake(
-        f"results/runs/{run}/train.json", cluster=f"{{mode: job, dashboard: false, stop_minutes: {stop_minutes}}}"
-    )
-    command[command.index("overlay.yaml")] = "long.yaml"
-    command[command.index("runtime=20")] = f"runtime={runtime}"
-    return command
+def _send(project, run, minutes=20, **settings):
+    """Send the training through sbatch, and wait until it has a checkpoint; the job."""
+    words = json.dumps({"mode": "job", "dashboard": False, "stop_minutes": 0} | settings)
+    wrapped = f"exec python -m pipeline train {run} --settings '{words}'"
+    options = ["--parsable", f"--time={minutes}", "-c4", "--mem=3000", "--no-requeue", "--output=job-%j.log"]
+    job = project.slurm_run("sbatch", *options, f"--wrap={wrapped}").strip()
+    kept, before = project.results / "ray/train" / run, _kept(project, run)
+    _until(lambda: not _runs_still(project, job) or (kept.is_dir() and _kept(project, run) - before))
+    return job
 
 
-def _send(project, run, **options):
-    process = project.start(*_command(project, run, **options))
-    _until(lambda: list((project.results / "ray/train" / run).glob("*/state.pt")), process)
-    return process
+def _kept(project, run):
+    return {path.parent.name for path in (project.results / "ray/train" / run).glob("*/state.pt")}
 
 
-def _until(found, process, seconds=200):
+def _runs_still(project, job):
+    return bool(project.slurm.run("squeue", "-h", "-j", job, "-t", "PD,CF,R,CG", "-o", "%i").stdout.strip())
+
+
+def _until(found, seconds=240):
     end = time.monotonic() + seconds
     while not found():
-        if process.poll() is not None or time.monotonic() > end:
-            process.kill()
-            pytest.fail(f"it did not come to that:\n{process.communicate()[0][-4000:]}")
-        time.sleep(0.1)
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.2)
 
 
-def _job(project):
-    return project.slurm.run("squeue", "-h", "-t", "R", "-o", "%i").stdout.split()[0]
+def _go_on(project, run, job):
+    """What the user does, or Snakemake's `retries`: the same command again, until it is done."""
+    _until(lambda: not _runs_still(project, job))
+    if not (project.results / "runs" / run / "train.json").is_file():
+        assert _kept(project, run), "no checkpoint is left to go on from"
+        job = _send(project, run)
+        _until(lambda: not _runs_still(project, job))
 
 
 def _same(project, undisturbed, run):
@@ -195,68 +193,69 @@ def _same(project, undisturbed, run):
     assert (project.results / weights).read_bytes() == (undisturbed.results / weights).read_bytes()
 
 
-def _finish(process):
-    out, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, out[-6000:]
-    return out
-
-
-def test_scancel(undisturbed, started):
-    project, run, send = started
-    process = send()
-    assert project.slurm.run("scancel", _job(project)).returncode == 0
-    out = _finish(process)  # Snakemake sends it again, and it goes on
-    assert out.count("has been submitted with SLURM jobid") == 2
+def test_scancel(undisturbed, again):
+    project, run = again
+    job = _send(project, run)
+    assert project.slurm.run("scancel", job).returncode == 0
+    _until(lambda: not _runs_still(project, job))
+    assert not (project.results / "runs" / run / "train.json").exists()
+    _go_on(project, run, job)
     _same(project, undisturbed, run)
 
 
-def test_time_limit(undisturbed, started):
-    project, run, send = started
-    process = send(runtime=1, stop_minutes=0.5)
-    out = _finish(process)
-    assert out.count("has been submitted with SLURM jobid") >= 2 and "TIMEOUT" not in out
+def test_time_limit(undisturbed, again):
+    """A checkpoint is kept before the limit comes, though the recipe keeps none so early."""
+    project, run = again
+    job = _send(project, run, minutes=1, stop_minutes=0.7)
+    _until(lambda: not _runs_still(project, job))
+    said = (project.folder / f"job-{job}.log").read_text()
+    assert "ended by the time limit of its Slurm job, with a checkpoint" in said and "DUE TO TIME LIMIT" not in said
+    _go_on(project, run, job)
     _same(project, undisturbed, run)
 
 
-def test_a_lost_node(undisturbed, started):
-    project, run, send = started
-    process = send()
-    job = _job(project)
+def test_a_lost_node(undisturbed, again):
+    project, run = again
+    job = _send(project, run)
     node = project.slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
     project.slurm.kill(node)
     project.slurm.start(node)
-    _finish(process)
+    _go_on(project, run, job)
+    project.slurm.wait_idle()
     _same(project, undisturbed, run)
 
 
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "gcs_server", "pipeline train"])
-def test_a_killed_process(undisturbed, started, victim):
-    """A worker: Ray Train starts it again. The head or the driver: the job fails, and Snakemake sends it again."""
-    project, run, send = started
-    process = send()
-    killed = 0
-    for name in ("n1", "n2"):
-        listed = subprocess.run(["ip", "netns", "pids", project.slurm.namespace(name)], capture_output=True, text=True)
-        for pid in map(int, listed.stdout.split()):
-            with suppress(OSError):
-                words = open(f"/proc/{pid}/cmdline").read().replace("\0", " ")
-                if victim in words and "bash" not in words.split()[0] and "snakemake" not in words:
-                    os.kill(pid, signal.SIGKILL)
-                    killed += 1
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "gcs_server"])
+def test_a_killed_process(undisturbed, again, victim):
+    """A worker: Ray Train starts it again. The head: the job fails, and the same command goes on."""
+    project, run = again
+    job = _send(project, run)
+    killed = [pid for pid, words in project.slurm.processes() if victim in words.split("--")[0]]
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
     assert killed
-    _finish(process)
+    if victim == "RayTrainWorker":
+        _until(lambda: not _runs_still(project, job))
+        assert (project.results / "runs" / run / "train.json").is_file()
+    _go_on(project, run, job)
     _same(project, undisturbed, run)
 
 
-def test_snakemake_killed(undisturbed, started):
-    project, run, send = started
-    process = send()
+def test_snakemake_killed(undisturbed, again):
+    """The same command finishes, and repeats no step that a checkpoint holds."""
+    project, run = again
+    _overlay(project)
+    command = project.snakemake(f"results/runs/{run}/train.json")
+    command[command.index("overlay.yaml")] = "long.yaml"
+    process = project.start(*command)
+    _until(lambda: process.poll() is not None or _kept(project, run))
     process.kill()
-    process.communicate()
+    out, _ = process.communicate()
+    assert _kept(project, run), out[-4000:]
     project.slurm.run("scancel", "--user=root")
-    _until(lambda: not project.slurm.run("squeue", "-h").stdout, _Ended())
-    project.run(*_command(project, run), "--unlock")
-    status, out = project.run(*_command(project, run))
+    _until(lambda: not project.slurm.run("squeue", "-h").stdout)
+    project.run(*command[:1], "--unlock", *command[1:])
+    status, out = project.run(*command)
     assert status == 0, out[-6000:]
     _same(project, undisturbed, run)
 
@@ -282,16 +281,3 @@ def test_a_full_disk(undisturbed, tmp_path):
         _same(project, undisturbed, run)
     finally:
         subprocess.run(["umount", "--lazy", project.results], check=True)
-
-
-class _Ended:
-    """In place of a process that may have ended."""
-
-    def poll(self):
-        return None
-
-    def kill(self):
-        pass
-
-    def communicate(self):
-        return ("",)

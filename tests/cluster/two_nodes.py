@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 SITE = Path("/etc/slurm")  # where a job step looks, which Snakemake starts without SLURM_CONF
@@ -205,15 +205,23 @@ class Slurm:
             (SITE / name).symlink_to(here / name)
             self._exit.callback((SITE / name).unlink)
 
+    def processes(self, *nodes: str) -> list[tuple[int, str]]:
+        """(id, words) of every process whose network is a node's; without the daemons."""
+        found = []
+        for node in nodes or NODES:
+            listed = subprocess.run(["ip", "netns", "pids", self.namespace(node)], capture_output=True, text=True)
+            for pid in map(int, listed.stdout.split()):
+                with suppress(OSError):
+                    words = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+                    if pid != self.daemons[node].pid:
+                        found.append((pid, words))
+        return found
+
     def _end_steps(self, node: str) -> None:
         """SIGKILL every process whose network is the node's, but its daemon."""
-        listed = subprocess.run(["ip", "netns", "pids", self.namespace(node)], capture_output=True, text=True)
-        for pid in map(int, listed.stdout.split()):
-            if pid != self.daemons[node].pid:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+        for pid, _ in self.processes(node):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _stop_daemons(self) -> None:
         for node in NODES:

@@ -62,11 +62,11 @@ def stoppable(run: Run, ws: Workspace, minutes: float) -> Iterator[None]:
     watcher.start()
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException:  # Ray Train makes of a SIGINT what it likes: an exit, an error of a dead actor
         if not wanted.is_set():
             raise
         raise UserError(
-            f"{run.id}: ended by {reason[0]} after a checkpoint; the same command goes on from it"
+            f"{run.id}: ended by {reason[0]}, with a checkpoint; the same command goes on from it"
         ) from None
     finally:
         over.set()
