@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.figures.draw import draw, write_figure
 from pipeline.figures.inside import KINDS, laid_over
 from pipeline.figures.style import FORMATS
-from pipeline.inspection import few_shot, read_look, skeletons, write_look
+from pipeline.inspection import few_shot, inspect_run, read_look, skeletons, write_look
 from pipeline.inspection.few_shot import class_token_attention, tsne
 from pipeline.models.skeleton.crossglg import CrossGLG
 from pipeline.models.skeleton.graph import get_graph
@@ -113,6 +113,18 @@ def test_a_method_that_lacks_what_is_shown_is_named(world, seen):
     assert run.method == "clip_freeze"
     with pytest.raises(UserError, match="the method clip_freeze has no stage_scores to show; leave its row out"):
         read_look(run, seen, ["points", "stage_scores"])
+
+
+def test_a_run_is_inspected_whole_or_not_at_all(world, tmp_path):
+    ws = world.elsewhere(tmp_path / "mine")
+    path = inspect_run(world.run(method="clip_freeze"), ws)
+    assert path == ws.inspection(world.run(method="clip_freeze").id) and [*path.parent.iterdir()] == [path]
+    assert set(read_look(world.run(method="clip_freeze"), ws.root, KINDS["tsne"].needs)) >= {"points", "attention"}
+    before = path.read_bytes()
+    assert inspect_run(world.run(method="clip_freeze"), ws).read_bytes() == before
+    with pytest.raises(UserError, match="is missing: train it with"):
+        inspect_run(world.run(method="lga"), ws)
+    assert [*path.parent.iterdir()] == [path]
 
 
 # What is seen
