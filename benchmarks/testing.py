@@ -24,7 +24,7 @@ PAPER_CLIPS = 2400
 
 
 def measure(
-    world: World, episodes: int = 10_000, subset: int = 6, trunk_episodes: int = 40, methods: tuple = ("otam", "lga")
+    world: World, episodes: int = 10_000, subset: int = 6, trunk_episodes: int = 200, methods: tuple = ("otam", "lga")
 ) -> list[Line]:
     """Lines of whole tests at demo width (`subset` episodes of the plain way), and of Task-Adapter's trunk."""
     lines = [line for method in methods for line in _whole_test(world, method, episodes, subset)]
@@ -87,7 +87,7 @@ def trunk(layers: int, episodes: int, shot: int = 1, classes: int = 8, clips: in
     table = episode_table(labels, 5, shot, 1, episodes, 0)
     model = _task_adapter(layers)
     texts = torch.randn(classes, 1, model.backbone.dim, generator=generator)
-    few = first(table, max(episodes // 4, 1))
+    few = first(table, max(episodes // 15, 1))
     _whole(model, videos, first(table, 1), texts)
     plain, wanted = timed(lambda: _whole(model, videos, few, texts))
     fast, scores = timed(lambda: _once(model, videos, table, texts))
