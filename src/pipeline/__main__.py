@@ -159,7 +159,9 @@ def describe(
     graph: Annotated[str, typer.Option(help="Skeleton whose joints are described, with --classes.")] = "",
     cache: Annotated[str, typer.Option(help="Folder of the answers that are kept (default: RESULTS/text).")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; ask nothing.")] = False,
-    imported: Annotated[str, typer.Option("--import", help="Published corpus to convert; nothing is asked.")] = "",
+    imported: Annotated[
+        str, typer.Option("--import", help="Published texts to convert, files by commas; asks nothing.")
+    ] = "",
     results: Results = Path("results"),
     config: ConfigFolder = Path("config"),
     overlay: Overlay = "{}",

@@ -13,7 +13,7 @@ from pipeline.datasets.index import read_index
 from pipeline.datasets.splits import read_class_list
 from pipeline.errors import UserError
 from pipeline.plan import Plan
-from pipeline.text.corpus import import_task_adapter
+from pipeline.text.corpus import import_corpus
 from pipeline.text.prompts import Prompt, questions, resolve, tell
 from pipeline.workspace import Workspace
 
@@ -45,7 +45,12 @@ def describe_command(
     Raises UserError when the wishes are wrong or a class gets no usable answer.
     """
     if wishes.imported:
-        say(str(import_task_adapter(wishes.imported).save(out)))
+        names: list[str] = read_class_list(wishes.classes) if wishes.classes else []
+        corpus = import_corpus(wishes.imported.split(","), names)
+        for source in corpus.provenance.values():
+            if isinstance(source, dict) and (left := source.get("without_parts")):
+                say(f"not six parts, so no texts of joints: {', '.join(left)}")
+        say(str(corpus.save(out)))
         return
     if bool(wishes.dataset) == bool(wishes.classes):
         raise UserError("name either a data set or a file of classes (--classes)")

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pipeline.errors import UserError, unknown
 
 FIELDS = ("label", "atomic", "stages", "global", "joints")
 STAGES = 3  # beginning, process, end (Task-Adapter++)
+BODY_PARTS = ("head", "hand", "arm", "hip", "leg", "foot")  # of GAP and USLLF, in their order
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,58 @@ def import_task_adapter(path: str | Path) -> Corpus:
         classes[str(name)] = {"label": str(entry["label"]), "stages": entry["sub_act_en_li"]}
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     return Corpus(classes, {"source": "Task-Adapter++", "file": path.name, "sha256": sha}, path)
+
+
+def import_corpus(paths: Sequence[str | Path], names: Sequence[str] = ()) -> Corpus:
+    """Published texts, one file or several that complete each other, as one corpus.
+
+    A YAML file is one of Task-Adapter++. Any other holds a class and its text a line, apart by the `;`, `:` or `,` that
+    comes first in most lines (GAP, USLLF, MotionDescriptions): six parts of the body, from the head to the foot, become
+    texts of joints, everything else is the global text. A line of a file of parts that has not six of them gives its
+    class none (`without_parts` in the provenance names it).
+
+    Args:
+        names: what the classes are called in the data set, in the order of each file of lines; by default as there.
+
+    Raises:
+        UserError: a file is missing, of another form, or has another number of classes than `names`.
+    """
+    made = Corpus({}, {}, Path(paths[0]))
+    for path in map(Path, paths):
+        read = import_task_adapter(path) if path.suffix in (".yml", ".yaml") else _import_lines(path, names)
+        made = made.merge(read)
+    return made
+
+
+def _import_lines(path: Path, names: Sequence[str]) -> Corpus:
+    lines = [line.strip() for line in _parse(path, lambda text: text.lstrip("\ufeff").splitlines()) if line.strip()]
+    first = [mark.group() for line in lines if (mark := re.search("[;:,]", line))]
+    if len(first) < len(lines) or not lines:
+        raise UserError(f"{path} is no corpus of lines: each needs a class, one of ; : , and its text")
+    separator = max(";:,", key=first.count)
+    if len(names or lines) != len(lines):
+        raise UserError(
+            f"{path} has {len(lines)} classes, and {len(names)} are named; the lines must be in their order"
+        )
+    said = [[part.strip().strip('"').strip() for part in line.split(separator, 1)] for line in lines]
+    texts: dict[str, str] = {}
+    for i, (given, text) in enumerate(said):
+        name = names[i] if names else given
+        if not text or name in texts:
+            raise UserError(f"{path}, line {i + 1}: the class {name!r} {'comes twice' if text else 'has no text'}")
+        texts[name] = text
+    parts = {name: [part.strip(" .") for part in text.split(";")] for name, text in texts.items()}
+    whole = [name for name, found in parts.items() if len(found) == len(BODY_PARTS)]
+    classes: dict[str, dict[str, Any]] = {name: {"label": name} for name in texts}
+    source: dict[str, Any] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    if len(whole) > len(lines) / 2:
+        for name in whole:
+            classes[name]["joints"] = dict(zip(BODY_PARTS, parts[name], strict=True))
+        source["without_parts"] = [name for name in texts if name not in whole]
+    else:
+        for name, text in texts.items():
+            classes[name]["global"] = text
+    return Corpus(classes, {f"imported from {path.name}": source}, path)
 
 
 def _parse(path: Path, parse: Any) -> Any:

@@ -29,24 +29,28 @@ LSA_DIMENSIONS = 128
 BATCH = 32  # sentences in one pass of DeBERTa
 
 STAND_INS: dict[str, tuple[str, ...]] = {
-    "pelvis": ("base of spine",),
-    "base of spine": ("pelvis",),
-    "thorax": ("spine", "neck"),
-    "spine": ("thorax", "neck"),
-    "mid of spine": ("spine", "thorax"),
-    "neck": ("thorax", "spine"),
+    "pelvis": ("base of spine", "hip"),
+    "base of spine": ("pelvis", "hip"),
+    "thorax": ("spine", "neck", "arm"),
+    "spine": ("thorax", "neck", "arm"),
+    "mid of spine": ("spine", "thorax", "hip"),
+    "neck": ("thorax", "spine", "head"),
     "head": ("nose",),
     "nose": ("head",),
     "eye": ("head", "nose"),
     "ear": ("head", "nose"),
-    "hand": ("wrist",),
+    "shoulder": ("arm",),
+    "elbow": ("arm",),
+    "hand": ("wrist", "hand"),
     "tip of hand": ("hand", "wrist"),
     "thumb": ("hand", "wrist"),
     "wrist": ("hand",),
-    "foot": ("ankle",),
+    "hip": ("hip",),
+    "knee": ("leg",),
+    "foot": ("ankle", "foot"),
     "ankle": ("foot",),
 }
-"""Joints (without their side) whose sentence speaks for one that a corpus, written for another skeleton, lacks."""
+"""Joints (without their side), or parts of the body, whose sentence speaks for one that a corpus lacks."""
 
 
 # ------------------------------------------------------------------------------------------- which sentences

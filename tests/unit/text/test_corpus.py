@@ -3,7 +3,7 @@ import json
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.text.corpus import Corpus, import_task_adapter, load_corpus
+from pipeline.text.corpus import BODY_PARTS, Corpus, import_corpus, import_task_adapter, load_corpus
 
 JUMP = {
     "label": "jump",
@@ -112,3 +112,76 @@ def test_wrong_task_adapter_files(tmp_path):
     path.write_text("- jump\n")
     with pytest.raises(UserError, match="not a Task-Adapter"):
         import_task_adapter(path)
+
+
+@pytest.mark.parametrize(
+    ("files", "classes", "field"),
+    [
+        ("gap/sentence_openai_t01.txt", 120, "global"),
+        ("gap/pasta_openai_t01.txt", 120, "joints"),
+        ("gap/synonym_openai_t01.txt", 120, "global"),
+        ("gap/ucla_sentence_openai_t01.txt", 10, "global"),
+        ("gap/ucla_pasta_openai_t01.txt", 10, "joints"),
+        ("usllf/text_data_global/*.txt", 60, "global"),
+        ("usllf/text_data_part/*.txt", 60, "joints"),
+        ("motiondescriptions/*mdb51*.csv", 51, "global"),
+        ("motiondescriptions/u*.csv", 101, "global"),
+        ("motiondescriptions/[kK]inetics400*.csv", 400, "global"),
+    ],
+)
+def test_published_texts(reference_data, files, classes, field):
+    paths = sorted((reference_data / "text").glob(files))
+    assert paths
+    for path in paths:
+        corpus = import_corpus([path])
+        assert len(corpus.names) == classes
+        (source,) = corpus.provenance.values()
+        odd = source.get("without_parts", [])
+        assert len(odd) <= (6 if "usllf" in files else 0), path
+        for name, entry in corpus.classes.items():
+            assert set(entry) == ({"label"} if name in odd else {"label", field}), (path, name)
+        assert all(len(name) < 60 for name in corpus.names), path
+
+
+def test_texts_of_parts_serve_every_joint(reference_data):
+    from pipeline.models.skeleton.graph import SKELETONS, get_graph
+    from pipeline.text.encoders import joint_sentences
+
+    folder = reference_data / "text" / "gap"
+    corpus = import_corpus([folder / "sentence_openai_t01.txt", folder / "pasta_openai_t01.txt"])
+    assert corpus.joints("drink water")["hand"] == "hand grasps cup"
+    assert corpus.global_text("drink water").startswith("The man is drinking water")
+    for graph in map(get_graph, SKELETONS):
+        (row,) = joint_sentences(corpus, ["drink water"], graph)
+        assert len(row) == len(graph.names) and set(row) <= set(corpus.joints("drink water").values())
+    graph = get_graph("ntu25")
+    by_name = dict(zip(graph.names, joint_sentences(corpus, ["drink water"], graph)[0], strict=True))
+    assert by_name["left elbow"] == "arm lifts cup to mouth" and by_name["right thumb"] == "hand grasps cup"
+
+
+def test_lines_with_names_of_the_data_set_and_wrong_ones(tmp_path):
+    path = tmp_path / "said.txt"
+    path.write_text("eat meal,He eats, slowly.\nsit down,He sits.\n")
+    corpus = import_corpus([path], ["eat meal/snack", "sitting down"])
+    assert corpus.classes["eat meal/snack"] == {"label": "eat meal/snack", "global": "He eats, slowly."}
+    assert "sit down" not in corpus.classes and list(corpus.provenance) == ["imported from said.txt"]
+    with pytest.raises(UserError, match="has 2 classes, and 3 are named"):
+        import_corpus([path], ["a", "b", "c"])
+    parts = tmp_path / "parts.txt"
+    six = "; ".join(f"the {part} rests" for part in BODY_PARTS)
+    parts.write_text(f"eat meal;{six}\nsit down;{six}\nstand;{six}; and more\n")
+    merged = import_corpus([path, parts])
+    assert set(merged.classes["eat meal"]) == {"label", "global", "joints"} and set(merged.classes["stand"]) == {
+        "label"
+    }
+    assert merged.joints("sit down")["foot"] == "the foot rests"
+    assert merged.provenance["imported from parts.txt"]["without_parts"] == ["stand"]
+    for text, message in [
+        ("jump\n", "each needs a class"),
+        ("jump,\n", "has no text"),
+        ("a,b\na,c\n", "comes twice"),
+        ("", "each"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            import_corpus([path])
