@@ -49,7 +49,10 @@ def _scaling(settings: Cluster, workers: int) -> ScalingConfig:
     resources: dict[str, float] = {"CPU": settings.threads}
     if settings.gpus:
         resources["GPU"] = settings.gpus
-    return ScalingConfig(num_workers=workers, use_gpu=settings.gpus > 0, resources_per_worker=resources)
+    strategy = "SPREAD" if settings.nodes > 1 else "PACK"
+    return ScalingConfig(
+        num_workers=workers, use_gpu=settings.gpus > 0, resources_per_worker=resources, placement_strategy=strategy
+    )
 
 
 def _report(run: Run) -> Any:
