@@ -155,7 +155,7 @@ def test_overlays_reach_what_they_concern(repo, plan):
     ):  # fmt: skip
         assert ids(overlay)[0] != run, overlay
     for overlay in (
-        {"cluster": {"slots": 1}}, {"cluster": {"workers": 2}}, {"resources": {"x": 1}}, {"seeds": [0, 1]},
+        {"cluster": {"slots": 1}}, {"cluster": {"workers": 2}}, {"resources": {"train": {"gpu": 1}}}, {"seeds": [0, 1]},
         {"datasets": {"synthetic_scene": {"workers": 4, "note": "x"}}}, {"backbones": {"clip_nano": {"path": "/x"}}},
         {"methods": {"otam": {"recipe": 2}}},
     ):  # fmt: skip
