@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,18 +26,17 @@ def folder(finished, tmp_path):
     made.mkdir()
     for name in ("data", "backbones"):
         (made / name).symlink_to(finished.folder / "results" / name)
+    shutil.copytree(finished.folder / "results/specs", made / "specs")
     with (finished.folder / "results/lga/table2.csv").open() as file:
         first = next(csv.DictReader(file))["run_id"]
     run = Workspace(finished.folder / "results").read_run(first)
 
     def add(**train):
         planned = Run.model_validate({**run.model_dump(), "train": run.train | train})
-        (made / "specs").mkdir(exist_ok=True)
         (made / "specs" / f"{planned.id}.json").write_text(planned.model_dump_json())
         return planned.id
 
-    made_and_add = (made, add)
-    return made_and_add
+    return made, add
 
 
 def _start(results, run, **settings):
