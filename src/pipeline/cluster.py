@@ -108,17 +108,22 @@ def _forget_finished(ws: Workspace) -> None:
 
 
 def _start_head(settings: Cluster, port: int, dashboard: int, temporary: str, log: Path) -> subprocess.Popen:
-    options = [
-        "--head", f"--port={port}", f"--ray-client-server-port={free_port()}",
-        f"--include-dashboard={str(settings.dashboard).lower()}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}",
-    ]  # fmt: skip
+    options = head_options(settings, "127.0.0.1", port, dashboard)
     with log.open("w") as out:
         return subprocess.Popen(
             ray_start("127.0.0.1", settings.slots * settings.workers * settings.threads + 1, temporary, *options),
             stdout=out, stderr=out, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
             env={**os.environ, "RAY_num_prestart_python_workers": "0"},
         )  # fmt: skip
+
+
+def head_options(settings: Cluster, address: str, port: int, dashboard: int) -> list[str]:
+    """Options of `ray_start` for a head, whose dashboard listens on `address` alone."""
+    return [
+        "--head", f"--port={port}", f"--ray-client-server-port={free_port(0, address)}",
+        f"--include-dashboard={str(settings.dashboard).lower()}", f"--dashboard-host={address}",
+        f"--dashboard-port={dashboard}",
+    ]  # fmt: skip
 
 
 def ray_start(address: str, cpus: int, temporary: str, *options: str) -> list[str]:

@@ -34,6 +34,7 @@ from pipeline.cluster import (
     end_process,
     environment,
     free_port,
+    head_options,
     ray_start,
     running,
     share_targets,
@@ -232,13 +233,8 @@ def _start(folder: Path, settings: Cluster, address: str, temporary: str, *optio
 
 def _lead(folder: Path, settings: Cluster, command: list[str], address: str, temporary: str) -> int:
     port, dashboard = free_port(0, address), free_port(8265, address)
-    options = [
-        "--head", f"--port={port}", f"--ray-client-server-port={free_port(0, address)}",
-        f"--include-dashboard={str(settings.dashboard).lower()}", f"--dashboard-host={address}",
-        f"--dashboard-port={dashboard}",
-    ]  # fmt: skip
     share_targets(temporary, Workspace(folder.parents[2]))
-    head = _start(folder, settings, address, temporary, *options)
+    head = _start(folder, settings, address, temporary, *head_options(settings, address, port, dashboard))
     os.environ["RAY_ADDRESS"] = f"{address}:{port}"
     os.environ["PIPELINE_DASHBOARD"] = f"http://{address}:{dashboard}" if settings.dashboard else ""
     driver: subprocess.Popen | None = None

@@ -111,8 +111,8 @@ def _hopeless(ws: Workspace, run_id: str) -> Path:
 def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
     """Train one run with `settings.workers` workers on the Ray cluster at RAY_ADDRESS, or on one of its own.
 
-    A training that was killed continues from its last checkpoint. SIGTERM, and a Slurm job's time limit two minutes
-    before it comes, have it keep one and end.
+    A training that was killed continues from its last checkpoint. SIGTERM, and a Slurm job's time limit
+    `settings.stop_minutes` before it comes, have it keep one and end.
 
     Raises:
         UserError: a worker was lost more often than FAILURES; a setting is wrong; the loss is no number any more.
