@@ -57,8 +57,10 @@ class Adapter(nn.Module):
 
 def attend(attention: CLIPAttention, x: Tensor, dim: int) -> Tensor:
     """A CLIP layer's self-attention along dimension `dim` of tokens (..., W), everything else being batch."""
+    if x.shape[dim] == 1:  # the weight of the only token is 1
+        return attention.out_proj(attention.v_proj(x))
     moved = x.movedim(dim, -2)
-    parts = moved.reshape(-1, *moved.shape[-2:]).split(SEQUENCES)
+    parts = moved.reshape(-1, *moved.shape[-2:]).contiguous().split(SEQUENCES)
     attended = torch.cat([attention(part)[0] for part in parts]) if len(parts) > 1 else attention(parts[0])[0]
     return attended.reshape(moved.shape).movedim(-2, dim)
 
@@ -140,7 +142,9 @@ class VisionAdapters(nn.Module):
         return y if self.spatial is None else self.spatial(y)
 
     def _task(self, layer: CLIPEncoderLayer, y: Tensor) -> Tensor:
-        groups = y.split(self.task_group or y.shape[1], dim=1)
+        if not self.task_group:
+            return self.task(attend(layer.self_attn, y, 1))
+        groups = y.split(self.task_group, dim=1)
         return self.task(torch.cat([attend(layer.self_attn, group, 1) for group in groups], dim=1))
 
     def _drop(self, x: Tensor) -> Tensor:
