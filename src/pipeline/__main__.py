@@ -253,7 +253,8 @@ def evaluate(run: RunId, results: Results = Path("results"), settings: Settings 
     ws, cluster = Workspace(results), _settings(settings)
     spec = ws.read_run(run)
     cells = ws.read_cells(spec.id)
-    if not needed_work(cells, ws) and all(cell.measure.settled().alpha != "val" for cell in cells):
+    by_tune = any(cell.measure.settled().alpha == "val" for cell in cells)
+    if not needed_work(cells, ws) and not by_tune:
         measure_run(spec, cells, ws, search_in_process)
     elif cluster.mode == "shared":
         from pipeline.cluster import Client
@@ -261,9 +262,10 @@ def evaluate(run: RunId, results: Results = Path("results"), settings: Settings 
         with follow(ws, "evaluate", spec.id):
             Client(ws, cluster).run(f"evaluate-{spec.id}", "evaluate", {"run": spec.id})
     else:
-        from pipeline.cluster import connect
+        if by_tune:
+            from pipeline.cluster import connect
 
-        connect(ws, cluster)
+            connect(ws, cluster)
         from pipeline.evaluation.score import evaluate_run
 
         with job(ws, "evaluate", spec.id):

@@ -37,6 +37,7 @@ from pipeline.workspace import Workspace, write_json
 
 NAMESPACE = "pipeline"
 START_SECONDS = 180.0
+KEEP_SECONDS = 20.0  # for the checkpoints of the trainings under way; Slurm kills 30 s after its signal
 HEAD = "head.json"  # where the head of a job's cluster is, as long as it runs
 
 
@@ -159,9 +160,7 @@ def _serve(
     ws: Workspace, settings: Cluster, record: dict[str, Any], alive: Callable[[], bool], stopping: threading.Event
 ) -> None:
     """The queue and the slots, as long as they are used, the head lives and nobody says stop."""
-    import ray  # reads its environment when it is imported
-
-    ray.init(address=record["address"], namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    ray = _attach(address=record["address"])
     token = os.environ["RAY_AUTH_TOKEN"]
     work = QueueServer(record["address"].rsplit(":", 1)[0], token)
     write_token(ws.ray, token)
@@ -175,7 +174,8 @@ def _serve(
         for slot in slots:
             slot.start()
         write_json(ws.ray / "cluster.json", record | {"queue": work.address})
-        while not stopping.wait(0.5):
+        end = _end_of_job(record, settings)
+        while not stopping.wait(0.5) and time.monotonic() < end:
             if not alive() or not any(slot.is_alive() for slot in slots):
                 break
             if work.call(work.queue.idle()) > 60 * settings.idle_minutes:
@@ -183,8 +183,41 @@ def _serve(
     finally:
         (ws.ray / "cluster.json").unlink(missing_ok=True)
     work.call(work.queue.close())
+    if alive():
+        _keep_checkpoints(ws, work)
     with suppress(Exception):
         ray.shutdown()
+
+
+def _attach(**options: Any) -> Any:
+    """Ray, connected; it reads its environment when it is imported."""
+    import ray
+
+    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **options)
+    return ray
+
+
+def _end_of_job(record: dict[str, Any], settings: Cluster) -> float:
+    """When, on the monotonic clock, the cluster must end for its Slurm job does `settings.stop_minutes` later."""
+    from pipeline.nodes import seconds_left
+
+    left = seconds_left(record["job"]) if "job" in record and settings.stop_minutes else None
+    return float("inf") if left is None else time.monotonic() + max(left - 60 * settings.stop_minutes, 1.0)
+
+
+def _keep_checkpoints(ws: Workspace, work: QueueServer) -> None:
+    """Have the trainings under way keep a checkpoint: the cluster ends."""
+    from pipeline.training.stopping import stop_file
+
+    flags = [stop_file(ws, run) for run in work.call(work.queue.training())]
+    for flag in flags:
+        flag.parent.mkdir(parents=True, exist_ok=True)
+        flag.touch()
+    end = time.monotonic() + KEEP_SECONDS
+    while any(flag.exists() for flag in flags) and time.monotonic() < end:  # a worker removes it
+        time.sleep(0.1)
+    for flag in flags:
+        flag.unlink(missing_ok=True)
 
 
 def connect(ws: Workspace, settings: Cluster) -> None:
@@ -195,22 +228,17 @@ def connect(ws: Workspace, settings: Cluster) -> None:
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
-    options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
     if "RAY_ADDRESS" in os.environ:
-        import ray
-
-        ray.init(address=os.environ["RAY_ADDRESS"], **options)
+        _attach(address=os.environ["RAY_ADDRESS"])
         return
     token = secrets.token_hex(32)
     os.environ.update(environment(token))
-    import ray
-
     temporary, dashboard = tempfile.mkdtemp(prefix="actions-"), free_port(8265)
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    ray.init(
+    ray = _attach(
         address="local", num_cpus=settings.workers * settings.threads + 1, object_store_memory=160_000_000,
         include_dashboard=settings.dashboard, dashboard_host="127.0.0.1", dashboard_port=dashboard,
-        _temp_dir=temporary, **options,
+        _temp_dir=temporary,
     )  # fmt: skip
     atexit.register(ray.shutdown)  # before its folder goes
     share_targets(temporary, ws)
@@ -338,10 +366,8 @@ def join(ws: Workspace, settings: Cluster) -> None:
     """
     record = ensure(ws, settings)
     os.environ.update(environment((ws.ray / "token").read_text(), record.get("interface", "lo")))
-    import ray  # reads its environment when it is imported
-
     try:
-        ray.init(address=record["address"], namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        _attach(address=record["address"])
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no shared cluster at {record['address']} ({str(error).splitlines()[0]:.100}); "

@@ -19,7 +19,7 @@ from typing import Any
 
 ATTEMPTS = 2  # of an item whose worker died
 LINE = 1 << 20  # bytes of a message at most
-METHODS = ("submit", "take", "progress", "finish", "wait", "idle")
+METHODS = ("submit", "take", "finish", "wait", "idle")
 
 
 class Queue:
@@ -62,11 +62,6 @@ class Queue:
             await asyncio.sleep(0.02)
         return None
 
-    async def progress(self, key: str, metrics: dict[str, Any]) -> None:
-        """News of an item."""
-        self.touched = time.monotonic()
-        self.items[key]["metrics"] = metrics
-
     async def finish(self, key: str, message: str = "") -> None:
         """An item is done, or has failed with a message."""
         self.touched = time.monotonic()
@@ -84,6 +79,11 @@ class Queue:
         """Seconds since anybody asked for anything; 0 while an item is waiting or under way."""
         busy = any(item["state"] in ("waiting", "running") for item in self.items.values())
         return 0.0 if busy else time.monotonic() - self.touched
+
+    async def training(self) -> list[str]:
+        """Ids of the runs that slots train."""
+        busy = [item for item in self.items.values() if (item["kind"], item["state"]) == ("train", "running")]
+        return [item["arguments"]["run"] for item in busy]
 
     async def close(self) -> None:
         """Let the slots end after their item."""

@@ -182,7 +182,7 @@ def _slot_worker(config: dict[str, Any]) -> None:
     while (item := queue.take(config["slot"])) is not None:
         message = ""
         try:
-            _work(item, ws, queue, config["tracker"])
+            _work(item, ws, config["tracker"])
         except UserError as error:
             message = str(error)
         except Exception as error:
@@ -192,22 +192,14 @@ def _slot_worker(config: dict[str, Any]) -> None:
         queue.finish(item["key"], message)
 
 
-def _work(item: dict[str, Any], ws: Workspace, queue: Any, tracker: str) -> None:
-    arguments = item["arguments"]
+def _work(item: dict[str, Any], ws: Workspace, tracker: str) -> None:
+    run = ws.read_run(item["arguments"]["run"])
     if item["kind"] == "train":
-        run = ws.read_run(arguments["run"])
-        to_ray = _report(run)
-
-        def report(metrics: dict[str, Any], folder: Path | None) -> None:
-            queue.progress(item["key"], {**metrics, "steps": run.train["steps"]})
-            to_ray(metrics, folder)
-
         with job(ws, "train", run.id, quiet=True):
-            _train(run, ws, report, tracker)
+            _train(run, ws, _report(run), tracker)
     elif item["kind"] == "evaluate":
         from pipeline.evaluation.score import evaluate_run
 
-        run = ws.read_run(arguments["run"])
         with job(ws, "evaluate", run.id, quiet=True):
             evaluate_run(run, ws.read_cells(run.id), ws)
     else:

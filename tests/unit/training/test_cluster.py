@@ -46,6 +46,20 @@ def test_work_is_given_in_order_and_ended():
     assert queue.waiting == []
 
 
+def test_trainings_under_way_are_known():
+    async def story():
+        queue = Queue()
+        for key, kind in (("a", "train"), ("evaluate-a", "evaluate"), ("b", "train")):
+            await queue.submit(key, kind, {"run": key[-1]})
+        await queue.take(0)
+        await queue.take(1)
+        assert await queue.training() == ["a"]  # the other is a measurement, the third waits
+        await queue.finish("a")
+        assert await queue.training() == []
+
+    asyncio.run(story())
+
+
 def test_the_same_work_is_queued_once_while_it_is_under_way():
     queue = Queue()
     _do(queue.submit("a", "train", {}), queue.submit("a", "train", {}))
@@ -102,8 +116,6 @@ def test_waiting_gives_up_and_idleness_counts_from_the_last_sign_of_life():
         item = await queue.wait("a", 0.05)
         assert item["state"] == "waiting"
         await queue.take(0)
-        await queue.progress("a", {"step": 3})
-        assert queue.items["a"]["metrics"] == {"step": 3}
         await queue.finish("a")
         assert 0 <= await queue.idle() < 50
 
@@ -231,9 +243,7 @@ def test_client_waits_and_passes_on_failures(work):
     def slot():
         mine = Connection(work.server.address, "s3cret")
         for message in ("", "UserError: no such clip"):
-            item = mine.take(0)
-            mine.progress(item["key"], {"step": 1})
-            mine.finish(item["key"], message)
+            mine.finish(mine.take(0)["key"], message)
 
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(slot)
@@ -242,7 +252,7 @@ def test_client_waits_and_passes_on_failures(work):
             client.run("bad", "train", {})
         working.result(10)
     good = work.server.queue.items["good"]
-    assert good["arguments"] == {"run": "good"} and good["metrics"] == {"step": 1} and good["state"] == "done"
+    assert good["arguments"] == {"run": "good"} and good["state"] == "done"
 
 
 def test_who_does_not_know_the_token_is_refused(work):
