@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pipeline.config import Cluster, Config, read_yaml
-from pipeline.errors import UserError
+from pipeline.errors import UserError, unknown
 from pipeline.progress import follow, job
 from pipeline.workspace import Workspace
 
@@ -472,12 +472,15 @@ def plan(
     overlay: Overlay = "{}",
     write: Annotated[bool, typer.Option("--write", help="Write the specs that the other commands read.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs whose wall time is wanted.")] = 8,
+    table: Annotated[str, typer.Option(help="Only the tables of this number: 4, fig3 (default: all).")] = "",
 ) -> None:
-    """Say what the tables need: cells, trainings, sweeps; at paper scale GPU hours, time, disk and questions."""
+    """Say what the tables need: cells, trainings, sweeps, time; at paper scale GPU hours, disk and questions."""
     from pipeline.estimate import print_plan
     from pipeline.plan import Plan
 
-    planned = Plan.read(config, _overlay(overlay, scale))
+    planned = Plan.read(config, _overlay(overlay, scale), number=table)
+    if table and not planned.entries:
+        raise unknown("table", table, planned.numbers())
     if write:
         planned.write_specs(results / "specs")
     print_plan(planned, results, gpus)

@@ -6,12 +6,15 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.experiment import Asset, Run
-from pipeline.plan import Plan
+from pipeline.plan import Plan, store_key
+from pipeline.progress import span
+from pipeline.tables.spec import table_stem
 from pipeline.workspace import Workspace
 
 # Floating-point operations of CLIP ViT-B/16 on one 224 x 224 frame: 2 * 17.6 G multiply-adds. A training step costs
@@ -23,6 +26,25 @@ SET_CLIPS = {"train": 600, "test": 200}  # of a set whose definition does not sa
 FRAMES_OF_CLIP, BYTES_OF_FRAME = 100, 30_000  # of a real clip, and of a frame of 256 x 256 as JPEG; assumptions
 SMALL_VIT = 0.26  # of the operations of the base one
 LANGUAGE_PARAMETERS, QUESTION_TOKENS = 6.7e9, 150  # Vicuna-7B; about so many of a question with its options
+
+
+class Seconds(NamedTuple):
+    """Of one core, for a run with the demo's networks: of a training's start, of one of its steps, of its tests."""
+
+    start: float
+    step: float
+    tests: float
+
+
+# Means over the demo's runs of each kind, from the benchmarks of `snakemake --cores 2 all_tables`.
+SMALL = {
+    "episodes": Seconds(3.0, 0.16, 8.0),  # a step: one episode of 80 frames
+    "skeletons": Seconds(2.0, 0.11, 3.0),
+    "labels": Seconds(5.0, 0.05, 6.0),
+    "questions": Seconds(3.0, 0.09, 4.0),
+}
+UNLABELLED = 0.035  # seconds of a step for each unlabelled clip beside a labelled one
+GENERATED, STORED, PRETRAINED, WRITTEN = 26.0, 13.0, 0.037, 1.5  # a set, its frames, a step of a backbone, a table
 
 
 @dataclass(frozen=True)
@@ -76,6 +98,42 @@ def _question_cost(run: Run, clips: dict[str, int]) -> Cost:
     return Cost(2 * hours * shown, 4 * hours * clips["test"])
 
 
+def small_seconds(run: Run) -> Seconds:
+    """Core seconds of a run at a scale of generated videos: what training it and testing it take."""
+    train = run.train
+    if "encoder_run" in run.model:
+        kind, steps, each = SMALL["questions"], train.get("steps", 0), 1.0
+    elif "number" not in run.frames:
+        kind, steps, each = SMALL["skeletons"], train.get("steps", 0), 1.0
+    elif "label_rate" in train:
+        kind, steps = SMALL["labels"], train["steps"]
+        each = 1 + train["unlabelled"] * UNLABELLED / kind.step
+    else:
+        kind, steps = SMALL["episodes"], train.get("steps", 0) * train.get("episodes_per_step", 0)
+        each = train.get("way", 0) * (train.get("shot", 0) + train.get("query", 0)) * run.frames["number"] / 80
+    return Seconds(kind.start if train else 0.0, steps * each * kind.step, kind.tests)
+
+
+def small_work(plan: Plan, ws: Workspace) -> tuple[float, float]:
+    """Core seconds of everything at a scale of generated videos, and of what is not done yet."""
+    work: list[tuple[float, bool]] = []
+    for key in plan.datasets_read():
+        made = (ws.dataset(key) / store_key(plan.frames(plan.datasets[key])) / "manifest.json").is_file()
+        work.append((GENERATED + STORED, made))
+    for key, asset in plan.backbones.items():
+        if "sources" in asset.spec:
+            work.append((PRETRAINED * asset.spec["steps"], (ws.backbone(key) / "config.json").is_file()))
+    for run in plan.runs.values():
+        seconds = small_seconds(run)
+        work.append((seconds.start + seconds.step, (ws.run(run.id) / "train.json").is_file()))
+        cells = plan.cells_of[run.id]
+        work.append((seconds.tests if cells else 0.0, all(ws.cell(cell).is_file() for cell in cells)))
+    for paper, number in plan.tables():
+        if plan.table_cells(paper, number):
+            work.append((WRITTEN, (ws.root / paper / f"{table_stem(number)}.csv").is_file()))
+    return sum(seconds for seconds, _ in work), sum(seconds for seconds, done in work if not done)
+
+
 def wall_hours(costs: Iterable[Cost], gpus: int) -> float:
     """Hours until `gpus` GPUs have done all runs, each on one of them, the longest first."""
     ends = [0.0] * gpus
@@ -115,7 +173,8 @@ def print_plan(plan: Plan, results: Path, gpus: int = 8) -> None:
     for heading in ("paper", "table", "places", "cells", "measured", "trainings", "published only"):
         table.add_column(heading, justify="left" if heading == "paper" else "right")
     for paper, number in plan.tables():
-        entries = plan.table_entries(paper, number)
+        if not (entries := plan.table_entries(paper, number)):
+            continue  # another table was asked for
         cells = set(plan.table_cells(paper, number))
         done = sum(ws.cell(cell).is_file() for cell in cells)
         trained = {c.run.id for e in entries for c in e.cells if c.run.train}
@@ -131,7 +190,17 @@ def print_plan(plan: Plan, results: Path, gpus: int = 8) -> None:
     for sweep in plan.sweeps.values():
         own = [run for run in sweep.runs if plan.swept.get(run) == sweep.name]
         console.print(f"sweep {sweep.name}: {len(sweep.runs)} values of {sweep.axis}, {len(own)} trained by Ray Tune")
+    if plan.config.settings.scale != "paper":
+        _print_small(plan, ws, console)
     _print_paper(plan if plan.config.settings.scale == "paper" else _paper(plan), console, gpus)
+
+
+def _print_small(plan: Plan, ws: Workspace, console: Console) -> None:
+    slots = plan.config.settings.cluster.slots
+    whole, left = (seconds / slots for seconds in small_work(plan, ws))
+    console.print(
+        f"at this scale about {span(whole)} on {slots} cores like those where that was measured, {span(left)} to go"
+    )
 
 
 def _print_paper(plan: Plan, console: Console, gpus: int) -> None:
@@ -145,4 +214,6 @@ def _print_paper(plan: Plan, console: Console, gpus: int) -> None:
 
 
 def _paper(plan: Plan) -> Plan:
-    return Plan.read(plan.config.folder, {"scale": "paper"})
+    """The same tables at paper scale."""
+    numbers = {entry.table for entry in plan.entries}
+    return Plan.read(plan.config.folder, {"scale": "paper"}, number=numbers.pop() if len(numbers) == 1 else "")

@@ -66,9 +66,18 @@ def test_plan_takes_settings_as_json_and_as_a_file(monkeypatch, capsys, repo, tm
         assert status == 0 and f"of {count} runs" in " ".join(out.split())
 
 
+def test_plan_of_one_number_counts_its_tables_alone(monkeypatch, capsys, repo, tmp_path):
+    runs = len(Plan.read(repo / "config", number="4").runs)
+    status, out, _ = _call(
+        monkeypatch, capsys, "plan", "--config", repo / "config", "--table", "4", "--results", tmp_path
+    )
+    assert status == 0 and f"of {runs} runs" in " ".join(out.split()) and "fig" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["plan", "--table", "44"], "unknown table '44'; did you mean '4'?"),
         (["plan", "--scale", "demos"], "unknown scale 'demos'"),
         (["plan", "--overlay", '{"trian": {}}'], "did you mean 'train'?"),
         (["plan", "--overlay", "no-such.yaml"], "no-such.yaml: no such file"),

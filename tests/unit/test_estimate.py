@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.estimate import BYTES_OF_FRAME, FRAMES_OF_CLIP, Cost, clips_of, disk_bytes, language_calls, wall_hours
+from pipeline.estimate import (
+    BYTES_OF_FRAME,
+    FRAMES_OF_CLIP,
+    SMALL,
+    Cost,
+    clips_of,
+    disk_bytes,
+    language_calls,
+    small_seconds,
+    small_work,
+    wall_hours,
+)
 from pipeline.plan import Plan
+from pipeline.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +61,26 @@ def test_questions_are_those_of_sets_without_texts(paper, repo):
     plan = Plan.read(repo / "config", {"scale": "paper", **asked})
     # LGA's four numbers of atomic actions, Task-Adapter++'s stages, CrossGLG's global text; 51 classes
     assert language_calls(plan) == 51 * 6
+
+
+def test_time_at_demo_scale_grows_with_steps_and_shrinks_with_what_is_done(repo, tmp_path):
+    demo, ws = Plan.read(repo / "config", number="4"), Workspace(tmp_path)
+    whole, left = small_work(demo, ws)
+    assert whole == left > 0
+    run = next(run for run in demo.runs.values() if run.id.startswith("lga-"))
+    (ws.run(run.id)).mkdir(parents=True)
+    (ws.run(run.id) / "train.json").touch()
+    seconds = small_seconds(run)
+    assert small_work(demo, ws) == (whole, pytest.approx(whole - seconds.start - seconds.step))
+    # 48 steps of 2 episodes, each of 5 supports and 5 queries of 8 frames
+    assert seconds.step == pytest.approx(96 * SMALL["episodes"].step)
+    longer = Plan.read(repo / "config", {"train": {"steps": 96}}, number="4")
+    assert small_work(longer, ws)[0] > whole
+    assert {kind: small_seconds(run).step > 0 for kind, run in _kinds(demo).items()} == {
+        "crossglg": True,
+        "sefar": True,
+    }
+
+
+def _kinds(plan):
+    return {name: next(r for r in plan.runs.values() if r.id.startswith(f"{name}-")) for name in ("crossglg", "sefar")}
