@@ -37,8 +37,9 @@ for run_id, cells in PLAN.cells_of.items():
         localrule: WAITING
         conda:
             "../envs/pipeline.yaml"
+        threads: CLIENT_CORES
         resources:
-            **needs("evaluate"),
+            **waits("evaluate"),
         params:
             run=run_id,
             cluster=shlex.quote(CLUSTER_JSON),

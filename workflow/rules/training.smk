@@ -33,8 +33,9 @@ rule train:
     localrule: WAITING
     conda:
         "../envs/pipeline.yaml"
+    threads: CLIENT_CORES
     resources:
-        **needs("train"),
+        **waits("train"),
     params:
         cluster=shlex.quote(CLUSTER_JSON),
     shell:
@@ -65,8 +66,9 @@ for sweep in PLAN.sweeps.values():
             localrule: WAITING
             conda:
                 "../envs/pipeline.yaml"
+            threads: CLIENT_CORES
             resources:
-                **needs("sweep"),
+                **waits("sweep"),
             params:
                 cluster=shlex.quote(CLUSTER_JSON),
                 sweep=sweep.name,
