@@ -37,9 +37,8 @@ for run_id, cells in PLAN.cells_of.items():
         localrule: WAITING
         conda:
             "../envs/pipeline.yaml"
-        threads: CLIENT_CORES
         resources:
-            **waits("evaluate"),
+            **needs("evaluate"),
         params:
             run=run_id,
             cluster=shlex.quote(CLUSTER_JSON),

@@ -33,9 +33,8 @@ rule train:
     localrule: WAITING
     conda:
         "../envs/pipeline.yaml"
-    threads: CLIENT_CORES
     resources:
-        **waits("train"),
+        **needs("train"),
     params:
         cluster=shlex.quote(CLUSTER_JSON),
     shell:
@@ -66,9 +65,8 @@ for sweep in PLAN.sweeps.values():
             localrule: WAITING
             conda:
                 "../envs/pipeline.yaml"
-            threads: CLIENT_CORES
             resources:
-                **waits("sweep"),
+                **needs("sweep"),
             params:
                 cluster=shlex.quote(CLUSTER_JSON),
                 sweep=sweep.name,
