@@ -63,7 +63,7 @@ def make_shards(
 def _portion(make: Make, shared: Sequence[Path], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The task: a row for each shard of a portion, or with what went wrong.
 
-    Always the same rows, as Ray needs it that does a task again.
+    Done again, after a loss, it gives the same rows: Ray relies on that.
     """
     parts: Parts = pickle.loads(row["portion"])
     try:

@@ -41,7 +41,7 @@ def needs(stage):
     elif stage in ("frames", "poses"):
         # What the command is told of them is no parameter: another number of nodes makes nothing anew.
         nodes = int(found.pop("nodes", 1))
-        over = f"--nodes {nodes} --interface '{CLUSTER.interface}'"
+        over = f"--nodes {nodes} --interface {shlex.quote(CLUSTER.interface)}"
         found["over"] = over if nodes > 1 else ""
     if nodes > 1:
         # For Slurm: a job of so many nodes, whose step runs on the first; `pipeline.nodes` starts one on each.
