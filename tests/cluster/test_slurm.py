@@ -85,7 +85,6 @@ def test_frames_are_decoded_over_both_nodes(plain, tmp_path):
             assert (store / name).read_bytes() == content, name
     log = (project.results / f"logs/extract_frames/{store.parent.name}-{store.name}.log").read_text()
     assert all(project.slurm.address(node) in log for node in ("n1", "n2")), log
-    assert project.slurm_run("squeue", "-h") == ""
 
 
 @pytest.fixture
