@@ -30,6 +30,10 @@ app.add_typer(cluster_app, name="cluster")
 Results = Annotated[Path, typer.Option("--results", help="Folder of everything that is computed.")]
 ConfigFolder = Annotated[Path, typer.Option("--config", help="Folder of config.yaml, scales/, tables/ and so on.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
+Nodes = Annotated[
+    int, typer.Option("--nodes", min=1, help="Nodes of this Slurm job that share the work, each with --workers.")
+]
+Interface = Annotated[str, typer.Option(help="Network interface between them (default: the one that Slurm uses).")]
 Settings = Annotated[str, typer.Option("--settings", help="Cluster settings as JSON (default: the config's).")]
 Key = Annotated[str, typer.Argument(help="Key of the data set or backbone: name and hash, as in results/specs.")]
 RunId = Annotated[str, typer.Argument(help="Id of the run; its beginning is enough where it is unambiguous.")]
@@ -54,6 +58,18 @@ def _spread(ws: Workspace, settings: Cluster) -> None:
         from pipeline.nodes import spread
 
         raise typer.Exit(spread([sys.executable, "-m", "pipeline", *sys.argv[1:]], ws, settings))
+
+
+def _share(ws: Workspace, nodes: int, workers: int, interface: str) -> None:
+    """Go on, where several nodes are to share the work, as a driver that is connected to a Ray cluster over them."""
+    if nodes > 1:
+        from pipeline.cluster import connect
+
+        # One task a node; of the CPUs there Ray counts one more than the threads of its worker.
+        threads = max(1, workers - 1)
+        settings = Cluster(mode="job", nodes=nodes, workers=nodes, threads=threads, interface=interface)
+        _spread(ws, settings)
+        connect(ws, settings)
 
 
 def _settings(text: str) -> Cluster:
@@ -99,13 +115,16 @@ def download(
 
 
 @app.command()
-def poses(key: Key, results: Results = Path("results"), workers: Workers = 1) -> None:
+def poses(
+    key: Key, results: Results = Path("results"), workers: Workers = 1, nodes: Nodes = 1, interface: Interface = ""
+) -> None:
     """Find the joints of the persons in the videos of a skeleton data set (`format: poses`, `videos`)."""
+    ws = Workspace(results)
+    _share(ws, nodes, workers, interface)
     from pipeline.datasets.prepare import make_poses
 
-    ws = Workspace(results)
     with job(ws, "poses", key):
-        print(make_poses(ws.read_asset(key), ws, workers))
+        print(make_poses(ws.read_asset(key), ws, workers, nodes))
 
 
 @app.command()
@@ -182,13 +201,16 @@ def frames(
     store: Annotated[str, typer.Argument(help="Name of the frame store: hash of its policy.")],
     results: Results = Path("results"),
     workers: Workers = 1,
+    nodes: Nodes = 1,
+    interface: Interface = "",
 ) -> None:
     """Decode every clip of a data set once, into a frame store."""
+    ws = Workspace(results)
+    _share(ws, nodes, workers, interface)
     from pipeline.datasets.prepare import make_frames
 
-    ws = Workspace(results)
     with job(ws, "frames", f"{key}-{store}"):
-        print(make_frames(ws.read_asset(key), ws, store, ws.read_store(store), workers))
+        print(make_frames(ws.read_asset(key), ws, store, ws.read_store(store), workers, nodes))
 
 
 @app.command()
@@ -288,15 +310,20 @@ def pose(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     root: Annotated[str, typer.Option(help="Where the paths of a CSV file start (default: its folder).")] = "",
     pictures: Annotated[int, typer.Option(min=0, help="Draw so many clips into preview.png.")] = 3,
+    results: Results = Path("results"),
     workers: Workers = 1,
+    nodes: Nodes = 1,
+    interface: Interface = "",
 ) -> None:
     """Find persons and their joints in videos, for skeleton data sets; what was interrupted is continued."""
+    _share(Workspace(results), nodes, workers, interface)
     from pipeline.pose.estimator import PoseSettings
     from pipeline.pose.extract import extract_poses, find_videos, read_table
     from pipeline.pose.picture import write_picture
 
     base, found = find_videos(videos, root)
-    print(extract_poses(base, found, out, PoseSettings(backend, layout, persons, frames, models, device), workers))
+    settings = PoseSettings(backend, layout, persons, frames, models, device)
+    print(extract_poses(base, found, out, settings, workers, nodes=nodes))
     made = read_table(out)[0]
     share = 100 * made["frames_with_person"] / made["all_frames"]
     left = f", {made['failures']} left out (failures.csv)" if made["failures"] else ""

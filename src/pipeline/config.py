@@ -101,7 +101,9 @@ class Settings(BaseModel):
     llm: LLM = Field(default_factory=LLM, description="for data sets with the key describe")
     mirror: str = Field("", description="folder or server that has every file to download, by its address")
     resources: dict[Stage, dict[str, int | str]] = Field(
-        {}, description="stage -> what its jobs ask of a cluster (gpu, mem_mb, runtime in minutes, ...); threads"
+        {},
+        description="stage -> what its jobs ask of a cluster (gpu, mem_mb, runtime in minutes, ...); threads; "
+        "nodes over which frames and poses are spread",
     )
 
 

@@ -4,7 +4,8 @@ The first node has the head and runs the driver; the others join it. Ports are f
 themselves, the temporary folders and the token are the job's own, and everything ends with the driver: several such
 jobs may share a node. (`ray symmetric-run` would end with `ray stop`, which ends every Ray on the node.)
 
-    train, or cluster start --nodes N -> spread -> srun -> N x `cluster node` -> Ray, and on the first node the command
+    train, frames --nodes N, cluster start --nodes N -> spread -> srun -> N x `cluster node` -> Ray, and on the first
+    node the command
 """
 
 from __future__ import annotations
@@ -131,11 +132,11 @@ def spread(command: list[str], ws: Workspace, settings: Cluster) -> int:
     job = slurm_job()
     if not job:
         raise UserError(
-            f"cluster.nodes is {settings.nodes}, and this is no Slurm job; use `snakemake --profile slurm`, sbatch or "
-            "salloc, or set cluster.nodes: 1"
+            f"{settings.nodes} nodes are wanted, and this is no Slurm job; use `snakemake --profile slurm`, sbatch or "
+            "salloc, or ask for one (cluster.nodes, --nodes)"
         )
     if len(names := hosts(job)) < settings.nodes:
-        raise UserError(f"cluster.nodes is {settings.nodes}, and Slurm job {job} has {len(names)}: {' '.join(names)}")
+        raise UserError(f"{settings.nodes} nodes are wanted, and Slurm job {job} has {len(names)}: {' '.join(names)}")
     folder = ws.ray / "jobs" / f"{job}-{os.getpid()}"
     folder.mkdir(parents=True)
     try:

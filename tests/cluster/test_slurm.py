@@ -67,6 +67,26 @@ def test_nothing_of_a_finished_job_stays(spread):
     assert not [left for left in words if "ray" in left or "pipeline" in left], words
 
 
+def test_frames_are_decoded_over_both_nodes(plain, tmp_path):
+    """The same bytes, and what another number of nodes has made is taken as it is."""
+    project = plain.copy(tmp_path / "project")
+    store = max((project.results / "data").glob("synthetic_scene-*/frames-*"))
+    before = {path.name: path.read_bytes() for path in store.iterdir()}
+    assert "shard-00001.bin" in before
+    for path in store.iterdir():
+        path.unlink()
+    command = project.snakemake(f"results/{(store / 'manifest.json').relative_to(project.results)}")
+    command.insert(command.index("--"), "resources={frames: {nodes: 2}}")
+    status, out = project.run(*command)
+    assert status == 0, out[-6000:]
+    assert {path.name for path in store.iterdir()} == set(before)
+    for name, content in before.items():
+        if not name.endswith(".json"):  # they have times
+            assert (store / name).read_bytes() == content, name
+    log = (project.results / f"logs/extract_frames/{store.parent.name}-{store.name}.log").read_text()
+    assert all(project.slurm.address(node) in log for node in ("n1", "n2")), log
+
+
 @pytest.fixture
 def hosted(plain, tmp_path):
     """A project whose shared cluster is a Slurm job on both nodes."""

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline import __main__ as cli
+from pipeline import nodes
 from pipeline.plan import Plan
 from pipeline.workspace import Workspace
 
@@ -87,6 +88,7 @@ def test_plan_of_one_number_counts_its_tables_alone(monkeypatch, capsys, repo, t
         (["train", "no-such-run"], "no experiment 'no-such-run'"),
         (["evaluate", "no-such-run"], "no experiment 'no-such-run'"),
         (["frames", "nothing-00000000", "frames-00000000"], "no experiment 'nothing-00000000'"),
+        (["frames", "a-00000000", "frames-00000000", "--nodes", "2"], "2 nodes are wanted, and this is no Slurm job"),
         (["sweep", "nothing", "--settings", '{"mode": "job"}'], "no experiment 'sweep-nothing'"),
     ],
 )
@@ -101,6 +103,18 @@ def test_mistakes_are_one_line_and_status_2(monkeypatch, capsys, repo, tmp_path,
     lines = [line for line in err.splitlines() if line]
     assert status == 2 and len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
     assert out == "" and not (tmp_path / "results" / "cells").exists()
+
+
+@pytest.mark.parametrize("stage", [["frames", "a", "b"], ["poses", "a"], ["pose", "videos", "--out", "poses"]])
+def test_a_stage_over_nodes_takes_the_cpus_that_its_job_has(monkeypatch, capsys, tmp_path, stage):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    asked = []
+    monkeypatch.setattr(nodes, "spread", lambda command, ws, settings: asked.append((command, ws, settings)) or 3)
+    options = ["--workers", "16", "--nodes", "4", "--interface", "ib0", "--results", str(tmp_path)]
+    status, _, _ = _call(monkeypatch, capsys, *stage, *options)
+    ((command, ws, settings),) = asked
+    assert status == 3 and command[1:] == ["-m", "pipeline", *stage, *options] and ws.root == tmp_path
+    assert (settings.nodes, settings.interface, nodes.cpus_per_node(settings)) == (4, "ib0", 16)
 
 
 def test_a_full_disk_is_one_line(monkeypatch, capsys, repo, tmp_path):

@@ -51,11 +51,11 @@ def test_the_interface_of_an_address():
 
 def test_several_nodes_need_a_slurm_job_that_has_them(answers, monkeypatch, tmp_path):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with pytest.raises(UserError, match=r"cluster\.nodes is 2, and this is no Slurm job; .*--profile slurm"):
+    with pytest.raises(UserError, match=r"2 nodes are wanted, and this is no Slurm job; .*--profile slurm"):
         nodes.spread(["true"], Workspace(tmp_path), Cluster(nodes=2))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     answers["squeue --noheader --jobs=7 --format=%N"] = answers["scontrol show hostnames gpu01"] = "gpu01"
-    with pytest.raises(UserError, match=r"cluster\.nodes is 2, and Slurm job 7 has 1: gpu01"):
+    with pytest.raises(UserError, match=r"2 nodes are wanted, and Slurm job 7 has 1: gpu01"):
         nodes.spread(["true"], Workspace(tmp_path), Cluster(nodes=2))
     assert not (tmp_path / "ray").exists()
 

@@ -82,6 +82,16 @@ def test_paper_scale_is_planned_too(workflow):
     assert "pretrain_backbone" not in out and "generate_videos" not in out
 
 
+def test_frames_over_several_nodes(workflow):
+    target = ["--", "results/lga/table2.csv"]
+    status, out = workflow.run("-n", "-p", "--config", "resources={frames: {nodes: 4, threads: 2}}", *target)
+    assert status == 0, out[-3000:]
+    assert len(re.findall(r"pipeline frames \S+ \S+ --workers 2 --nodes 4 --interface '' >", out)) == 1
+    assert len(re.findall(r"nodes=4, tasks=4, tasks_per_gpu=0, mpi=srun", out)) == 1
+    status, out = workflow.run("-n", "-p", *target)
+    assert status == 0 and re.search(r"pipeline frames \S+ \S+ --workers 2 +>", out) and "nodes=" not in out
+
+
 def test_without_a_flag(repo):
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "-n", "results/table4.csv"], cwd=repo, capture_output=True, text=True

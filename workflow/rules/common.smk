@@ -32,23 +32,26 @@ OVERLAY_JSON = json.dumps(config, sort_keys=True)
 
 
 def needs(stage):
-    """Resources of a stage's jobs: those of the scale (`resources`), and as many nodes as a training is spread over."""
+    """Resources of a stage's jobs: those of the scale (`resources`), and as many nodes as its work is spread over."""
     found = dict(PLAN.config.settings.resources.get(stage, {}))
     found.pop("threads", None)
-    if stage in ("train", "sweep") and CLUSTER.mode == "job" and CLUSTER.nodes > 1:
+    nodes = 1
+    if stage in ("train", "sweep") and CLUSTER.mode == "job":
+        nodes = CLUSTER.nodes
+    elif stage in ("frames", "poses"):
+        # What the command is told of them is no parameter: another number of nodes makes nothing anew.
+        nodes = int(found.pop("nodes", 1))
+        over = f"--nodes {nodes} --interface {shlex.quote(CLUSTER.interface)}"
+        found["over"] = over if nodes > 1 else ""
+    if nodes > 1:
         # For Slurm: a job of so many nodes, whose step runs on the first; `pipeline.nodes` starts one on each.
-        found |= {
-            "nodes": CLUSTER.nodes,
-            "tasks": CLUSTER.nodes,
-            "tasks_per_gpu": 0,
-            "mpi": "srun",
-        }
+        found |= {"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"}
     return found
 
 
 def cores(stage, default):
     """CPU cores of a stage's jobs."""
-    return PLAN.config.settings.resources.get(stage, {}).get("threads", default)
+    return int(PLAN.config.settings.resources.get(stage, {}).get("threads", default))
 
 
 # With one Ray cluster for all (`python -m pipeline cluster start`), these jobs only wait for it.

@@ -32,7 +32,7 @@ rule extract_poses:
     resources:
         **needs("poses"),
     shell:
-        "python -m pipeline poses {wildcards.dataset} --workers {threads} > {log} 2>&1"
+        "python -m pipeline poses {wildcards.dataset} --workers {threads} {resources.over} > {log} 2>&1"
 
 
 rule split_classes:
@@ -93,7 +93,7 @@ rule extract_frames:
     resources:
         **needs("frames"),
     shell:
-        "python -m pipeline frames {wildcards.dataset} {wildcards.store} --workers {threads} > {log} 2>&1"
+        "python -m pipeline frames {wildcards.dataset} {wildcards.store} --workers {threads} {resources.over} > {log} 2>&1"
 
 
 rule download:

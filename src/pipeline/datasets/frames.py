@@ -47,6 +47,7 @@ from pipeline.datasets.kept import Kept, keep_shards, stamp
 from pipeline.datasets.sampling import sample_positions
 from pipeline.errors import UserError, unknown
 from pipeline.progress import bar
+from pipeline.shards import Parts, make_shards
 
 decord.logging.set_level(decord.logging.QUIET)
 
@@ -424,6 +425,7 @@ def build_frame_store(
     workers: int = 1,
     *,
     clip_timeout: float = CLIP_TIMEOUT,
+    nodes: int = 1,
     audit: Callable[[list[tuple[Clip, str]]], Mapping[str, Any]] | None = None,
 ) -> Path:
     """Decode the clips of `index_csv` (paths below `root`) into the frame store `folder`; returns its
@@ -434,10 +436,11 @@ def build_frame_store(
     reads a clip that failed again where its file was put in place since. Clips that cannot be decoded are
     left out and listed in `failures.csv` with the reason. `audit` is given them before the store is
     finished: what it raises leaves the shards as they are, what it returns goes into the manifest. Needs
-    memory for a few encoded clips a worker, whatever their number.
+    memory for a few encoded clips a worker, whatever their number. With several `nodes` the shards are made
+    over those of the Ray cluster that this process is connected to, by `workers` processes on each.
 
     Raises UserError when the folder holds a complete store of another policy, no file is found, no clip
-    can be decoded, or the disk is full.
+    can be decoded, the disk is full, or see `pipeline.shards.make_shards`.
     """
     policy, folder, root = FramePolicy.parse(policy), Path(folder), Path(root)
     clips = read_index(index_csv)
@@ -449,7 +452,7 @@ def build_frame_store(
         raise UserError(f"none of the {len(clips)} files of {index_csv} is found in {root}; correct the root")
     try:
         _prepare_folder(folder, identity)
-        _write_shards(clips, root, folder, policy, workers, clip_timeout, identity["shard"])
+        _write_shards(clips, root, folder, policy, workers, clip_timeout, identity["shard"], nodes)
         return _finish(clips, folder, identity, audit or (lambda _: {}))
     except OSError as error:
         if disk_full(error):
@@ -520,6 +523,11 @@ def _usable(folder: Path, shard: int, files: Sequence[Path]) -> bool:
     return all(file.stat().st_ctime <= made for file in failed)  # ctime: copies may keep an older mtime
 
 
+def _missing(parts: Parts, root: Path, folder: Path) -> Parts:
+    """Those of `parts` that are not finished."""
+    return {shard: part for shard, part in parts.items() if not _usable(folder, shard, [root / path for path in part])}
+
+
 def _write_shards(
     clips: list[Clip],
     root: Path,
@@ -528,46 +536,72 @@ def _write_shards(
     workers: int,
     timeout: float,
     size: int,
+    nodes: int,
 ) -> None:
-    shards = range(-(-len(clips) // size))
-    parts = {shard: clips[shard * size : (shard + 1) * size] for shard in shards}
-    todo = [shard for shard in shards if not _usable(folder, shard, [root / clip.path for clip in parts[shard]])]
-    numbers = [i for shard in todo for i in range(shard * size, min(len(clips), (shard + 1) * size))]
-    if not numbers:
+    paths, root, folder = [clip.path for clip in clips], root.absolute(), folder.absolute()
+    parts = {shard: paths[start : start + size] for shard, start in enumerate(range(0, len(paths), size))}
+    parts = _missing(parts, root, folder)
+    if not parts:
         return
+    for blob in (_blob(folder, shard) for shard in parts):  # nobody is to take them for the new ones
+        blob.with_suffix(".json").unlink(missing_ok=True)
+        blob.unlink(missing_ok=True)
     kept = Kept(folder, root)
-    again = {i for i in numbers if kept.holds(clips[i].path)}
-    paths = [str(root / clips[i].path) for i in numbers if i not in again]
-    decoded = guarded_map(partial(encode_clip, policy=policy), paths, workers, timeout) if paths else iter(())
-    results = (EncodedClip(*kept.read(clips[i].path)) if i in again else next(decoded) for i in numbers)
-    with bar("decoding", len(clips), "clips", len(clips) - len(numbers)) as decoding:
-        try:
-            for shard in todo:
-                kept.keep_only([clips[i].path for i in again if i >= shard * size])
-                _write_shard(folder, shard, results, parts[shard], root, decoding.advance)
-        finally:
-            if paths:
-                decoded.close()  # ends the workers
+    copied = {shard: part for shard, part in parts.items() if any(map(kept.holds, part))}
+    fresh = {shard: part for shard, part in parts.items() if shard not in copied}
+    make = partial(_make_shards, root=root, folder=folder, policy=policy, workers=workers, timeout=timeout)
+    with bar("decoding", len(clips), "clips", len(clips) - sum(map(len, parts.values()))) as decoding:
+        make_shards(make, copied, decoding)  # here, one after the other: what is copied is deleted
+        kept.keep_only([])
+        make_shards(make, fresh, decoding, nodes, workers, (root, folder))
+
+
+def _make_shards(
+    parts: Parts,
+    advance: Callable[[], None],
+    *,
+    root: Path,
+    folder: Path,
+    policy: FramePolicy,
+    workers: int,
+    timeout: float,
+) -> Iterator[Path]:
+    """Make shards of the clips at `parts`, as `pipeline.shards.Make` says."""
+    todo, kept = _missing(parts, root, folder), Kept(folder, root)
+    again = {path: shard for shard, part in todo.items() for path in part if kept.holds(path)}  # and its last use
+    paths = [path for part in todo.values() for path in part]
+    decoded = guarded_map(
+        partial(encode_clip, policy=policy), [str(root / path) for path in paths if path not in again], workers, timeout
+    )
+    results = (EncodedClip(*kept.read(path)) if path in again else next(decoded) for path in paths)
+    try:
+        for shard, part in parts.items():
+            if shard in todo:
+                kept.keep_only([path for path, last in again.items() if last >= shard])
+                _write_shard(folder, shard, results, part, root, advance)
+            yield _blob(folder, shard).with_suffix(".json")
+    finally:
+        decoded.close()  # ends the workers
 
 
 def _write_shard(
-    folder: Path, shard: int, results: Iterator[Any], clips: Sequence[Clip], root: Path, advance: Callable[[], None]
+    folder: Path, shard: int, results: Iterator[Any], paths: Sequence[str], root: Path, advance: Callable[[], None]
 ) -> None:
-    """Append the results of `clips` to a blob, then put blob and record in place."""
+    """Append the results of the clips at `paths` to a blob, then put blob and record in place."""
     began = time.monotonic()
     blob = _blob(folder, shard)
     temporary = folder / f".{blob.name}.{os.getpid()}.tmp"
     rows = []
     try:
         with open(temporary, "wb") as file:
-            for clip in clips:
+            for path in paths:
                 result = next(results)
                 if isinstance(result, Failure):
                     rows.append({"failure": result.reason})
                 else:
                     file.writelines(result.frames)
                     sizes = [len(frame) for frame in result.frames]
-                    source = {"path": clip.path, "stamp": stamp(root / clip.path)}
+                    source = {"path": path, "stamp": stamp(root / path)}
                     rows.append({"sizes": sizes, "fps": result.fps, "source_frames": result.source_frames, **source})
                 advance()
         total = temporary.stat().st_size

@@ -68,7 +68,7 @@ def synthesize(asset: Asset, ws: Workspace, workers: int) -> Path:
     return video_root(asset, ws) / "annotations.csv"
 
 
-def make_poses(asset: Asset, ws: Workspace, workers: int) -> Path:
+def make_poses(asset: Asset, ws: Workspace, workers: int, nodes: int = 1) -> Path:
     """Extract the poses of a skeleton data set from its `videos`, as its key `pose` says; returns their table.
 
     Raises:
@@ -89,7 +89,7 @@ def make_poses(asset: Asset, ws: Workspace, workers: int) -> Path:
         raise UserError(f"{where}: poses need a built-in graph (coco17, h36m17, openpose18, ntu25)")
     out = video_root(asset, ws)
     root, videos = find_videos(asset.options["videos"])
-    extract_poses(root, videos, out, PoseSettings(layout=layout, **wanted), workers)
+    extract_poses(root, videos, out, PoseSettings(layout=layout, **wanted), workers, nodes=nodes)
     write_picture(out, root)
     return out / "poses.csv"
 
@@ -195,7 +195,7 @@ def _corpora(asset: Asset, ws: Workspace) -> dict[str, Path]:
     return given
 
 
-def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: int) -> Path:
+def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: int, nodes: int = 1) -> Path:
     """Decode every clip of the data set once into its frame store; returns the manifest.
 
     Raises:
@@ -213,7 +213,8 @@ def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: 
 
         make_skeleton_store(skeleton_definition(asset, ws), folder, folder / store, workers, audit=audit)
     else:
-        build_frame_store(folder / "index.csv", video_root(asset, ws), folder / store, policy, workers, audit=audit)
+        root = video_root(asset, ws)
+        build_frame_store(folder / "index.csv", root, folder / store, policy, workers, nodes=nodes, audit=audit)
     audit.after()
     return folder / store / "manifest.json"
 

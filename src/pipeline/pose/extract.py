@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from pipeline.pose.estimator import PoseSettings, open_estimator
 from pipeline.pose.layouts import layout_weights, to_layout
 from pipeline.pose.tracking import track
 from pipeline.progress import bar
+from pipeline.shards import Parts, make_shards
 
 FORMAT = 1  # of the folder's files
 SHARD = 32  # clips: minutes of work
@@ -139,15 +140,17 @@ def extract_poses(
     settings: PoseSettings,
     workers: int = 1,
     clip_timeout: float = CLIP_TIMEOUT,
+    nodes: int = 1,
 ) -> Path:
     """Extract the poses of `videos` (paths below `root`) into the folder `out`; returns its manifest.
 
     A folder that is complete is left alone, one that was interrupted is continued. Videos that cannot be used are
-    listed in `failures.csv`. The memory needed does not grow with the number of videos.
+    listed in `failures.csv`. The memory needed does not grow with the number of videos. With several `nodes` the
+    shards are made over those of the Ray cluster that this process is connected to, by `workers` processes on each.
 
     Raises:
         UserError: the folder holds poses of other videos or settings, the backend lacks something, no video has a
-            person, or the disk is full.
+            person, the disk is full, or see `pipeline.shards.make_shards`.
     """
     out = Path(out)
     estimator = open_estimator(settings.backend, settings.models, settings.device)
@@ -160,8 +163,8 @@ def extract_poses(
     try:
         _claim(out, identity)
         if not all((out / name).exists() for name in ("poses.csv", "manifest.json")):
-            _write_shards(Path(root), videos, out, partial(estimate_clip, settings=settings, weights=weights), workers,
-                          clip_timeout)  # fmt: skip
+            function = partial(estimate_clip, settings=settings, weights=weights)
+            _write_shards(Path(root), videos, out, function, workers, clip_timeout, nodes)
             _finish(videos, out, identity, len(weights))
     except OSError as error:
         if disk_full(error):
@@ -195,24 +198,44 @@ def _shard(out: Path, number: int) -> Path:
     return out / f"shard-{number:05d}.npz"
 
 
-def _write_shards(root: Path, videos: Sequence[Video], out: Path, function: Any, workers: int, timeout: float) -> None:
+def _missing(parts: Parts, out: Path) -> Parts:
+    """Those of `parts` that are not there whole."""
+    return {number: part for number, part in parts.items() if read_shard(_shard(out, number)) is None}
+
+
+def _write_shards(
+    root: Path, videos: Sequence[Video], out: Path, function: Any, workers: int, timeout: float, nodes: int
+) -> None:
     """Extract what is not there yet, shard by shard."""
-    parts = [videos[start : start + SHARD] for start in range(0, len(videos), SHARD)]
-    todo = [number for number in range(len(parts)) if read_shard(_shard(out, number)) is None]
-    paths = [str(root / video.path) for number in todo for video in parts[number]]
-    if not paths:
+    paths, root, out = [video.path for video in videos], root.absolute(), out.absolute()
+    parts = {number: paths[start : start + SHARD] for number, start in enumerate(range(0, len(paths), SHARD))}
+    parts = _missing(parts, out)
+    if not parts:
         return
-    results = guarded_map(function, paths, workers, timeout)
-    with bar("poses", len(videos), "clips", len(videos) - len(paths)) as finding:
-        try:
-            for number in todo:
+    for number in parts:  # nobody is to take a damaged one for the new one
+        _shard(out, number).unlink(missing_ok=True)
+    make = partial(_make_shards, root=root, out=out, function=function, workers=workers, timeout=timeout)
+    with bar("poses", len(videos), "clips", len(videos) - sum(map(len, parts.values()))) as finding:
+        make_shards(make, parts, finding, nodes, workers, (root, out))
+
+
+def _make_shards(
+    parts: Parts, advance: Callable[[], None], *, root: Path, out: Path, function: Any, workers: int, timeout: float
+) -> Iterator[Path]:
+    """Make shards of the clips at `parts`, as `pipeline.shards.Make` says."""
+    todo = _missing(parts, out)
+    results = guarded_map(function, [str(root / path) for part in todo.values() for path in part], workers, timeout)
+    try:
+        for number, part in parts.items():
+            if number in todo:
                 made = []
-                for _ in parts[number]:
+                for _ in part:
                     made.append(next(results))
-                    finding.advance()
+                    advance()
                 write_bytes(_shard(out, number), _pack(made))
-        finally:
-            results.close()  # ends the workers
+            yield _shard(out, number)
+    finally:
+        results.close()  # ends the workers
 
 
 def _pack(results: Sequence[ClipPoses | Failure]) -> bytes:

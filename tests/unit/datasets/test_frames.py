@@ -10,7 +10,9 @@ import av
 import cv2
 import numpy as np
 import pytest
+from shard_tasks import run_here
 
+from pipeline import shards
 from pipeline.datasets import frames as module
 from pipeline.datasets.frames import (
     Failure,
@@ -306,6 +308,42 @@ def test_a_changed_index_decodes_only_what_is_new(tmp_path, monkeypatch):
         assert (ours.fps(i), ours.source_frames(i)) == (fresh.fps(i), fresh.source_frames(i))
 
 
+def test_over_nodes_kept_clips_are_copied_here(tmp_path, monkeypatch):
+    """Shards with clips that an earlier store had are made by this process, the others by tasks."""
+    _, videos = data_set(tmp_path)
+    root, store, index = tmp_path / "copies", tmp_path / "store", tmp_path / "index.csv"
+    root.mkdir()
+    clips = [Clip(f"c{i}", f"c{i}.mp4", "x", "train") for i in range(110)]
+    for i, clip in enumerate(clips):
+        shutil.copy(videos / f"v{i % 3}.mp4", root / clip.path)
+    build_frame_store(write_index(index, clips[:40]), root, store, POLICY)
+    write_index(index, clips)
+    sent, decoded = [], []
+
+    def over_nodes(task, portions, nodes, workers):
+        assert not any((store / "kept").iterdir())  # tasks have nothing to copy or to delete
+        sent.extend(number for portion in portions for number in pickle.loads(portion))
+        decoded.append("tasks")
+        return run_here(task, portions, nodes, workers)
+
+    def counting(function, jobs, workers, timeout):
+        decoded.extend(os.path.basename(job) for job in jobs)
+        return guarded_map(function, jobs, workers, timeout)
+
+    monkeypatch.setattr(shards, "_over_nodes", over_nodes)
+    monkeypatch.setattr(module, "guarded_map", counting)
+    build_frame_store(index, root, store, POLICY, nodes=2)
+    assert sent == [2, 3] and decoded.index("tasks") == 24  # 64 clips in the first two shards, of which 40 are kept
+    assert sorted(decoded) == sorted(["tasks", *(clip.path for clip in clips[40:])])
+    monkeypatch.undo()
+    build_frame_store(index, root, tmp_path / "fresh", POLICY)
+    names = sorted(path.name for path in store.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "fresh").iterdir())
+    for name in names:
+        if not name.endswith(".json"):  # they have times
+            assert (store / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
+
+
 def test_another_policy_keeps_nothing(tmp_path):
     index, root = data_set(tmp_path)
     store = tmp_path / "store"
@@ -369,7 +407,9 @@ def test_wrong_policies(change, message):
         FramePolicy.parse({**POLICY, **change})
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, nodes):
+    monkeypatch.setattr(shards, "_over_nodes", run_here)
     index, root = data_set(tmp_path)
 
     class Full:
@@ -388,7 +428,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "open", lambda *args: Full(open(*args)), raising=False)
     with pytest.raises(UserError, match=r"no space left on the disk of .*store"):
-        build_frame_store(index, root, tmp_path / "store", POLICY)
+        build_frame_store(index, root, tmp_path / "store", POLICY, nodes=nodes)
     assert [file.name for file in (tmp_path / "store").iterdir()] == ["identity.json"]
 
 

@@ -1,4 +1,10 @@
-"""A pose estimator that sees what tests draw: a red dot is a person, a white frame is a fault of the estimator."""
+"""A pose estimator that sees what tests draw: a red dot is a person, a white frame is a fault of the estimator.
+
+A look takes DOTS_SECONDS, of the environment.
+"""
+
+import os
+import time
 
 import numpy as np
 
@@ -17,6 +23,7 @@ class Dots:
         pass
 
     def estimate(self, frame):
+        time.sleep(float(os.environ.get("DOTS_SECONDS", 0)))
         if frame.min() > 200:
             raise ValueError("a white frame")
         red = (frame[..., 0] > 150) & (frame[..., 1] < 100)

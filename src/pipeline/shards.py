@@ -1,0 +1,111 @@
+"""Shards of a frame store or of poses, made by this process or, by Ray Data, over the nodes of a Ray cluster.
+
+A shard needs no other one, and has its name when it is whole: whoever makes it may be lost, and the rest stays.
+
+    make_shards -> portions of shards -> Ray Data, one task on a node at a time -> `make`, whose processes decode
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.progress import Bar
+
+Parts = dict[int, list[str]]
+"""Number of a shard -> what its clips are called below the root."""
+Make = Callable[[Parts, Callable[[], None]], Iterator[Path]]
+"""Makes shards one after the other, calls its second argument after each clip, and yields each shard's last file once
+that is there. Shards that are there already it yields and leaves alone. Picklable."""
+
+PORTIONS = 16  # for each node: few starts of decoders, and yet all nodes end at about the same time
+RETRIES = 3  # lost workers that a portion survives
+SEEN_SECONDS = 120.0  # in which files of other nodes are seen on a shared file system
+
+
+def make_shards(
+    make: Make, parts: Parts, shown: Bar, nodes: int = 1, workers: int = 1, shared: Sequence[Path] = ()
+) -> None:
+    """Make the shards `parts`: with one node in this process, else in tasks on `nodes` nodes of the Ray cluster that it
+    is connected to, with `workers` CPUs each.
+
+    shared: folders that all nodes must see.
+
+    Raises:
+        UserError: a node does not see the folders, workers were lost too often; and what `make` raises, wherever it is.
+    """
+    if nodes == 1 or not parts:
+        for _ in make(parts, shown.advance):
+            pass
+        return
+    each, some, files = math.ceil(len(parts) / (nodes * PORTIONS)), list(parts.items()), []
+    portions = [pickle.dumps(dict(some[start : start + each])) for start in range(0, len(some), each)]
+    with closing(_over_nodes(partial(_portion, make, shared), portions, nodes, workers)) as rows:
+        for row in rows:
+            if row["error"]:
+                raise pickle.loads(row["error"])
+            files.append(Path(row["file"]))
+            shown.advance(row["clips"])
+    _wait_for(files)
+
+
+def _portion(make: Make, shared: Sequence[Path], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The task: a row for each shard of a portion, or with what went wrong.
+
+    Done again, after a loss, it gives the same rows: Ray relies on that.
+    """
+    parts: Parts = pickle.loads(row["portion"])
+    try:
+        for folder in shared:
+            if not folder.is_dir():
+                raise UserError(f"{folder} is not seen on {socket.gethostname()}; all nodes must share its file system")
+        for part, file in zip(parts.values(), make(parts, lambda: None), strict=True):
+            yield {"file": str(file), "clips": len(part), "error": b""}
+    except Exception as error:  # as it is: Ray would wrap it
+        error.add_note(f"on {socket.gethostname()}:\n{traceback.format_exc()}")
+        yield {"file": "", "clips": 0, "error": pickle.dumps(error)}
+
+
+def _over_nodes(
+    task: Callable[[dict[str, Any]], Iterable[dict[str, Any]]], portions: Sequence[bytes], nodes: int, workers: int
+) -> Iterator[dict[str, Any]]:
+    """The rows that `task` makes of all portions, each as soon as it is made."""
+    import ray.data
+    from ray.exceptions import RayError
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # a row is a block: it does not wait for others
+    context.execution_no_progress_timeout_s = -1  # a shard takes as long as it takes
+    items = ray.data.from_items([{"portion": portion} for portion in portions], override_num_blocks=len(portions))
+    tasks = ray.data.TaskPoolStrategy(size=min(nodes, len(portions)))
+    rows = items.flat_map(task, compute=tasks, num_cpus=workers, max_retries=RETRIES)
+    try:
+        for block in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from block.to_pylist()
+    except RayError as error:
+        reason = str(error).strip().splitlines()[-1][:200]
+        raise UserError(f"tasks on the nodes failed or were lost ({reason}); run the same command again") from error
+
+
+def _wait_for(files: Iterable[Path]) -> None:
+    """Wait until this node sees what others have written."""
+    end = time.monotonic() + SEEN_SECONDS
+    for file in files:
+        while not file.exists():
+            if time.monotonic() > end:
+                raise UserError(f"{file}, of another node, is not seen here; all nodes must share its file system")
+            os.listdir(file.parent)  # has a network file system look again
+            time.sleep(0.5)
