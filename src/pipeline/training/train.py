@@ -366,6 +366,7 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
         temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
         save_file({name: value.detach().cpu().contiguous() for name, value in best["state"].items()}, temporary)
         os.replace(temporary, folder / WEIGHTS)
+        task.clean()
     shutil.rmtree(folder / f"log-{get_rank()}" / "checkpoint", ignore_errors=True)
     return {"steps": train["steps"], "selected_step": best["step"], "validation_accuracy": best["accuracy"]}
 
