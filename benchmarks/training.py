@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.lines import Line, alternating, peak, timed
+from pipeline.errors import UserError
 from pipeline.models.backbones.clip import VIT_B_16
 from pipeline.models.backbones.nano_clip import EOS, SPECIAL_TOKENS, nano_config
+from pipeline.models.compiled import compile_layers
 from pipeline.models.methods import TaskAdapter
 from pipeline.models.methods.base import FewShotModel
 from pipeline.models.methods.clip_baselines import Otam
@@ -195,14 +197,12 @@ def half_precision(width: Width) -> Iterator[Line]:
 def compilation(width: Width) -> Iterator[Line]:
     """Each layer of the frame tower compiled (`torch.compile`), or as it is."""
     batch, plain, fast = episode(width), _otam(width), _otam(width)
-    for layer in fast.backbone.clip.vision_model.encoder.layers:
-        layer.compile()
-    step = Step(fast, batch)
     try:
-        seconds, _ = timed(step)
-    except Exception as error:  # no compiler on this machine
-        reason = str(error).splitlines()[0][:80]
-        yield Line(TOPIC, f"torch.compile (OTAM), {width.name}", None, 0.0, note=f"not possible here: {reason}")
+        compile_layers(fast)
+    except UserError as error:  # no compiler on this machine
+        yield Line(TOPIC, f"torch.compile (OTAM), {width.name}", None, 0.0, note=str(error))
         return
+    step = Step(fast, batch)
+    seconds, _ = timed(step)
     note = f"the first step, which compiles, took {seconds:.0f} s"
     yield from _compare("torch.compile of the layers (OTAM)", width, Step(plain, batch), step, 1e-3, note)

@@ -26,7 +26,7 @@ DATASET_OPTIONS = (
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
-OPTIONAL_TRAIN = ("stored_views",)  # of every few-shot recipe; one that is off is as one that is not there
+OPTIONAL_TRAIN = ("stored_views", "compile")  # of every few-shot recipe; one that is off is as one that is not there
 ENCODER_KEYS = ("method", "backbone", "model", "train")
 READ_POLICY = ("single", "alignment", "axes")  # of a skeleton policy: what is done when a stored clip is read
 
@@ -449,6 +449,8 @@ def _settled(train: Mapping[str, Any], where: str) -> dict[str, Any]:
     views = train.get("stored_views", 0)
     if isinstance(views, bool) or not isinstance(views, int) or views < 0:
         raise UserError(f"{where}: train.stored_views is {views!r}; give a number of views, or 0 for fresh ones")
+    if not isinstance(train.get("compile", False), bool):
+        raise UserError(f"{where}: train.compile is {train['compile']!r}; give true or false")
     settled = {key: value for key, value in train.items() if value or key not in OPTIONAL_TRAIN}
     if "episodes_per_step" not in train and (odd := set(settled) & set(OPTIONAL_TRAIN)):
         raise UserError(f"{where}: train.{min(odd)} is for methods that train on episodes of videos; leave it out")

@@ -109,6 +109,17 @@ class FewShotModel(BaseModel):
             "store; leave it out"
         )
 
+    def frame_layers(self) -> list[nn.Module]:
+        """The layers of the frame tower, which `train.compile` compiles.
+
+        Raises:
+            UserError: the backbone is no CLIP.
+        """
+        if not hasattr(self.backbone, "clip"):
+            kind = type(self.backbone).__name__
+            raise UserError(f"train.compile: it is for the layers of CLIP, and the backbone is a {kind}; leave it out")
+        return list(self.backbone.clip.vision_model.encoder.layers)
+
     def encode_training(self, clips: Tensor) -> tuple[Tensor, Any]:
         """`encode`, and what else `auxiliary` needs of the videos."""
         return self.encode(clips), None

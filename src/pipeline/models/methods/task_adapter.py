@@ -216,6 +216,10 @@ class TaskAdapter(FewShotModel):
         tokens = self.visual.trunk(self.clip, clips)
         return tokens if self.visual.places else tokens[:, :, :1]
 
+    def frame_layers(self) -> list[nn.Module]:
+        """Plain layers, and the adapters with the layers that they adapt, which run as one."""
+        return [*super().frame_layers(), *self.visual.adapters]
+
     def relate(self, videos: Tensor) -> Tensor:
         """Videos of a task that see each other in Task-MSA: (E, M, T, P, W) -> (E, M, T, D)."""
         return self.visual.rest(self.clip, videos) if self.related else videos
