@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.lines import Line, alternating, peak, timed
+from pipeline.errors import UserError
 from pipeline.models.backbones.clip import VIT_B_16
 from pipeline.models.backbones.nano_clip import EOS, SPECIAL_TOKENS, nano_config
+from pipeline.models.compiled import compile_layers
 from pipeline.models.methods import TaskAdapter
 from pipeline.models.methods.base import FewShotModel
 from pipeline.models.methods.clip_baselines import Otam
+from pipeline.training.stored_views import Tokens
 
 TOPIC = "3 training"
 BASE_CLASSES, SENTENCES, WORDS = 64, 3, 16
@@ -78,6 +83,7 @@ def measure(widths: tuple[Width, ...] = WIDTHS, compiled: bool = True) -> list[L
     lines: list[Line] = []
     for width in widths:
         lines += frozen_trunk(width)
+        lines += stored_tokens(width)
         lines += texts_of_the_batch(width)
         lines += attention_kernel(width)
         lines += checkpointing(width)
@@ -124,6 +130,24 @@ def frozen_trunk(width: Width) -> Iterator[Line]:
     batch = episode(width)
     plain, fast = (Step(_adapter(width, temporal_embedding=place), batch) for place in ("input", "adapters"))
     return _compare("frozen trunk without autograd (Task-Adapter++, L = 2)", width, plain, fast)
+
+
+def stored_tokens(width: Width) -> Iterator[Line]:
+    """The tokens of the videos read from a file, or the layers below the adapters run on their frames."""
+    batch, model = episode(width), _adapter(width)
+    plain, rest = Step(model, batch), Step(model, batch)
+    tokens = model.trunk(torch.cat([batch["support"][0], batch["query"][0]])).numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Tokens(Path(folder), 1, tokens.shape[1:], {(i, 0): i for i in range(len(tokens))})
+        tokens.tofile(stored.path(0))
+
+        def fast() -> Tensor:
+            read = torch.stack([stored.read(i, 0) for i in range(len(tokens))])[None]
+            rest.batch = batch | {"support": read[:, : width.way], "query": read[:, width.way :]}
+            return rest()
+
+        note = f"memory: gradients included; a view takes {stored.size / 1e6:.2g} MB of the disk"
+        yield from _compare("stored tokens, not the trunk (Task-Adapter++, L = 2)", width, plain, fast, note=note)
 
 
 def texts_of_the_batch(width: Width) -> Iterator[Line]:
@@ -173,14 +197,12 @@ def half_precision(width: Width) -> Iterator[Line]:
 def compilation(width: Width) -> Iterator[Line]:
     """Each layer of the frame tower compiled (`torch.compile`), or as it is."""
     batch, plain, fast = episode(width), _otam(width), _otam(width)
-    for layer in fast.backbone.clip.vision_model.encoder.layers:
-        layer.compile()
-    step = Step(fast, batch)
     try:
-        seconds, _ = timed(step)
-    except Exception as error:  # no compiler on this machine
-        reason = str(error).splitlines()[0][:80]
-        yield Line(TOPIC, f"torch.compile (OTAM), {width.name}", None, 0.0, note=f"not possible here: {reason}")
+        compile_layers(fast)
+    except UserError as error:  # no compiler on this machine
+        yield Line(TOPIC, f"torch.compile (OTAM), {width.name}", None, 0.0, note=str(error))
         return
+    step = Step(fast, batch)
+    seconds, _ = timed(step)
     note = f"the first step, which compiles, took {seconds:.0f} s"
     yield from _compare("torch.compile of the layers (OTAM)", width, Step(plain, batch), step, 1e-3, note)

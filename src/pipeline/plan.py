@@ -26,6 +26,7 @@ DATASET_OPTIONS = (
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
+OPTIONAL_TRAIN = ("stored_views", "compile")  # of every few-shot recipe; one that is off is as one that is not there
 ENCODER_KEYS = ("method", "backbone", "model", "train")
 READ_POLICY = ("single", "alignment", "axes")  # of a skeleton policy: what is done when a stored clip is read
 
@@ -98,7 +99,7 @@ class Plan:
         methods = [self.config.entry("methods", name, where) for name in self.config.names("methods")]
         few_shot = [method for method in methods if "episodes_per_step" in method.get("train", {})]
         for part, readers in (("train", few_shot), ("model", methods)):
-            known = {key for method in readers for key in method.get(part, {})}
+            known = {key for method in readers for key in _known(method, part)}
             if odd := set(getattr(settings, part)) - known:
                 raise unknown(f"{part} key", min(odd), known, where)
         for name in [*settings.substitute, *settings.substitute.values()]:
@@ -110,8 +111,8 @@ class Plan:
             for part, content in budget.items():
                 if part not in ("train", "measure"):
                     raise unknown("key", part, ("train", "measure"), f"{where}, key budgets.{name}")
-                if odd := set(content) - set(method.get("train", {})) if part == "train" else ():
-                    raise unknown("train key", min(odd), method.get("train", {}), f"{where}, key budgets.{name}")
+                if odd := set(content) - _known(method, "train") if part == "train" else ():
+                    raise unknown("train key", min(odd), _known(method, "train"), f"{where}, key budgets.{name}")
 
     def _add_table(self, paper: str, number: str, table: Table) -> None:
         trials: dict[str, dict[str, Any]] = {}
@@ -165,19 +166,19 @@ class Plan:
         if odd := set(method) - set(METHOD_KEYS):
             raise unknown("key", min(odd), METHOD_KEYS, f"{self.config.folder}/methods/{delta['method']}.yaml")
         train = merge(method.get("train", {}), method.get("schedules", {}).get(name, {}))
-        if odd := {key for schedule in method.get("schedules", {}).values() for key in schedule} - set(
-            method.get("train", {})
-        ):
+        scheduled = {key for schedule in method.get("schedules", {}).values() for key in schedule}
+        if odd := scheduled - _known(method, "train"):
             here = f"{self.config.folder}/methods/{delta['method']}.yaml, schedules"
-            raise unknown("train key", min(odd), method.get("train", {}), here)
+            raise unknown("train key", min(odd), _known(method, "train"), here)
         budget = settings.budgets.get(delta["method"], {})
         if "episodes_per_step" in train:  # a scale's rates and lengths are of episodes; others have their budgets
-            train = merge(train, {key: value for key, value in settings.train.items() if key in train})
+            own = {*train, *OPTIONAL_TRAIN}
+            train = merge(train, {key: value for key, value in settings.train.items() if key in own})
         train = merge(train, budget.get("train", {}))
         model = merge(method.get("model", {}), method.get("models", {}).get(name, {}))
         model = merge(model, {key: value for key, value in settings.model.items() if key in model})
         for part in ("model", "train"):
-            known = method.get(part, {})
+            known = _known(method, part)
             for key in delta.get(part, {}):
                 if key not in known:
                     raise unknown(f"{part} key", key, known, f"{where} (method {delta['method']})")
@@ -188,7 +189,7 @@ class Plan:
         measure = merge(measure, delta.get("measure", {}))
         measure.setdefault("alpha_grid", settings.alpha_grid)
         measure = parse(Measure, measure, f"{where}, measure").settled()
-        train = merge(train, delta.get("train", {}))
+        train = _settled(merge(train, delta.get("train", {})), where)
         if train.get("base_set"):
             train["base_set"] = self._base_set(dataset, str(train["base_set"]), where)
         if train.get("shot") == "test":
@@ -434,6 +435,26 @@ class Plan:
                 temporary = path.with_suffix(f".{os.getpid()}.tmp")
                 temporary.write_text(text)
                 os.replace(temporary, path)
+
+
+def _known(method: Mapping[str, Any], part: str) -> set[str]:
+    """Keys that the part `train` or `model` of a method may have."""
+    keys = set(method.get(part, {}))
+    return keys | set(OPTIONAL_TRAIN) if part == "train" and "episodes_per_step" in keys else keys
+
+
+def _settled(train: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A recipe without the optional keys that are off; raises UserError for a value, or a recipe, that is none of
+    theirs."""
+    views = train.get("stored_views", 0)
+    if isinstance(views, bool) or not isinstance(views, int) or views < 0:
+        raise UserError(f"{where}: train.stored_views is {views!r}; give a number of views, or 0 for fresh ones")
+    if not isinstance(train.get("compile", False), bool):
+        raise UserError(f"{where}: train.compile is {train['compile']!r}; give true or false")
+    settled = {key: value for key, value in train.items() if value or key not in OPTIONAL_TRAIN}
+    if "episodes_per_step" not in train and (odd := set(settled) & set(OPTIONAL_TRAIN)):
+        raise UserError(f"{where}: train.{min(odd)} is for methods that train on episodes of videos; leave it out")
+    return settled
 
 
 def _content(path: str | None) -> str:

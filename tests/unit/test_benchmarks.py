@@ -79,9 +79,9 @@ def test_whole_tests_and_the_trunk(small):
 
 def test_steps_of_training():
     lines = training.measure((SMALL,), compiled=False)
-    assert len(lines) == 10 and all(line.equal for line in lines if line.unit == "s")
+    assert len(lines) == 12 and all(line.equal for line in lines if line.unit == "s")
     names = [line.what.split(",")[0] for line in lines[::2]]
-    assert len(set(names)) == 5
+    assert len(set(names)) == 6
     other = training.Step(training._otam(SMALL), training.episode(SMALL))
     with torch.no_grad():
         other.model.backbone.clip.visual_projection.weight[:8] = 0

@@ -242,8 +242,7 @@ class VisionTower(nn.Module):
             raise UserError(
                 f"frames of {height}x{width} pixels for a CLIP of {side}x{side}; crop frames to {side} pixels"
             )
-        trained = self.embedded == "input" or any(p.requires_grad for p in vision.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_trunk(clip)):
             tokens = vision.embeddings(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
             if self.embedded == "input":
                 tokens = tokens + self._embedding(clips.shape[1])
@@ -251,6 +250,10 @@ class VisionTower(nn.Module):
             for layer in vision.encoder.layers[: self.first]:
                 tokens = layer(tokens, None)
         return tokens.unflatten(0, clips.shape[:2])
+
+    def trains_trunk(self, clip: CLIPModel) -> bool:
+        """Whether training changes what `trunk` gives."""
+        return self.embedded == "input" or any(p.requires_grad for p in clip.vision_model.parameters())
 
     def rest(self, clip: CLIPModel, tokens: Tensor) -> Tensor:
         """Features of the M videos of each of G tasks from their trunks: (G, M, T, P, W) -> (G, M, T, D)."""

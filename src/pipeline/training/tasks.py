@@ -35,6 +35,7 @@ from pipeline.models.questions import QuestionModel
 from pipeline.models.sefar import SeFARModel
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.models.skeleton.baseline import per_class_batches
+from pipeline.training.stored_views import Views, remove_tokens, store_tokens
 from pipeline.workspace import Workspace
 
 SELECTION_SEED = 1  # of the episodes that select a checkpoint; tests use other ones
@@ -70,6 +71,9 @@ class Task:
     def hooks(self, model: torch.nn.Module, every: int) -> list[Hook]:
         """What the training of this kind does beside the steps; `every` iterations of a worker are a step."""
         return []
+
+    def clean(self) -> None:
+        """Delete what nobody needs once the run is trained."""
 
     def validate(self, model: torch.nn.Module) -> float:
         """Accuracy in per cent by which a checkpoint is selected; the model stays as it was."""
@@ -124,13 +128,30 @@ class FewShotTask(Task):
 
     def items(self, model: FewShotModel) -> EpisodeDataset:
         train = self.run.train
-        return EpisodeDataset(
-            self.store, "train", way=train["way"], shot=train["shot"], query=train["query"],
+        settings = dict(
+            store=self.store, split="train", way=train["way"], shot=train["shot"], query=train["query"],
             episodes=train["steps"] * train["episodes_per_step"], seed=self.run.seed,
             frames=self.run.frames["number"], mode=self.run.frames["sampling"],
             transform=augmentation(self.run, model),
-            query_transform=augmentation(self.run, model, jitter=True) if train["jitter_queries"] else None,
         )  # fmt: skip
+        if train.get("stored_views"):
+            return self._stored(Views(**settings, views=train["stored_views"]), model)
+        jittered = augmentation(self.run, model, jitter=True) if train["jitter_queries"] else None
+        return EpisodeDataset(**settings, query_transform=jittered)
+
+    def _stored(self, views: Views, model: FewShotModel) -> Views:
+        """`views` as the tokens that the frozen layers of `model` make of them."""
+        if self.run.train["jitter_queries"]:
+            raise UserError(
+                f"{self.run.id}: train.stored_views has one kind of view of a clip, and train.jitter_queries another "
+                "for queries; leave one of them out"
+            )
+        stored = store_tokens(self.run.id, views, model, self.ws.run(self.run.id), self.run.train["amp"])
+        views.read = stored.read
+        return views
+
+    def clean(self) -> None:
+        remove_tokens(self.ws.run(self.run.id))
 
     def validate(self, model: FewShotModel) -> float:
         training = model.training

@@ -33,6 +33,7 @@ from torch.utils.data import Dataset
 from pipeline.errors import UserError
 from pipeline.experiment import Run
 from pipeline.models.build import WEIGHTS
+from pipeline.models.compiled import compile_layers
 from pipeline.progress import Bar, bar
 from pipeline.training.metrics import Watched
 from pipeline.training.stopping import stop_file
@@ -344,6 +345,8 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
     every = train["items"] // world  # iterations of each worker that make one step
     folder = task.ws.run(run.id)
     model = task.build()
+    if train.get("compile"):
+        compile_layers(model)
     start = 0
     if checkpoint:
         start = int(json.loads((checkpoint / "meta.json").read_text())["step"])
@@ -366,6 +369,7 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
         temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
         save_file({name: value.detach().cpu().contiguous() for name, value in best["state"].items()}, temporary)
         os.replace(temporary, folder / WEIGHTS)
+        task.clean()
     shutil.rmtree(folder / f"log-{get_rank()}" / "checkpoint", ignore_errors=True)
     return {"steps": train["steps"], "selected_step": best["step"], "validation_accuracy": best["accuracy"]}
 

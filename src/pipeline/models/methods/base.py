@@ -98,6 +98,28 @@ class FewShotModel(BaseModel):
         """What is worked out once for each video, seen on its own: (B, T, 3, H, W) -> (B, ...), here (B, T, D)."""
         return self.backbone.encode_frames(clips)
 
+    def trunk(self, clips: Tensor) -> Tensor:
+        """What frozen layers make of each video, (B, T, 3, H, W) -> tokens (B, T, P, W); `encode` takes these too.
+
+        Raises:
+            UserError: the method has no such layers.
+        """
+        raise UserError(
+            f"train.stored_views: {type(self).__name__} trains the layers that see the frames, so there is nothing to "
+            "store; leave it out"
+        )
+
+    def frame_layers(self) -> list[nn.Module]:
+        """The layers of the frame tower, which `train.compile` compiles.
+
+        Raises:
+            UserError: the backbone is no CLIP.
+        """
+        if not hasattr(self.backbone, "clip"):
+            kind = type(self.backbone).__name__
+            raise UserError(f"train.compile: it is for the layers of CLIP, and the backbone is a {kind}; leave it out")
+        return list(self.backbone.clip.vision_model.encoder.layers)
+
     def encode_training(self, clips: Tensor) -> tuple[Tensor, Any]:
         """`encode`, and what else `auxiliary` needs of the videos."""
         return self.encode(clips), None

@@ -199,9 +199,26 @@ class TaskAdapter(FewShotModel):
 
     def encode(self, clips: Tensor) -> Tensor:
         """(B, T, 3, H, W) -> tokens (B, T, P, W) where the first adapted layer begins; if nothing after that depends
-        on the task, the features (B, T, D)."""
-        tokens = self.visual.trunk(self.clip, clips)
+        on the task, the features (B, T, D). Of tokens that `trunk` gave it is the rest."""
+        tokens = clips if clips.dim() == 4 else self.visual.trunk(self.clip, clips)
         return tokens if self.related else self.visual.rest(self.clip, tokens[:, None]).squeeze(1)
+
+    def trunk(self, clips: Tensor) -> Tensor:
+        """Tokens where the first adapted layer begins: (B, T, 3, H, W) -> (B, T, P, W); without one CLS alone, P = 1.
+
+        Raises UserError if they are trained, or no layer is below them.
+        """
+        if self.visual.trains_trunk(self.clip) or not self.visual.first:
+            raise UserError(
+                "train.stored_views: no frozen layer lies below the first trained one, so there is nothing to store; "
+                "leave it out, or see the keys finetune, layers, placement and temporal_embedding of the model"
+            )
+        tokens = self.visual.trunk(self.clip, clips)
+        return tokens if self.visual.places else tokens[:, :, :1]
+
+    def frame_layers(self) -> list[nn.Module]:
+        """Plain layers, and the adapters with the layers that they adapt, which run as one."""
+        return [*super().frame_layers(), *self.visual.adapters]
 
     def relate(self, videos: Tensor) -> Tensor:
         """Videos of a task that see each other in Task-MSA: (E, M, T, P, W) -> (E, M, T, D)."""
