@@ -76,8 +76,7 @@ def serve(ws: Workspace, settings: Cluster) -> None:
     ws.ray.mkdir(parents=True, exist_ok=True)
     _forget_finished(ws)
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    _stop_on_signals(stopping)
     record = {"pid": os.getpid(), "host": socket.gethostname(), "slots": settings.slots}
     if "RAY_ADDRESS" in os.environ:  # on the first node of a Slurm job (pipeline.nodes), where the head is another's
         record |= {"job": os.environ["SLURM_JOB_ID"], "host": os.environ["SLURMD_NODENAME"]}
@@ -97,6 +96,11 @@ def serve(ws: Workspace, settings: Cluster) -> None:
             _serve(ws, settings, record, lambda: head.poll() is None, stopping)
         finally:
             end_process(head, 15)
+
+
+def _stop_on_signals(stopping: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
 
 
 def _forget_finished(ws: Workspace) -> None:
@@ -161,6 +165,7 @@ def _serve(
 ) -> None:
     """The queue and the slots, as long as they are used, the head lives and nobody says stop."""
     ray = _attach(address=record["address"])
+    _stop_on_signals(stopping)  # Ray has put its own way to end in their place
     token = os.environ["RAY_AUTH_TOKEN"]
     work = QueueServer(record["address"].rsplit(":", 1)[0], token)
     write_token(ws.ray, token)

@@ -224,7 +224,8 @@ def test_poses_are_those_of_one_machine_also_after_an_interrupt(cluster, tmp_pat
     words = ["pose", videos, "--out", out, "--backend", "dots:Dots", "--pictures", 0, "--nodes", 2]
     words += ["--results", tmp_path / "results"]
     command = [sys.executable, "-W", "ignore", "-m", "pipeline", *map(str, words)]
-    process = subprocess.Popen(command, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    slow = {**cluster, "DOTS_SECONDS": "0.2"}  # so that the signal comes before the end
+    process = subprocess.Popen(command, env=slow, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         _until(lambda: process.poll() is not None or list(out.glob("shard-*")))
         process.send_signal(signal.SIGINT)
