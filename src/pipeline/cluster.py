@@ -170,6 +170,7 @@ def _serve(
     work = QueueServer(record["address"].rsplit(":", 1)[0], token)
     write_token(ws.ray, token)
     from pipeline.training.ray_train import run_slot
+    from pipeline.training.stopping import seconds_to_work
 
     slots = [
         threading.Thread(target=run_slot, args=(i, ws.root.resolve(), settings, work.address), daemon=True)
@@ -179,7 +180,8 @@ def _serve(
         for slot in slots:
             slot.start()
         write_json(ws.ray / "cluster.json", record | {"queue": work.address})
-        end = _end_of_job(record, settings)
+        left = seconds_to_work(record.get("job", ""), settings.stop_minutes)
+        end = float("inf") if left is None else time.monotonic() + left
         while not stopping.wait(0.5) and time.monotonic() < end:
             if not alive() or not any(slot.is_alive() for slot in slots):
                 break
@@ -202,25 +204,12 @@ def _attach(**options: Any) -> Any:
     return ray
 
 
-def _end_of_job(record: dict[str, Any], settings: Cluster) -> float:
-    """When, on the monotonic clock, the cluster must end for its Slurm job does `settings.stop_minutes` later."""
-    from pipeline.nodes import seconds_left
-
-    left = seconds_left(record["job"]) if "job" in record and settings.stop_minutes else None
-    return float("inf") if left is None else time.monotonic() + max(left - 60 * settings.stop_minutes, 1.0)
-
-
 def _keep_checkpoints(ws: Workspace, work: QueueServer) -> None:
     """Have the trainings under way keep a checkpoint: the cluster ends."""
-    from pipeline.training.stopping import stop_file
+    from pipeline.training.stopping import keep_checkpoints, stop_file
 
     flags = [stop_file(ws, run) for run in work.call(work.queue.training())]
-    for flag in flags:
-        flag.parent.mkdir(parents=True, exist_ok=True)
-        flag.touch()
-    end = time.monotonic() + KEEP_SECONDS
-    while any(flag.exists() for flag in flags) and time.monotonic() < end:  # a worker removes it
-        time.sleep(0.1)
+    keep_checkpoints(flags, KEEP_SECONDS)
     for flag in flags:
         flag.unlink(missing_ok=True)
 

@@ -37,16 +37,16 @@ class Seconds(NamedTuple):
 
 
 # About the means over the demo's runs of each kind, two at a time on two cores: train.json and the benchmarks of `make
-# demo`.
+# demo`; of questions, of `sefar_tables`.
 SMALL = {
     "episodes": Seconds(3.0, 0.16, 12.0),  # a step: one episode of 80 frames
     "skeletons": Seconds(2.0, 0.13, 3.5),
     "labels": Seconds(5.0, 0.07, 3.0),
-    "questions": Seconds(3.0, 0.09, 4.0),
+    "questions": Seconds(3.0, 0.07, 4.0),
 }
 UNLABELLED = 0.035  # seconds of a step for each unlabelled clip beside a labelled one
 BESIDE = 1.2  # what Snakemake and Ray take beside the work
-GENERATED, STORED, PRETRAINED, WRITTEN = 26.0, 13.0, 0.037, 1.5  # a set, its frames, a step of a backbone, a table
+GENERATED, STORED, PRETRAINED, WRITTEN = 22.0, 11.0, 115.0, 0.6  # a set, its frames, a backbone, a table
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _question_cost(run: Run, clips: dict[str, int]) -> Cost:
 
 
 def small_seconds(run: Run) -> Seconds:
-    """Core seconds of a run at a scale of generated videos: what training it and testing it take."""
+    """Core seconds of a run at a scale of generated videos; `step` is that of all its steps."""
     train = run.train
     if "encoder_run" in run.model:
         kind, steps, each = SMALL["questions"], train.get("steps", 0), 1.0
@@ -124,7 +124,7 @@ def small_work(plan: Plan, ws: Workspace) -> tuple[float, float]:
         work.append((GENERATED + STORED, made))
     for key, asset in plan.backbones.items():
         if "sources" in asset.spec:
-            work.append((PRETRAINED * asset.spec["steps"], (ws.backbone(key) / "config.json").is_file()))
+            work.append((PRETRAINED, (ws.backbone(key) / "config.json").is_file()))
     for run in plan.runs.values():
         seconds = small_seconds(run)
         work.append((seconds.start + seconds.step, (ws.run(run.id) / "train.json").is_file()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,22 @@ KEEP_SECONDS = 60.0  # for the checkpoint
 def stop_file(ws: Workspace, run_id: str) -> Path:
     """The file that asks a training to keep a checkpoint."""
     return ws.run(run_id) / "stop"
+
+
+def keep_checkpoints(flags: Sequence[Path], seconds: float, over: Callable[[], bool] = lambda: False) -> None:
+    """Ask trainings by their stop files for a checkpoint, and wait until they have kept it, or it is `over`."""
+    for flag in flags:
+        flag.parent.mkdir(parents=True, exist_ok=True)
+        flag.touch()
+    end = time.monotonic() + seconds
+    while any(flag.exists() for flag in flags) and time.monotonic() < end and not over():  # a worker removes it
+        time.sleep(0.1)
+
+
+def seconds_to_work(job: str, minutes: float) -> float | None:
+    """Time until work in a Slurm job ends, `minutes` before its limit; None where it has no limit, or minutes is 0."""
+    left = seconds_left(job) if job and minutes else None
+    return None if left is None else max(left - 60 * minutes, 1.0)
 
 
 @contextmanager
@@ -41,19 +57,15 @@ def stoppable(run: Run, ws: Workspace, minutes: float) -> Iterator[None]:
     flag, wanted, over = stop_file(ws, run.id), threading.Event(), threading.Event()
     flag.unlink(missing_ok=True)
     reason = ["a signal"]
-    left = seconds_left(slurm_job()) if slurm_job() and minutes else None
+    left = seconds_to_work(slurm_job(), minutes)
     before = signal.signal(signal.SIGTERM, lambda *_: wanted.set())
 
     def watch() -> None:
-        if not wanted.wait(None if left is None else max(left - 60 * minutes, 1.0)):
+        if not wanted.wait(left):
             reason[0] = "the time limit of its Slurm job"
         if over.is_set():
             return
-        flag.parent.mkdir(parents=True, exist_ok=True)
-        flag.touch()
-        end = time.monotonic() + KEEP_SECONDS
-        while flag.exists() and time.monotonic() < end and not over.is_set():
-            time.sleep(0.1)
+        keep_checkpoints([flag], KEEP_SECONDS, over.is_set)
         if not over.is_set():
             wanted.set()
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)

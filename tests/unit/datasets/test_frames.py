@@ -267,13 +267,20 @@ def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
     assert len(list(store.glob("shard-*.bin"))) == 1
 
 
-def test_a_changed_index_decodes_only_what_is_new(tmp_path, monkeypatch):
+def copies(tmp_path, n):
+    """A folder of `n` videos, three different ones, and their clips."""
     _, videos = data_set(tmp_path)
-    root, store, index = tmp_path / "copies", tmp_path / "store", tmp_path / "index.csv"
+    root = tmp_path / "copies"
     root.mkdir()
-    clips = [Clip(f"c{i}", f"c{i}.mp4", "x", "train") for i in range(70)]
+    clips = [Clip(f"c{i}", f"c{i}.mp4", "x", "train") for i in range(n)]
     for i, clip in enumerate(clips):
         shutil.copy(videos / f"v{i % 3}.mp4", root / clip.path)
+    return root, clips
+
+
+def test_a_changed_index_decodes_only_what_is_new(tmp_path, monkeypatch):
+    root, clips = copies(tmp_path, 70)
+    store, index = tmp_path / "store", tmp_path / "index.csv"
     build_frame_store(write_index(index, clips[5:]), root, store, POLICY)
     decoded, stop = [], [5]
 
@@ -310,12 +317,8 @@ def test_a_changed_index_decodes_only_what_is_new(tmp_path, monkeypatch):
 
 def test_over_nodes_kept_clips_are_copied_here(tmp_path, monkeypatch):
     """Shards with clips that an earlier store had are made by this process, the others by tasks."""
-    _, videos = data_set(tmp_path)
-    root, store, index = tmp_path / "copies", tmp_path / "store", tmp_path / "index.csv"
-    root.mkdir()
-    clips = [Clip(f"c{i}", f"c{i}.mp4", "x", "train") for i in range(110)]
-    for i, clip in enumerate(clips):
-        shutil.copy(videos / f"v{i % 3}.mp4", root / clip.path)
+    root, clips = copies(tmp_path, 110)
+    store, index = tmp_path / "store", tmp_path / "index.csv"
     build_frame_store(write_index(index, clips[:40]), root, store, POLICY)
     write_index(index, clips)
     sent, decoded = [], []
