@@ -58,6 +58,7 @@ rule sefar_tables:
 
 onstart:
     PLAN.write_specs("results/specs")
+    drop_default_rate_limit(workflow.scheduler)
 
 
 onsuccess:

@@ -62,6 +62,17 @@ if not workflow.deployment_settings.deployment_method:
     shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 
+def drop_default_rate_limit(scheduler):
+    """Let Snakemake start jobs without its default limit of 100 a second; another one that a user sets stays.
+
+    For its sake the scheduler would look at the files of all ready jobs again every second, and that once for each job
+    so far: a third of a core after 250 of them.
+    """
+    limit = getattr(scheduler, "job_rate_limiter", None)
+    if limit and (limit.max_jobs, limit.timespan) == (100, 1):
+        scheduler.job_rate_limiter = None
+
+
 wildcard_constraints:
     dataset=r"[a-z0-9_]+-[0-9a-f]{8}",
     backbone=r"[a-z0-9_]+-[0-9a-f]{8}",
