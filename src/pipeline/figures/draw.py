@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+INTERVALS = "Bars: 95 % intervals over test episodes or clips."
+
 
 def figures_of(plan: Plan, paper: str | None = None) -> list[tuple[str, str]]:
     """(paper, number) of every sheet that is drawn."""
@@ -71,7 +73,7 @@ def _measured(table: Table, found: list[Record]) -> str:
     parts = [part for record in found for part in record.note.split("; ") if part.startswith("measured on ")]
     stand_ins = f" {'; '.join(dict.fromkeys(parts)).capitalize()}." if parts else ""
     kind = table.figure.kind
-    beside = INSIDE[kind].caption if kind in INSIDE else BESIDE.get(kind, "Bars: 95 % intervals over test episodes.")
+    beside = INSIDE[kind].caption if kind in INSIDE else BESIDE.get(kind, INTERVALS)
     return f"{layout(table, found).measured} {beside}{stand_ins}"
 
 
