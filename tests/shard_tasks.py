@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.progress import Bar
 
 
-def run_here(task, portions, nodes, workers):
+def run_here(task, portions, nodes, workers, gpus):
     """In place of `shards._over_nodes`; task and rows go through pickles, as they do to another node."""
     task = pickle.loads(pickle.dumps(task))
     for portion in portions:

@@ -383,18 +383,35 @@ def embed(
     model: Model = "",
     labelled: Annotated[bool, typer.Option("--labelled", help="Folders are classes.")] = False,
     strip_prefix: StripPrefix = False,
-    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("features.npz"),
+    out: Annotated[Path, typer.Option(help="A file NAME.npz, or a folder of shards.")] = Path("features.npz"),
     workers: Workers = 1,
+    nodes: Nodes = 1,
+    interface: Interface = "",
     results: Results = Path("results"),
 ) -> None:
-    """Write what a trained few-shot run works out for each clip of your own (npz: features, clips, labels)."""
-    from pipeline.actions.clips import labelled_clips, loose_clips
-    from pipeline.actions.command import embed_clips
-    from pipeline.actions.model import find_model
+    """Write what a trained few-shot run works out for each clip of your own: features, clips, labels.
 
+    A file has all features in memory at once. A folder takes any number of clips: it is written shard by shard, an
+    interrupted one is continued, and several nodes may share the work.
+    """
+    from pipeline.actions.clips import labelled_clips, loose_clips
+
+    if nodes > 1 and out.suffix == ".npz":
+        raise UserError(f"over several nodes features go into a folder of shards, and {out} is a file: --out features")
+    _share(Workspace(results), nodes, workers, interface)
     found = labelled_clips(clips, strip_prefix) if labelled else loose_clips(clips)
-    count, bad = embed_clips(find_model(model, run, method, results), found, out, workers)
-    print(f"{out}: {count} clips{f', {len(bad)} left out' if bad else ''}")
+    if out.suffix == ".npz":
+        from pipeline.actions.command import embed_clips
+        from pipeline.actions.model import find_model
+
+        count, bad = embed_clips(find_model(model, run, method, results), found, out, workers)
+        print(f"{out}: {count} clips{f', {len(bad)} left out' if bad else ''}")
+        return
+    from pipeline.actions.features import ModelName, embed_folder
+
+    made = embed_folder(ModelName(model, run, method, str(results)), clips, found, out, workers, nodes)
+    left_out = f", {made['failures']} left out (failures.csv)" if made["failures"] else ""
+    print(f"{out}: {made['features']} clips{left_out}")
 
 
 @app.command()

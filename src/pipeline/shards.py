@@ -1,4 +1,4 @@
-"""Shards of a frame store or of poses, made by this process or, by Ray Data, over the nodes of a Ray cluster.
+"""Shards of frames, poses or features, made by this process or, by Ray Data, over the nodes of a Ray cluster.
 
 A shard needs no other one, and has its name when it is whole: whoever makes it may be lost, and the rest stays.
 
@@ -35,10 +35,16 @@ SEEN_SECONDS = 120.0  # in which files of other nodes are seen on a shared file 
 
 
 def make_shards(
-    make: Make, parts: Parts, shown: Bar, nodes: int = 1, workers: int = 1, shared: Sequence[Path] = ()
+    make: Make,
+    parts: Parts,
+    shown: Bar,
+    nodes: int = 1,
+    workers: int = 1,
+    shared: Sequence[Path] = (),
+    gpus: int = 0,
 ) -> None:
     """Make the shards `parts`: with one node in this process, else in tasks on `nodes` nodes of the Ray cluster that it
-    is connected to, with `workers` CPUs each.
+    is connected to, with `workers` CPUs and `gpus` GPUs each.
 
     shared: folders that all nodes must see.
 
@@ -51,7 +57,7 @@ def make_shards(
         return
     each, some, files = math.ceil(len(parts) / (nodes * PORTIONS)), list(parts.items()), []
     portions = [pickle.dumps(dict(some[start : start + each])) for start in range(0, len(some), each)]
-    with closing(_over_nodes(partial(_portion, make, shared), portions, nodes, workers)) as rows:
+    with closing(_over_nodes(partial(_portion, make, shared), portions, nodes, workers, gpus)) as rows:
         for row in rows:
             if row["error"]:
                 raise pickle.loads(row["error"])
@@ -78,7 +84,11 @@ def _portion(make: Make, shared: Sequence[Path], row: dict[str, Any]) -> Iterato
 
 
 def _over_nodes(
-    task: Callable[[dict[str, Any]], Iterable[dict[str, Any]]], portions: Sequence[bytes], nodes: int, workers: int
+    task: Callable[[dict[str, Any]], Iterable[dict[str, Any]]],
+    portions: Sequence[bytes],
+    nodes: int,
+    workers: int,
+    gpus: int,
 ) -> Iterator[dict[str, Any]]:
     """The rows that `task` makes of all portions, each as soon as it is made."""
     import ray.data
@@ -91,7 +101,7 @@ def _over_nodes(
     context.execution_no_progress_timeout_s = -1  # a shard takes as long as it takes
     items = ray.data.from_items([{"portion": portion} for portion in portions], override_num_blocks=len(portions))
     tasks = ray.data.TaskPoolStrategy(size=min(nodes, len(portions)))
-    rows = items.flat_map(task, compute=tasks, num_cpus=workers, max_retries=RETRIES)
+    rows = items.flat_map(task, compute=tasks, num_cpus=workers, num_gpus=gpus or None, max_retries=RETRIES)
     try:
         for block in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from block.to_pylist()

@@ -105,7 +105,15 @@ def test_mistakes_are_one_line_and_status_2(monkeypatch, capsys, repo, tmp_path,
     assert out == "" and not (tmp_path / "results" / "cells").exists()
 
 
-@pytest.mark.parametrize("stage", [["frames", "a", "b"], ["poses", "a"], ["pose", "videos", "--out", "poses"]])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        ["frames", "a", "b"],
+        ["poses", "a"],
+        ["pose", "videos", "--out", "poses"],
+        ["embed", "videos", "--out", "features"],
+    ],
+)
 def test_a_stage_over_nodes_takes_the_cpus_that_its_job_has(monkeypatch, capsys, tmp_path, stage):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     asked = []

@@ -55,9 +55,9 @@ def tasks_here(monkeypatch):
     """Tasks run in this process; the numbers of the shards of each portion."""
     seen = []
 
-    def run(task, portions, nodes, workers):
+    def run(task, portions, nodes, workers, gpus):
         seen.extend(list(pickle.loads(portion)) for portion in portions)
-        return (yield from shard_tasks.run_here(task, portions, nodes, workers))
+        return (yield from shard_tasks.run_here(task, portions, nodes, workers, gpus))
 
     monkeypatch.setattr(shards, "_over_nodes", run)
     return seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -12,10 +13,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from shard_tasks import run_here
 
 from pipeline import __main__ as cli
+from pipeline import shards
+from pipeline.actions import features
 from pipeline.actions.clips import labelled_clips
-from pipeline.actions.command import Asked, predict_clips
+from pipeline.actions.command import Asked, embed_clips, predict_clips
+from pipeline.actions.features import ModelName, embed_folder, read_features
 from pipeline.actions.model import ActionModel, Encoded, choose_run, describe_run, load_model, model_of_run
 from pipeline.actions.predict import Labeller, proportion
 from pipeline.datasets.episodes import EpisodeTable
@@ -234,6 +239,75 @@ def test_an_exported_model_needs_no_workflow(monkeypatch, capsys, repo, trained,
         np.testing.assert_allclose(file["features"], torch.stack([item.features for item in good]), atol=1e-5)
         assert file["labels"].tolist() == [item.clip.label for item in good] and str(file["run"]) == run.id
         assert file["clips"].tolist() == [item.clip.name for item in good]
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_features_of_many_clips_go_into_shards(monkeypatch, capsys, trained, clips, tmp_path, nodes):
+    """What the file has, shard by shard; made again is only what is not whole; by tasks of other nodes alike."""
+    ws, run = trained
+    _, root, _ = clips
+    monkeypatch.setattr(features, "SHARD", 2)
+    monkeypatch.setattr(shards, "_over_nodes", run_here)
+    name, found, out = (
+        ModelName(run=run.id, results=str(ws.root)),
+        labelled_clips(root / "query"),
+        tmp_path / "features",
+    )
+    manifest = embed_folder(name, root / "query", found, out, nodes=nodes)
+    assert (manifest["features"], manifest["failures"], manifest["run"]) == (WAY, 1, run.id)
+    assert sorted(path.name for path in out.glob("shard-*")) == ["shard-00000.npz", "shard-00001.npz"]
+    embed_clips(model_of_run(run, ws), found, tmp_path / "features.npz")
+    with np.load(tmp_path / "features.npz", allow_pickle=False) as file, open(out / "clips.csv", newline="") as table:
+        rows = list(csv.DictReader(table))
+        assert [row["clip"] for row in rows] == file["clips"].tolist()
+        assert [row["label"] for row in rows] == file["labels"].tolist()
+        for row, want in zip(rows, file["features"], strict=True):
+            np.testing.assert_allclose(
+                read_features(out / row["shard"])["features"][int(row["place"])], want, atol=1e-5
+            )
+        assert manifest["shape"] == list(want.shape)
+    with open(out / "failures.csv", newline="") as table:
+        assert [row["clip"].endswith("broken.mp4") and row["reason"] != "" for row in csv.DictReader(table)] == [True]
+
+    monkeypatch.setattr(ActionModel, "encode", None)  # what is complete is left alone
+    assert embed_folder(name, root / "query", found, out, nodes=nodes) == manifest
+    with pytest.raises(UserError, match="of another run or of other clips"):
+        embed_folder(name, root / "query", found[:2], out)
+    monkeypatch.undo()
+    monkeypatch.setattr(features, "SHARD", 2)
+    monkeypatch.setattr(shards, "_over_nodes", run_here)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / "manifest.json").unlink()
+    (out / "shard-00001.npz").write_bytes(before["shard-00001.npz"][:100])  # damaged
+    kept = (out / "shard-00000.npz").stat().st_mtime_ns
+    embed_folder(name, root / "query", found, out, nodes=nodes)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert (out / "shard-00000.npz").stat().st_mtime_ns == kept
+
+
+def test_the_command_writes_features_of_any_clips(monkeypatch, capsys, trained, clips, tmp_path):
+    ws, run = trained
+    _, root, _ = clips
+    one = next(path for path in sorted((root / "support").rglob("*.mp4")))
+    common = ("--run", run.id, "--results", ws.root)
+    for clip, count in ((one, 1), (root / "query", WAY)):
+        out = tmp_path / f"features-{count}"
+        status, shown, errors = call(monkeypatch, capsys, "embed", clip, *common, "--out", out)
+        left_out = ", 1 left out (failures.csv)" if count > 1 else ""
+        assert status == 0 and shown.splitlines()[-1] == f"{out}: {count} clips{left_out}", errors
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "broken.mp4").write_bytes(b"no video" * 50)
+    mistakes = [
+        ((root / "query", "--nodes", "2"), "features.npz is a file: --out features"),
+        ((root / "query", "--out", tmp_path), "is there and holds no features"),
+        ((root / "support", "--out", tmp_path / "features-1"), "of another run or of other clips"),
+        ((tmp_path / "bad", "--out", tmp_path / "none"), "none of the 1 clips can be read; the first, broken.mp4"),
+    ]
+    for arguments, message in mistakes:
+        status, _, errors = call(monkeypatch, capsys, "embed", *arguments, *common)
+        line = [line for line in errors.splitlines() if line][-1]
+        assert status == 2 and line.startswith("error: ") and message in line and "Traceback" not in errors, errors
+    assert not (tmp_path / "none" / "manifest.json").exists()
 
 
 def test_damaged_and_foreign_exports_are_refused(trained, tmp_path):

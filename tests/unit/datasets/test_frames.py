@@ -323,11 +323,11 @@ def test_over_nodes_kept_clips_are_copied_here(tmp_path, monkeypatch):
     write_index(index, clips)
     sent, decoded = [], []
 
-    def over_nodes(task, portions, nodes, workers):
+    def over_nodes(task, portions, nodes, workers, gpus):
         assert not any((store / "kept").iterdir())  # tasks have nothing to copy or to delete
         sent.extend(number for portion in portions for number in pickle.loads(portion))
         decoded.append("tasks")
-        return run_here(task, portions, nodes, workers)
+        return run_here(task, portions, nodes, workers, gpus)
 
     def counting(function, jobs, workers, timeout):
         decoded.extend(os.path.basename(job) for job in jobs)
