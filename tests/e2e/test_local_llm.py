@@ -45,7 +45,9 @@ def server() -> Iterator[str]:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:
-        address = next(line.split()[1] for line in process.stdout if line.startswith("listening"))
+        address = next((line.split()[1] for line in process.stdout if line.startswith("listening")), "")
+        if not address:
+            pytest.skip(f"the server of the language model does not run on this processor (exit {process.wait()})")
         assert address.startswith("http://127.0.0.1:")
         yield f"{address}/v1"
     finally:

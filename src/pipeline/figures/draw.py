@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INTERVALS = "Bars: 95 % intervals over test episodes or clips."
+INTERVALS = "Bars: 95 % intervals over the test."
 
 
 def figures_of(plan: Plan, paper: str | None = None) -> list[tuple[str, str]]:
