@@ -14,11 +14,14 @@ import pickle
 import socket
 import time
 import traceback
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.progress import Bar
@@ -32,6 +35,20 @@ that is there. Shards that are there already it yields and leaves alone. Picklab
 PORTIONS = 16  # for each node: few starts of decoders, and yet all nodes end at about the same time
 RETRIES = 3  # lost workers that a portion survives
 SEEN_SECONDS = 120.0  # in which files of other nodes are seen on a shared file system
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    """The file of a shard of arrays."""
+    return folder / f"shard-{number:05d}.npz"
+
+
+def read_arrays(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray] | None:
+    """The arrays `keys` of a shard; None where it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in keys}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def make_shards(

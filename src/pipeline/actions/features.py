@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from pipeline.actions.model import ActionModel, Encoded, find_model
 from pipeline.datasets.index import disk_full, write_bytes, write_csv, write_text
 from pipeline.errors import UserError
 from pipeline.progress import bar
-from pipeline.shards import Parts, make_shards
+from pipeline.shards import Parts, make_shards, read_arrays, shard_file
 
 FORMAT = 1  # of the folder's files
 SHARD = 256  # clips: with 8 x 512 float32 of each, 4 MB
@@ -95,17 +94,9 @@ def _complete(out: Path, identity: dict[str, Any]) -> bool:
     return (out / "manifest.json").is_file()
 
 
-def _shard(out: Path, number: int) -> Path:
-    return out / f"shard-{number:05d}.npz"
-
-
 def read_features(path: str | Path) -> dict[str, np.ndarray] | None:
     """The arrays of a shard; None where it is missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in ("features", "clips", "failed", "reasons")}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return None
+    return read_arrays(path, ("features", "clips", "failed", "reasons"))
 
 
 def _write_shards(
@@ -114,9 +105,9 @@ def _write_shards(
     """Encode what is not there yet, shard by shard."""
     names = [clip.name for clip in clips]
     parts = {number: names[start : start + SHARD] for number, start in enumerate(range(0, len(names), SHARD))}
-    missing = {number: part for number, part in parts.items() if read_features(_shard(out, number)) is None}
+    missing = {number: part for number, part in parts.items() if read_features(shard_file(out, number)) is None}
     for number in missing:  # nobody is to take a damaged one for the new one
-        _shard(out, number).unlink(missing_ok=True)
+        shard_file(out, number).unlink(missing_ok=True)
     if Path(clips[0].path).absolute() == root:  # a clip by itself
         root = root.parent
     make = partial(_make_shards, name=name, root=root, out=out, workers=workers)
@@ -130,11 +121,11 @@ def _make_shards(
     """Make shards of the clips at `parts`, as `pipeline.shards.Make` says."""
     model = None
     for number, part in parts.items():
-        if not _shard(out, number).exists():
+        if not shard_file(out, number).exists():
             model = model or name.load()
             clips = [OwnClip(clip, str(root / clip)) for clip in part]
-            write_bytes(_shard(out, number), _pack(model, clips, workers, advance))
-        yield _shard(out, number)
+            write_bytes(shard_file(out, number), _pack(model, clips, workers, advance))
+        yield shard_file(out, number)
 
 
 def _pack(model: ActionModel, clips: Sequence[OwnClip], workers: int, advance: Callable[[], None]) -> bytes:
@@ -162,11 +153,11 @@ def _finish(clips: Sequence[OwnClip], out: Path, identity: dict[str, Any]) -> No
     labels = {clip.name: clip.label for clip in clips}
     good, failed, shape = [], [], None
     for number in range(-(-len(clips) // SHARD)):
-        shard = read_features(_shard(out, number))
+        shard = read_features(shard_file(out, number))
         if shard is None:
-            raise UserError(f"{_shard(out, number)} is missing or damaged; run the same command again")
+            raise UserError(f"{shard_file(out, number)} is missing or damaged; run the same command again")
         names = shard["clips"].tolist()
-        good += [(clip, labels[clip], _shard(out, number).name, place) for place, clip in enumerate(names)]
+        good += [(clip, labels[clip], shard_file(out, number).name, place) for place, clip in enumerate(names)]
         failed += zip(shard["failed"].tolist(), shard["reasons"].tolist(), strict=True)
         shape = list(shard["features"].shape[1:]) if names else shape
     write_csv(out / "failures.csv", ("clip", "reason"), failed)

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from pipeline.pose.estimator import PoseSettings, open_estimator
 from pipeline.pose.layouts import layout_weights, to_layout
 from pipeline.pose.tracking import track
 from pipeline.progress import bar
-from pipeline.shards import Parts, make_shards
+from pipeline.shards import Parts, make_shards, read_arrays, shard_file
 
 FORMAT = 1  # of the folder's files
 SHARD = 32  # clips: minutes of work
@@ -194,13 +193,9 @@ def _claim(out: Path, identity: Mapping[str, Any]) -> None:
         left.unlink()
 
 
-def _shard(out: Path, number: int) -> Path:
-    return out / f"shard-{number:05d}.npz"
-
-
 def _missing(parts: Parts, out: Path) -> Parts:
     """Those of `parts` that are not there whole."""
-    return {number: part for number, part in parts.items() if read_shard(_shard(out, number)) is None}
+    return {number: part for number, part in parts.items() if read_shard(shard_file(out, number)) is None}
 
 
 def _write_shards(
@@ -213,7 +208,7 @@ def _write_shards(
     if not parts:
         return
     for number in parts:  # nobody is to take a damaged one for the new one
-        _shard(out, number).unlink(missing_ok=True)
+        shard_file(out, number).unlink(missing_ok=True)
     make = partial(_make_shards, root=root, out=out, function=function, workers=workers, timeout=timeout)
     with bar("poses", len(videos), "clips", len(videos) - sum(map(len, parts.values()))) as finding:
         make_shards(make, parts, finding, nodes, workers, (root, out))
@@ -232,8 +227,8 @@ def _make_shards(
                 for _ in part:
                     made.append(next(results))
                     advance()
-                write_bytes(_shard(out, number), _pack(made))
-            yield _shard(out, number)
+                write_bytes(shard_file(out, number), _pack(made))
+            yield shard_file(out, number)
     finally:
         results.close()  # ends the workers
 
@@ -256,11 +251,7 @@ def _pack(results: Sequence[ClipPoses | Failure]) -> bytes:
 
 def read_shard(path: str | Path) -> dict[str, np.ndarray] | None:
     """The arrays of a shard, as `_pack` writes them; None where it is missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in ("joints", "shape", "seen", "size", "fps", "failure")}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return None
+    return read_arrays(path, ("joints", "shape", "seen", "size", "fps", "failure"))
 
 
 def clip_of(shard: Mapping[str, np.ndarray], place: int) -> ClipPoses:
@@ -274,12 +265,12 @@ def clip_of(shard: Mapping[str, np.ndarray], place: int) -> ClipPoses:
 def _rows(videos: Sequence[Video], out: Path) -> Iterator[tuple[Video, tuple[Any, ...], str]]:
     """(video, its place and numbers for poses.csv, why it has no poses)."""
     for number in range(-(-len(videos) // SHARD)):
-        shard = read_shard(_shard(out, number)) or {}
+        shard = read_shard(shard_file(out, number)) or {}
         for place, video in enumerate(videos[number * SHARD : (number + 1) * SHARD]):
             persons, frames = shard["shape"][place, :2].tolist()
             height, width = shard["size"][place].tolist()
             numbers = (persons, frames, int(shard["seen"][place]), height, width, float(shard["fps"][place]))
-            yield video, (_shard(out, number).name, place, *numbers), str(shard["failure"][place])
+            yield video, (shard_file(out, number).name, place, *numbers), str(shard["failure"][place])
 
 
 def _finish(videos: Sequence[Video], out: Path, identity: Mapping[str, Any], joints: int) -> None:
