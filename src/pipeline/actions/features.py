@@ -87,7 +87,11 @@ def _complete(out: Path, identity: dict[str, Any]) -> bool:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is there and holds no features; name another folder with --out")
         write_text(path, json.dumps(identity, indent=1) + "\n")
-    if json.loads(path.read_text(encoding="utf-8")) != identity:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # damaged
+        before = {}
+    if before != identity:
         raise UserError(f"{out} holds features of another run or of other clips; name another folder with --out")
     for left in out.glob(".*.tmp"):
         left.unlink()
