@@ -214,13 +214,25 @@ def frames(
 
 
 @app.command()
-def pretrain(key: Key, results: Results = Path("results"), threads: Annotated[int, typer.Option(min=1)] = 1) -> None:
-    """Pretrain a tiny CLIP on frames and captions of base classes."""
+def pretrain(
+    key: Key,
+    results: Results = Path("results"),
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    anew: Annotated[bool, typer.Option("--anew", help="Also where the repository has it ready.")] = False,
+    pack: Annotated[
+        str, typer.Option(help="Also write it to FOLDER/KEY, in half precision: config/pretrained holds such.")
+    ] = "",
+) -> None:
+    """Fetch a tiny backbone that comes with the repository, or pretrain it on frames and captions of base classes."""
     from pipeline.datasets.prepare import pretrain_backbone
 
     ws = Workspace(results)
     with job(ws, "pretrain", key):
-        print(pretrain_backbone(ws.read_asset(key), ws, threads))
+        print(pretrain_backbone(ws.read_asset(key), ws, threads, anew))
+        if pack:
+            from pipeline.models.backbones import shipped
+
+            print(shipped.pack(ws.backbone(key), Path(pack) / key))
 
 
 @app.command()
@@ -268,21 +280,31 @@ def sweep(
 
 
 @app.command()
-def evaluate(run: RunId, results: Results = Path("results"), settings: Settings = "") -> None:
-    """Measure every cell of a trained run: encode each video once, score the episodes, choose alpha by Ray Tune."""
+def evaluate(
+    run: RunId,
+    cells: Annotated[list[str] | None, typer.Argument(help="Ids of its cells (default: all that are planned).")] = None,
+    results: Results = Path("results"),
+    settings: Settings = "",
+) -> None:
+    """Measure cells of a trained run: encode each video once, score the episodes, choose alpha by Ray Tune.
+
+    A cell that is there, and is as new as the training and the data, is not measured again.
+    """
     from pipeline.evaluation.evaluate import measure_run, needed_work, search_in_process
 
     ws, cluster = Workspace(results), _settings(settings)
     spec = ws.read_run(run)
-    cells = ws.read_cells(spec.id)
-    by_tune = any(cell.measure.settled().alpha == "val" for cell in cells)
-    if not needed_work(cells, ws) and not by_tune:
-        measure_run(spec, cells, ws, search_in_process)
+    asked = ws.read_cells(spec.id, cells)
+    todo = ws.unmeasured(asked)
+    by_tune = any(cell.measure.settled().alpha == "val" for cell in todo)
+    name = cells[0] if cells else spec.id
+    if not needed_work(todo, ws) and not by_tune:
+        measure_run(spec, todo, ws, search_in_process)
     elif cluster.mode == "shared":
         from pipeline.cluster import Client
 
-        with follow(ws, "evaluate", spec.id):
-            Client(ws, cluster).run(f"evaluate-{spec.id}", "evaluate", {"run": spec.id})
+        with follow(ws, "evaluate", name):
+            Client(ws, cluster).run(f"evaluate-{name}", "evaluate", {"run": spec.id, "cells": cells, "name": name})
     else:
         if by_tune:
             from pipeline.cluster import connect
@@ -290,9 +312,9 @@ def evaluate(run: RunId, results: Results = Path("results"), settings: Settings 
             connect(ws, cluster)
         from pipeline.evaluation.score import evaluate_run
 
-        with job(ws, "evaluate", spec.id):
-            evaluate_run(spec, cells, ws)
-    for path in (ws.cell(cell.id) for cell in cells):
+        with job(ws, "evaluate", name):
+            evaluate_run(spec, todo, ws)
+    for path in (ws.cell(cell.id) for cell in asked):
         record = json.loads(path.read_text())
         half = "" if record["ci95"] is None else f" +- {record['ci95']:.2f}"
         print(f"{path}: {record['value']:.2f}{half}")

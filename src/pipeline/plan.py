@@ -28,6 +28,7 @@ METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "ba
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
 OPTIONAL_TRAIN = ("stored_views", "compile")  # of every few-shot recipe; one that is off is as one that is not there
 ENCODER_KEYS = ("method", "backbone", "model", "train")
+PRETRAINED = "pretrained"  # folder of backbones that come with the repository
 READ_POLICY = ("single", "alignment", "axes")  # of a skeleton policy: what is done when a stored clip is read
 
 
@@ -307,7 +308,8 @@ class Plan:
     def backbone(self, name: str, dataset: Asset, where: str) -> Asset:
         """The backbone `name`, registered in the plan.
 
-        One that the workflow pretrains names its data sets in `sources`; "own" is the one that it is used on.
+        One that the workflow pretrains names its data sets in `sources`; "own" is the one that it is used on. Its
+        option `packed` is the folder from which it is fetched, where the repository has it.
         """
         definition = self.config.backbone(name, where)
         spec = {key: value for key, value in definition.items() if key != "path"}
@@ -320,6 +322,9 @@ class Plan:
             texts = [_texts_of(asset, {}) for asset in assets]
             spec = spec | {"sources": [a.key for a in assets], "stores": stores, "texts": texts}
         asset = Asset(name=name, spec=spec, options=options)
+        packed = self.config.folder / PRETRAINED / asset.key
+        if packed.is_dir():
+            asset = asset.model_copy(update={"options": options | {"packed": str(packed.resolve())}})
         return self.backbones.setdefault(asset.key, asset)
 
     def frames(self, dataset: Asset) -> dict[str, Any]:
@@ -353,10 +358,31 @@ class Plan:
             out[cell.run.id].append(cell.id)
         return out
 
+    @cached_property
+    def measured_together(self) -> dict[str, tuple[str, list[str]]]:
+        """Jobs that measure: name -> (run id, ids of cells of the run that the same tables need).
+
+        So a target asks for no cell that it does not need. Cells that all tables of a run share have the run's id as
+        the name of their job, others the id of their first cell.
+        """
+        tables: dict[str, dict[tuple[str, str], None]] = {}
+        for entry in self.entries:
+            for cell in entry.cells:
+                tables.setdefault(cell.id, {})[entry.paper, entry.table] = None
+        parts: dict[tuple[str, frozenset], list[str]] = {}
+        for run, cells in self.cells_of.items():
+            for cell in cells:
+                parts.setdefault((run, frozenset(tables[cell])), []).append(cell)
+        return {
+            run if len(cells) == len(self.cells_of[run]) else cells[0]: (run, cells)
+            for (run, _), cells in parts.items()
+        }
+
     def datasets_read(self) -> set[str]:
         """Keys of the data sets that runs or backbones read; others are generated for the sake of these."""
         read = {run.dataset for run in self.runs.values()}
-        return read | {key for asset in self.backbones.values() for key in asset.spec.get("sources", ())}
+        made = (asset for asset in self.backbones.values() if "packed" not in asset.options)
+        return read | {key for asset in made for key in asset.spec.get("sources", ())}
 
     @cached_property
     def swept(self) -> dict[str, str]:

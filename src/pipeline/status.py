@@ -68,9 +68,8 @@ def steps_of(plan: Plan, root: Path | str) -> Iterator[Step]:
         made = (ws.run(run) / "train.json",)
         swept = logs / "sweep" / f"{plan.swept[run]}.log" if run in plan.swept else None
         yield Step("trainings", run, "train", made, swept or logs / "train" / f"{run}.log")
-    for run, cells in plan.cells_of.items():
-        if cells:  # some runs are read by others only
-            yield Step("measurements", run, "evaluate", tuple(map(ws.cell, cells)), logs / "evaluate" / f"{run}.log")
+    for name, (_, cells) in plan.measured_together.items():
+        yield Step("measurements", name, "evaluate", tuple(map(ws.cell, cells)), logs / "evaluate" / f"{name}.log")
     for run in plan.inspected:
         yield Step("inspections", run, "inspect", (ws.inspection(run),), logs / "inspect" / f"{run}.log")
     for paper, number in plan.tables():

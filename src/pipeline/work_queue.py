@@ -55,12 +55,18 @@ class Queue:
                     return item
                 item |= {"state": "failed", "message": f"its worker died {ATTEMPTS} times (out of memory?)"}
         while not self.closed:
-            if self.waiting:
-                item = self.items[self.waiting.pop(0)]
+            if item := self._next():
+                self.waiting.remove(item["key"])
                 item |= {"state": "running", "slot": slot, "attempts": item["attempts"] + 1}
                 return item
             await asyncio.sleep(0.02)
         return None
+
+    def _next(self) -> dict[str, Any] | None:
+        """The first item of a run on which no slot is at work, for two measurements of a run share what they encode."""
+        busy = {item["arguments"].get("run") for item in self.items.values() if item["state"] == "running"} - {None}
+        waiting = (self.items[key] for key in self.waiting)
+        return next((item for item in waiting if item["arguments"].get("run") not in busy), None)
 
     async def finish(self, key: str, message: str = "") -> None:
         """An item is done, or has failed with a message."""

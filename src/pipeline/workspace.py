@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset, Cell, Run
 from pipeline.plan import store_key
 
@@ -47,6 +48,17 @@ class Workspace:
     def cell(self, cell_id: str) -> Path:
         """File of a measured number."""
         return self.root / "cells" / f"{cell_id}.json"
+
+    def unmeasured(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Those of `cells` without a file, or with one that is older than the training or the data."""
+        found = []
+        for cell in cells:
+            sources = self.run(cell.run.id) / "train.json", self.store(cell.run) / "manifest.json"
+            made = max((path.stat().st_mtime_ns for path in sources if path.is_file()), default=0)
+            path = self.cell(cell.id)
+            if not (path.is_file() and path.stat().st_mtime_ns >= made):
+                found.append(cell)
+        return found
 
     def inspection(self, run_id: str) -> Path:
         """File of what was seen inside a trained run."""
@@ -96,9 +108,17 @@ class Workspace:
         """The policy of the planned frame store `name`."""
         return self._spec(name)
 
-    def read_cells(self, run_id: str) -> list[Cell]:
-        """The planned cells of a run."""
-        return [Cell.model_validate(cell) for cell in self._spec(f"cells-{run_id}")["cells"].values()]
+    def read_cells(self, run_id: str, wanted: Sequence[str] | None = None) -> list[Cell]:
+        """The planned cells of a run, or the `wanted` ones of them.
+
+        Raises:
+            UserError: a wanted cell is not planned.
+        """
+        planned = self._spec(f"cells-{run_id}")["cells"]
+        for cell in wanted or ():
+            if cell not in planned:
+                raise unknown("cell", cell, planned, f"run {run_id}")
+        return [Cell.model_validate(planned[cell]) for cell in wanted or planned]
 
     def read_sweep(self, name: str) -> dict[str, Any]:
         """The planned sweep `name`."""
@@ -114,6 +134,19 @@ def write_json(path: Path, content: Any) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """No other process is in a block of the same `path` while this one is, on any node that shares the folder.
+
+    On a file system without locks nobody waits: what two of them do at once must be harmless, if wasteful.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -190,7 +190,7 @@ def test_evaluate_prints_numbers_with_and_without_an_interval(monkeypatch, capsy
     plan, ws = Plan.read(repo / "config"), Workspace(tmp_path)
     plan.write_specs(tmp_path / "specs")
     cell = next(cell for cell in plan.cells.values() if cell.measure.metric == "params_m")
-    monkeypatch.setattr(Workspace, "read_cells", lambda self, run: [cell])
+    monkeypatch.setattr(Workspace, "read_cells", lambda self, run, wanted: [cell])
     write_json(value_path(ws, cell.run, cell.measure), {"parameters": 1_183_488})
     status, out, err = _call(monkeypatch, capsys, "evaluate", cell.run.id, "--results", tmp_path)
     assert status == 0, err

@@ -55,6 +55,17 @@ def test_everything_that_a_run_needs_is_planned(plans, scale):
     assert in_tables == set(plan.cells)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_target_measures_the_cells_that_it_needs_and_no_other(plans, scale):
+    plan = plans[scale]
+    jobs = plan.measured_together.values()
+    assert sorted(cell for _, cells in jobs for cell in cells) == sorted(plan.cells)
+    assert all(plan.cells[cell].run.id == run for run, cells in jobs for cell in cells)
+    for place in plan.tables():
+        needed = set(plan.table_cells(*place))
+        assert all(needed.isdisjoint(cells) or needed.issuperset(cells) for _, cells in jobs), place
+
+
 def test_scales_differ_in_budgets_and_data(plans):
     demo, quick, paper = (plans[scale] for scale in SCALES)
     assert [entry.row for entry in demo.entries] == [entry.row for entry in paper.entries]

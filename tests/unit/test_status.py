@@ -48,9 +48,7 @@ def test_status_counts_and_names_what_runs_and_why_it_failed(plan, ws, capsys):
         matching.to(1)
         found = read_status(plan, ws.root)
     trainings = found["kinds"]["trainings"]
-    assert trainings == [1, len(plan.runs)] and found["kinds"]["measurements"][1] == sum(
-        map(bool, plan.cells_of.values())
-    )
+    assert trainings == [1, len(plan.runs)] and found["kinds"]["measurements"][1] == len(plan.measured_together)
     assert [(e["stage"], e["name"], e["fraction"]) for e in found["running"]] == [
         ("train", fifth, None), ("evaluate", first, 0.25),
     ]  # fmt: skip

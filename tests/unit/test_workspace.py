@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import threading
 
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.experiment import Cell, Measure, Run
 from pipeline.plan import store_key
-from pipeline.workspace import Workspace, new_folder, write_json
+from pipeline.workspace import Workspace, exclusive, new_folder, write_json
 
 RUN = Run(
     method="lga", model={}, train={}, dataset="scene-00000000", frames={"store": {"size": [8, 8]}, "crop": 8},
@@ -93,3 +95,45 @@ def test_a_new_folder_takes_its_place_only_when_it_is_complete(tmp_path):
         (folder / "two").write_text("2")
     assert [item.name for item in path.iterdir()] == ["two"]
     assert [item.name for item in path.parent.iterdir()] == ["data"]
+
+
+def test_a_cell_is_measured_again_when_it_is_older_than_its_training_or_its_data(tmp_path):
+    ws, cells = Workspace(tmp_path), [Cell(run=RUN, measure=Measure(shot=shot)) for shot in (1, 5)]
+    assert ws.unmeasured(cells) == cells
+    sources = ws.run(RUN.id) / "train.json", ws.store(RUN) / "manifest.json"
+    for time, path in enumerate((*sources, ws.cell(cells[0].id), ws.cell(cells[1].id)), 1000):
+        write_json(path, {})
+        os.utime(path, (time, time))
+    assert ws.unmeasured(cells) == []
+    for source in sources:
+        os.utime(source, (1002.5, 1002.5))
+        assert ws.unmeasured(cells) == cells[:1]
+        os.utime(source, (1000, 1000))
+
+
+def test_one_at_a_time(tmp_path):
+    order, inside = [], threading.Event()
+
+    def second():
+        inside.wait(10)
+        with exclusive(tmp_path / "deep" / ".lock"):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with exclusive(tmp_path / "deep" / ".lock"), exclusive(tmp_path / "another"):
+        inside.set()
+        thread.join(0.2)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_wanted_cells_of_a_run(tmp_path):
+    ws, cells = Workspace(tmp_path), [Cell(run=RUN, measure=Measure(shot=shot)) for shot in (1, 5)]
+    _spec(ws, f"cells-{RUN.id}", {"cells": {cell.id: cell.model_dump(mode="json") for cell in cells}})
+    ids = [cell.id for cell in cells]
+    assert sorted(cell.id for cell in ws.read_cells(RUN.id)) == sorted(ids)
+    assert [cell.id for cell in ws.read_cells(RUN.id, ids[1:])] == ids[1:]
+    with pytest.raises(UserError, match=f"unknown cell '{cells[0].id[:-1]}' in run {RUN.id}; did you mean"):
+        ws.read_cells(RUN.id, [cells[0].id[:-1]])

@@ -35,7 +35,7 @@ def test_every_target_is_planned_quickly(workflow, repo):
         for dataset in plan.datasets.values()
         if dataset.name in ("synthetic_scene", "synthetic_temporal")
     }
-    assert sum(name.startswith("evaluate_") for name in jobs) == sum(map(bool, plan.cells_of.values()))
+    assert sum(name.startswith("evaluate_") for name in jobs) == len(plan.measured_together)
 
 
 def test_a_target_of_one_paper_needs_nothing_of_another(workflow):

@@ -1,6 +1,7 @@
 # Helpers of the rules: the plan, names of files, and the settings that stages get.
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -215,7 +216,10 @@ def asked_of(wildcards):
 
 
 def pretraining_inputs(wildcards):
-    spec = known(PLAN.backbones, wildcards.backbone, "backbone").spec
+    asset = known(PLAN.backbones, wildcards.backbone, "backbone")
+    spec = asset.spec
+    if "packed" in asset.options:  # comes with the repository
+        return []
     return [
         f"results/data/{key}/{name}"
         for key, store in zip(spec["sources"], spec["stores"])

@@ -17,30 +17,29 @@ rule inspect_run:
         "python -m pipeline inspect {wildcards.run} > {log} 2>&1"
 
 
-# One job measures every cell of a run: each video is encoded once.
-for run_id, cells in PLAN.cells_of.items():
-    if not cells:  # read by another run alone
-        continue
+# One job measures the cells of a run that the same tables need: a target measures no cell of another one. A cell that
+# is there stays (`update`), and jobs of one run wait for each other, so that each video is encoded once.
+for name, (run_id, cells) in PLAN.measured_together.items():
 
     rule:
         name:
-            f"evaluate_{run_id.replace('-', '_')}"
+            f"evaluate_{re.sub('[^a-z0-9_]', '_', name)}"
         input:
             f"results/runs/{run_id}/train.json",
             dataset_files(PLAN.runs[run_id]),
         output:
-            [f"results/cells/{cell}.json" for cell in cells],
+            [update(f"results/cells/{cell}.json") for cell in cells],
         log:
-            f"results/logs/evaluate/{run_id}.log",
+            f"results/logs/evaluate/{name}.log",
         benchmark:
-            f"results/benchmarks/evaluate/{run_id}.tsv"
+            f"results/benchmarks/evaluate/{name}.tsv"
         localrule: WAITING
         conda:
             "../envs/pipeline.yaml"
         resources:
             **needs("evaluate"),
         params:
-            run=run_id,
+            asked=run_id if name == run_id else " ".join([run_id, *cells]),
             cluster=shlex.quote(CLUSTER_JSON),
         shell:
-            "python -m pipeline evaluate {params.run} --settings {params.cluster} > {log} 2>&1"
+            "python -m pipeline evaluate {params.asked} --settings {params.cluster} > {log} 2>&1"

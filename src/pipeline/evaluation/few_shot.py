@@ -7,15 +7,18 @@ every episode. Only what depends on the other videos of a task (`FewShotModel.re
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pipeline.datasets.coverage import present_clips
 from pipeline.datasets.episodes import EpisodeTable, episode_table
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.sampling import sample_positions
@@ -28,6 +31,7 @@ from pipeline.progress import bar
 from pipeline.text.corpus import load_corpus
 from pipeline.workspace import Workspace
 
+FEATURES = "features"  # files of features that wait for other tests of their run
 ENCODE_CLIPS = 32  # videos encoded at a time
 IN_MEMORY = 2 * 2**30  # bytes of the features of a split beyond which they lie in a file
 IN_CACHE = 16 * 2**20  # bytes of the videos of the episodes matched in one call on a CPU: they stay in its cache
@@ -69,6 +73,32 @@ def _space(shape: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.empty(shape, device=device)
     with tempfile.NamedTemporaryFile(prefix="features-") as file:  # lives as long as it is mapped
         return torch.from_file(file.name, shared=True, size=math.prod(shape)).reshape(shape)
+
+
+def split_features(
+    run: Run, model: FewShotModel, ws: Workspace, store: FrameStore, split: str, keep: bool = False
+) -> Tensor:
+    """`encode_clips` of the clips of `split`, in the store's order; those that an earlier test has kept, if any.
+
+    keep: write them for later tests of the run, up to IN_MEMORY bytes; `remove_features` deletes them.
+    """
+    present = present_clips(ws.store(run))
+    path = ws.scores(run.id) / f"{FEATURES}-{split}{f'-{present}' if present else ''}.safetensors"
+    if path.is_file():
+        return load_file(path)["features"].to(next(model.parameters()).device)
+    features = encode_clips(run, model, store, split_clips(store, split))
+    if keep and 4 * features.numel() <= IN_MEMORY:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        save_file({"features": features.cpu()}, temporary)
+        os.replace(temporary, path)
+    return features
+
+
+def remove_features(ws: Workspace, run: Run) -> None:
+    """Delete the features that `split_features` has kept of a run."""
+    for path in ws.scores(run.id).glob(f"{FEATURES}-*.safetensors"):
+        path.unlink(missing_ok=True)
 
 
 @torch.inference_mode()

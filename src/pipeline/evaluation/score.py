@@ -13,29 +13,38 @@ import torch
 from pipeline.datasets.episodes import episode_table
 from pipeline.datasets.frames import FrameStore
 from pipeline.evaluation.evaluate import measure_run, needed_scores, needed_values
-from pipeline.evaluation.few_shot import class_texts, encode_clips, split_clips
+from pipeline.evaluation.few_shot import class_texts, encode_clips, remove_features, split_clips
 from pipeline.experiment import Cell, Measure, Run
 from pipeline.models.build import load_weights
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.training.tasks import task_of
-from pipeline.workspace import Workspace, write_json
+from pipeline.workspace import Workspace, exclusive, write_json
 
 TIMED_TASKS = 20
 
 
 def evaluate_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> list[Path]:
-    """Measure every cell of a trained run: score the episodes, choose alpha by Ray Tune, write the cells.
+    """Measure cells of a trained run: score the episodes, choose alpha by Ray Tune, write the cells.
 
-    Needs a running Ray cluster where an alpha is to be chosen.
+    What was encoded is kept as long as other cells of the run are not measured; two measurements of a run wait for each
+    other. Needs a running Ray cluster where an alpha is to be chosen.
     """
     from pipeline.evaluation.alpha import search_with_tune
 
-    score_run(run, cells, ws)
-    return measure_run(run, cells, ws, partial(search_with_tune, ws.ray / "tune"))
+    with exclusive(ws.scores(run.id) / ".lock"):
+        others = {cell.id for cell in ws.unmeasured(ws.read_cells(run.id))} - {cell.id for cell in cells}
+        score_run(run, cells, ws, keep=bool(others))
+        measured = measure_run(run, cells, ws, partial(search_with_tune, ws.ray / "tune"))
+        if not others:
+            remove_features(ws, run)
+    return measured
 
 
-def score_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> int:
-    """Compute the missing scores, times and counts of `cells`, each video encoded once; returns how many."""
+def score_run(run: Run, cells: Sequence[Cell], ws: Workspace, keep: bool = False) -> int:
+    """Compute the missing scores, times and counts of `cells`, each video encoded once; returns how many.
+
+    keep: what was encoded is kept for other cells of the run.
+    """
     wanted = needed_scores(cells, ws)
     values = needed_values(cells, ws)
     if not wanted and not values:
@@ -43,7 +52,7 @@ def score_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> int:
     task = task_of(run, ws)
     model = load_weights(task.build(), run, ws).to("cuda" if torch.cuda.is_available() else "cpu")
     for path, (measure, split) in wanted.items():
-        task.scores(model, measure, split).save(path)
+        task.scores(model, measure, split, keep).save(path)
     for path, measure in values.items():
         if measure.metric == "time_ms":
             write_json(path, {"milliseconds": time_tasks(run, measure, model, task.store, ws)})

@@ -105,7 +105,7 @@ class QuestionTask(LabelledTask):
         found = self._answer(model, self.selection_split, 0, True)
         return float(accuracy(found.trained, found.labels).mean())
 
-    def scores(self, model: QuestionModel, measure: Measure, split: str) -> EpisodeScores:
+    def scores(self, model: QuestionModel, measure: Measure, split: str, keep: bool = False) -> EpisodeScores:
         kind = measure.matcher or "mean"
         if kind not in SCORINGS:
             raise unknown("matcher", kind, SCORINGS, f"{self.run.id}, measure.matcher (of a question's options)")

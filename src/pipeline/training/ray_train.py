@@ -200,7 +200,8 @@ def _work(item: dict[str, Any], ws: Workspace, tracker: str) -> None:
     elif item["kind"] == "evaluate":
         from pipeline.evaluation.score import evaluate_run
 
-        with job(ws, "evaluate", run.id, quiet=True):
-            evaluate_run(run, ws.read_cells(run.id), ws)
+        arguments = item["arguments"]
+        with job(ws, "evaluate", arguments["name"], quiet=True):
+            evaluate_run(run, ws.unmeasured(ws.read_cells(run.id, arguments["cells"])), ws)
     else:
         raise UserError(f"unknown kind of work {item['kind']!r}")

@@ -199,7 +199,7 @@ class SemiTask(LabelledTask):
         found = self._predict(model, self.selection_split)
         return float(accuracy(found.trained, found.labels).mean())
 
-    def scores(self, model: SeFARModel, measure: Measure, split: str) -> EpisodeScores:
+    def scores(self, model: SeFARModel, measure: Measure, split: str, keep: bool = False) -> EpisodeScores:
         return self._predict(model, split)
 
     @torch.inference_mode()

@@ -25,7 +25,7 @@ from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.datasets.transforms import ClipTransform
 from pipeline.errors import UserError, unknown
 from pipeline.evaluation.evaluate import scoring_of
-from pipeline.evaluation.few_shot import encode_clips, score_split, split_clips
+from pipeline.evaluation.few_shot import score_split, split_features
 from pipeline.evaluation.one_shot import DATASETS, OneShot, OneShotResult, measure_one_shot, sequences
 from pipeline.evaluation.scores import EpisodeScores, accuracy
 from pipeline.experiment import Measure, Run
@@ -79,8 +79,8 @@ class Task:
         """Accuracy in per cent by which a checkpoint is selected; the model stays as it was."""
         raise NotImplementedError
 
-    def scores(self, model: torch.nn.Module, measure: Measure, split: str) -> EpisodeScores:
-        """Scores of the test (or validation) that `measure` names."""
+    def scores(self, model: torch.nn.Module, measure: Measure, split: str, keep: bool = False) -> EpisodeScores:
+        """Scores of the test (or validation) that `measure` names; `keep` what other tests of the run read, too."""
         raise NotImplementedError
 
     def teacher_shares(self, model: torch.nn.Module) -> list[float]:
@@ -168,9 +168,9 @@ class FewShotTask(Task):
     def _features(self) -> dict[str, torch.Tensor]:
         return {}
 
-    def scores(self, model: FewShotModel, measure: Measure, split: str) -> EpisodeScores:
+    def scores(self, model: FewShotModel, measure: Measure, split: str, keep: bool = False) -> EpisodeScores:
         if split not in self._features:
-            self._features[split] = encode_clips(self.run, model, self.store, split_clips(self.store, split))
+            self._features[split] = split_features(self.run, model, self.ws, self.store, split, keep)
         scoring = scoring_of(measure, split)
         return score_split(
             self.run, model, self.ws, self.store, split, way=scoring["way"], shot=scoring["shot"],
@@ -266,7 +266,7 @@ class OneShotTask(Task):
         split = self.split(self.selection_split)
         return self._measure(model, split, OneShot(classifier="nearest"), 0).value
 
-    def scores(self, model: SkeletonModel, measure: Measure, split: str) -> EpisodeScores:
+    def scores(self, model: SkeletonModel, measure: Measure, split: str, keep: bool = False) -> EpisodeScores:
         chosen = self.split(split)
         settings = parse(OneShot, {"classifier": measure.matcher or "calibration"}, f"{self.run.id}, measure.matcher")
         found = self._measure(model, chosen, settings, measure.episode_seed)

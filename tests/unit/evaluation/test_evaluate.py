@@ -253,6 +253,27 @@ def test_one_pass_serves_all_measurements_of_a_run(trained, tmp_path, world, mon
         assert (same.log_vv == EpisodeScores.load(path).log_vv).all()
 
 
+def test_a_table_measures_its_own_cells_and_another_one_encodes_nothing_anew(trained, tmp_path, world, monkeypatch):
+    ws, run, cells = trained
+    other = world.elsewhere(tmp_path)
+    (other.root / "runs").symlink_to(ws.root / "runs")
+    monkeypatch.setattr("pipeline.evaluation.alpha.search_with_tune", lambda _, *asked: search_in_process(*asked))
+    monkeypatch.setattr(Workspace, "read_cells", lambda self, run: cells[:5])
+    counter = Counter(monkeypatch)
+    score_module.evaluate_run(run, cells[1:3], other)  # single scores of one-shot tasks
+    assert counter.clips == 60 and [path.name for path in other.scores(run.id).glob("features*")] == [
+        "features-test.safetensors"
+    ]
+    assert sorted(path.stem for path in (other.root / "cells").iterdir()) == sorted(cell.id for cell in cells[1:3])
+    assert len(list(other.scores(run.id).glob("*.npz"))) == 1
+    score_module.evaluate_run(run, [cells[4]], other)  # five shots, alpha by validation: another split
+    assert counter.clips == 60 + 60
+    score_module.evaluate_run(run, [cells[0], cells[3]], other)
+    assert counter.clips == 120 and not list(other.scores(run.id).glob("features*"))  # nobody needs them any more
+    for path in ws.scores(run.id).glob("*.npz"):
+        assert (EpisodeScores.load(other.scores(run.id) / path.name).log_vv == EpisodeScores.load(path).log_vv).all()
+
+
 def test_scores_are_cached_by_all_that_they_depend_on(trained):
     ws, run, (both, *_) = trained
     names = {scores_path(ws, run, both.measure, split) for split in ("val", "test")}

@@ -49,7 +49,7 @@ def test_work_is_given_in_order_and_ended():
 def test_trainings_under_way_are_known():
     async def story():
         queue = Queue()
-        for key, kind in (("a", "train"), ("evaluate-a", "evaluate"), ("b", "train")):
+        for key, kind in (("a", "train"), ("evaluate-c", "evaluate"), ("b", "train")):
             await queue.submit(key, kind, {"run": key[-1]})
         await queue.take(0)
         await queue.take(1)
@@ -58,6 +58,22 @@ def test_trainings_under_way_are_known():
         assert await queue.training() == []
 
     asyncio.run(story())
+
+
+def test_two_measurements_of_a_run_are_not_under_way_at_once():
+    async def scenario():
+        queue = Queue()
+        for key, run in (("first", "a"), ("second", "a"), ("other", "b")):
+            await queue.submit(key, "evaluate", {"run": run})
+        taken = [(await queue.take(slot))["key"] for slot in (0, 1)]
+        await queue.finish("other")
+        waiting = asyncio.ensure_future(queue.take(1))
+        await asyncio.sleep(0.1)
+        waits = not waiting.done()
+        await queue.finish("first")
+        return taken, waits, (await waiting)["key"]
+
+    assert asyncio.run(scenario()) == (["first", "other"], True, "second")
 
 
 def test_the_same_work_is_queued_once_while_it_is_under_way():
