@@ -44,7 +44,7 @@ SMALL = {
     "questions": Seconds(3.0, 0.07, 4.0),
 }
 UNLABELLED = 0.035  # seconds of a step for each unlabelled clip beside a labelled one
-GENERATED, STORED, PRETRAINED, WRITTEN = 18.0, 11.0, 91.0, 0.6  # a set, its frames, a backbone, a table
+GENERATED, STORED, PRETRAINED, FETCHED, WRITTEN = 18.0, 11.0, 91.0, 3.0, 0.6  # a set, its frames, a backbone, a table
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def small_work(plan: Plan, ws: Workspace) -> tuple[float, float]:
         work.append((GENERATED + STORED, made))
     for key, asset in plan.backbones.items():
         if "sources" in asset.spec:
-            work.append((PRETRAINED, (ws.backbone(key) / "config.json").is_file()))
+            seconds = FETCHED if "packed" in asset.options else PRETRAINED
+            work.append((seconds, (ws.backbone(key) / "config.json").is_file()))
     for run in plan.runs.values():
         seconds = small_seconds(run)
         work.append((seconds.start + seconds.step, (ws.run(run.id) / "train.json").is_file()))

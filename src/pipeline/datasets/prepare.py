@@ -219,12 +219,18 @@ def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: 
     return folder / store / "manifest.json"
 
 
-def pretrain_backbone(asset: Asset, ws: Workspace, threads: int) -> Path:
+def pretrain_backbone(asset: Asset, ws: Workspace, threads: int, anew: bool = False) -> Path:
     """Pretrain a tiny backbone (`kind`: clip, resnet, vit) on base classes of its sources; returns its config.json.
 
+    One that comes with the repository (`packed`, see `Plan.backbone`) is fetched from there, unless `anew`.
+
     Raises:
-        UserError: an unknown kind or setting; no clips or texts to train on.
+        UserError: an unknown kind or setting; no clips or texts to train on; a damaged file of the repository.
     """
+    if "packed" in asset.options and not anew:
+        from pipeline.models.backbones.shipped import unpack
+
+        return unpack(Path(asset.options["packed"]), ws.backbone(asset.key)) / "config.json"
     import torch
 
     from pipeline.datasets.frames import FrameStore

@@ -26,6 +26,7 @@ from pipeline.errors import UserError, unknown
 from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD, CLIPBackbone
 from pipeline.models.backbones.nano_clip import SPECIAL_TOKENS, UNK, build_tokenizer, init_nano, nano_config
 from pipeline.models.backbones.resnet import NANO_RESNET, ResNetBackbone
+from pipeline.models.backbones.shipped import round_to_half
 from pipeline.models.sefar.timesformer import ElementTimeSformer
 from pipeline.progress import bar
 
@@ -130,6 +131,7 @@ def pretrain(
     normalise = _Normalise(mean, std)
     recipe = _Recipe(steps, batch, lr, weight_decay, warmup)
     loss = _train(clip, pool, normalise, recipe, generator, progress)
+    round_to_half(clip)
     report = {
         "settings": {
             **asdict(recipe), "seed": seed, "held_out": held_out, "max_frames": max_frames,
@@ -209,6 +211,7 @@ def pretrain_classifier(
     trained += [*classifier.parameters(), *(reader.parameters() if reader else ())]
     loss = _descend(trained, classification, pool, recipe, generator, progress)
     network.eval()
+    round_to_half(network)
     report = {
         "settings": {
             **asdict(recipe), "kind": kind, "seed": seed, "held_out": held_out, "max_frames": max_frames,
