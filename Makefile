@@ -27,8 +27,7 @@ $(READY): pyproject.toml constraints.txt requirements-openmmlab.txt
 	touch $@
 
 demo: setup
-	$(BIN)/snakemake --quiet rules --cores all -- results/table4.csv
-	@$(BIN)/python -m pipeline show 4
+	@$(BIN)/python -m pipeline demo
 	@echo "tables: results/table4.csv, results/lga/table4.csv, results/lga/table4.md"
 
 test: setup $(LLM)

@@ -531,6 +531,18 @@ def show(
 
 
 @app.command()
+def demo(
+    number: Annotated[str, typer.Argument(help="The table.")] = "4",
+    cores: Annotated[str, typer.Option(help="CPU cores, as Snakemake takes them.")] = "all",
+) -> None:
+    """Measure a table of every paper at demo scale, by Snakemake, and print each as soon as it is there."""
+    from pipeline.demo import run_demo
+    from pipeline.plan import Plan
+
+    run_demo(Plan.read("config", {"scale": "demo"}, number=number), number, Path("results"), cores)
+
+
+@app.command()
 def plan(
     results: Results = Path("results"),
     config: ConfigFolder = Path("config"),

@@ -57,6 +57,10 @@ def environment(token: str, interface: str = "lo") -> dict[str, str]:
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody announces the preemption of this machine
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing here drains; half a minute of waiting
         "RAY_worker_niceness": "0",  # a training is no background job
+        # A dozen idle processes that each say something every second or more often take a tenth of two cores.
+        "RAY_task_events_report_interval_ms": "10000",
+        "RAY_raylet_report_resources_period_milliseconds": "1000",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "5",
         "MALLOC_ARENA_MAX": "2",  # workers stay smaller
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each trial is one number, kept in the cell
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -136,6 +140,7 @@ def ray_start(address: str, cpus: int, temporary: str, *options: str) -> list[st
     return [
         str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-ip-address={address}",
         f"--temp-dir={temporary}", f"--num-cpus={cpus}", "--object-store-memory=160000000", "--disable-usage-stats",
+        "--include-log-monitor=false",  # it sends what workers print to drivers, which do not listen
         *options,
     ]  # fmt: skip
 

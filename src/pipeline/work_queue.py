@@ -30,6 +30,11 @@ class Queue:
         self.waiting: list[str] = []
         self.closed = False
         self.touched = time.monotonic()
+        self.changed = asyncio.Event()  # replaced by a new one with each change, so that nobody polls
+
+    def _change(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     async def submit(self, key: str, kind: str, arguments: dict[str, Any]) -> None:
         """Add an item, unless the same one is waiting or under way."""
@@ -44,6 +49,7 @@ class Queue:
             "attempts": 0,
         }
         self.waiting.append(key)
+        self._change()
 
     async def take(self, slot: int) -> dict[str, Any] | None:
         """The next item for a slot; None when the cluster closes. A slot that asks while it still holds an item
@@ -54,12 +60,13 @@ class Queue:
                     item["attempts"] += 1
                     return item
                 item |= {"state": "failed", "message": f"its worker died {ATTEMPTS} times (out of memory?)"}
+                self._change()
         while not self.closed:
             if item := self._next():
                 self.waiting.remove(item["key"])
                 item |= {"state": "running", "slot": slot, "attempts": item["attempts"] + 1}
                 return item
-            await asyncio.sleep(0.02)
+            await self.changed.wait()
         return None
 
     def _next(self) -> dict[str, Any] | None:
@@ -72,13 +79,15 @@ class Queue:
         """An item is done, or has failed with a message."""
         self.touched = time.monotonic()
         self.items[key] |= {"state": "failed" if message else "done", "message": message}
+        self._change()
 
     async def wait(self, key: str, seconds: float) -> dict[str, Any]:
         """The item when it has ended, or as it is after `seconds`."""
         self.touched = time.monotonic()
-        end = time.monotonic() + seconds
-        while self.items[key]["state"] in ("waiting", "running") and time.monotonic() < end:
-            await asyncio.sleep(0.02)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.items[key]["state"] in ("waiting", "running"):
+                    await self.changed.wait()
         return self.items[key]
 
     async def idle(self) -> float:
@@ -94,6 +103,7 @@ class Queue:
     async def close(self) -> None:
         """Let the slots end after their item."""
         self.closed = True
+        self._change()
 
 
 class QueueServer:

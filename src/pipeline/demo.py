@@ -1,0 +1,80 @@
+"""`make demo`: Snakemake for one table of every paper, each of them on the screen as soon as it is there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.estimate import small_work
+from pipeline.plan import Plan
+from pipeline.progress import span
+from pipeline.tables.render import print_table
+from pipeline.tables.spec import table_stem
+from pipeline.workspace import Workspace
+
+FIRST = "lga"
+LINE_SECONDS = 20.0  # between two lines that say how far it is
+
+
+def run_demo(plan: Plan, number: str, results: Path, cores: str) -> None:
+    """Measure table `number` of every paper of `plan`, which holds that table alone; that of `FIRST` comes first.
+
+    Raises:
+        UserError: Snakemake failed; its last words and its log are named.
+    """
+    papers = sorted((paper for paper, key in plan.tables() if key == number), key=lambda paper: paper != FIRST)
+    files = {paper: results / paper / f"{table_stem(number)}.csv" for paper in papers}
+    targets = [str(results / f"{table_stem(number)}.csv"), *map(str, files.values())]
+    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", "--cores", cores]
+    command += ["--prioritize", targets[1], "--", *targets]
+    log = results / "logs" / "demo.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+        try:
+            _follow(process, plan, number, files, results, began)
+        except KeyboardInterrupt:  # Snakemake was told too, and ends its jobs
+            process.wait()
+            raise UserError("interrupted; the same command goes on from here") from None
+    if process.returncode:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        raise UserError(f"{' / '.join(lines[-3:])[:300]}; see {log} and `python -m pipeline status`")
+
+
+def _follow(
+    process: subprocess.Popen, plan: Plan, number: str, files: dict[str, Path], results: Path, began: float
+) -> None:
+    """Say how far it is, and print each table once it is written, until `process` ends."""
+    ws, slots = Workspace(results), plan.config.settings.cluster.slots
+    at_start = small_work(plan, ws)[1]
+    _say(plan, ws, f"about {span(at_start / slots)} on two cores" if at_start else "everything is there")
+    waiting, said = dict(files), time.monotonic()
+    while waiting:
+        ended = process.poll() is not None
+        for paper, path in list(waiting.items()):
+            if path.is_file() and (path.stat().st_mtime >= began or (ended and not process.returncode)):
+                print(f"\nafter {span(time.time() - began)}:", flush=True)
+                print_table(plan, paper, number, results)
+                del waiting[paper]
+        if ended:
+            break
+        if time.monotonic() - said >= LINE_SECONDS:
+            said, left = time.monotonic(), small_work(plan, ws)[1]
+            done = 1 - left / at_start if at_start else 1.0
+            spent = time.time() - began
+            _say(plan, ws, f"{100 * done:.0f} %" + (f", {span(spent * (1 - done) / done)} left" if done > 0.1 else ""))
+        time.sleep(0.5)
+    process.wait()
+
+
+def _say(plan: Plan, ws: Workspace, words: str) -> None:
+    trained = sum((ws.run(run) / "train.json").is_file() for run in plan.runs)
+    measured = sum(ws.cell(cell).is_file() for cell in plan.cells)
+    print(
+        f"{trained} of {len(plan.runs)} trainings, {measured} of {len(plan.cells)} numbers: {words}",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
