@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.experiment import Cell
 from pipeline.plan import Plan
 from pipeline.tables import results
-from pipeline.tables.render import print_table
+from pipeline.tables.console import print_table
 from pipeline.tables.results import (
     COLUMNS,
     FORMATS,
@@ -147,7 +147,7 @@ def test_long_file_has_every_place_in_order(make, folder):
     assert path == folder / "results" / "one" / "table1.csv"
     lines = read(path)
     expected = "paper table row column metric value ci95 n published delta scale selection seeds run_id cell_id"
-    assert list(lines[0]) == list(COLUMNS) == [*expected.split(), "status", "note"]
+    assert list(lines[0]) == list(COLUMNS) == [*expected.split(), "status", "health", "note"]
     assert [(x["row"], x["status"]) for x in lines] == [
         *[("Other [RN|50]", "published-only")] * 2,
         *[("Plain", "measured")] * 3,
