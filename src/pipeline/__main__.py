@@ -524,7 +524,7 @@ def show(
 ) -> None:
     """Print a table in the paper's layout."""
     from pipeline.plan import Plan
-    from pipeline.tables.render import print_table
+    from pipeline.tables.console import print_table
     from pipeline.tables.spec import table_number
 
     print_table(Plan.read(config, _overlay(overlay, scale)), paper or None, table_number(number), results)

@@ -1,12 +1,14 @@
 """What is broken in other people's packages, mended in one place.
 
-Import `MODELS`, `TRANSFORMS` and friends from here, never from mmaction: mmaction2 1.2.0 cannot be imported as shipped.
+Import `MODELS`, `TRANSFORMS` and friends from here, never from mmaction or mmcv: mmaction2 1.2.0 cannot be imported as
+shipped, and mmcv-lite warns of what it lacks.
 """
 
 from __future__ import annotations
 
 import sys
 import types
+import warnings
 
 
 def _patch_mmaction() -> None:
@@ -30,8 +32,13 @@ def _patch_mmaction() -> None:
 
 _patch_mmaction()
 
-import mmaction.datasets.transforms  # noqa: E402  (registers the transforms)
-import mmaction.models  # noqa: E402,F401  (registers the models)
-from mmaction.registry import MODELS, TRANSFORMS  # noqa: E402
+with warnings.catch_warnings():
+    # mmcv-lite asks for mmcv in its place, for the sake of an operator that nothing here uses.
+    warnings.filterwarnings("ignore", "Fail to import ``MultiScaleDeformableAttention``")
+    import mmaction.datasets.transforms  # registers the transforms
+    import mmaction.models  # noqa: F401  (registers the models)
+    from mmaction.registry import MODELS, TRANSFORMS
+    from mmcv.cnn import ConvModule
+    from mmcv.cnn.bricks import DropPath
 
-__all__ = ["MODELS", "TRANSFORMS"]
+__all__ = ["MODELS", "TRANSFORMS", "ConvModule", "DropPath"]

@@ -1,4 +1,4 @@
-"""What is done, what runs and what has failed: from the plan and the files below the results folder alone.
+"""What is done, what runs, what has failed and what has not learnt: from the plan and the results folder alone.
 
 Done is what has its file. What runs, and how far it is, stands in the files of `pipeline.progress`. Why something has
 failed stands there too, or at the end of its log where it was killed, by Slurm say, or by the memory's end.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluation.health import read_outcome, read_training, verdict
 from pipeline.plan import Plan, store_key
 from pipeline.progress import REASON_LINES, line, read_job, span
 from pipeline.tables.spec import table_stem
@@ -85,10 +86,10 @@ def steps_of(plan: Plan, root: Path | str) -> Iterator[Step]:
 
 
 def read_status(plan: Plan, root: Path | str = "results") -> dict[str, Any]:
-    """{scale, kinds: {kind: [done, all]}, running: [...], failed: [...]}, ready for JSON.
+    """{scale, kinds: {kind: [done, all]}, running: [...], failed: [...], unhealthy: [...]}, ready for JSON.
 
     Of what runs: stage, name, fraction (or null) and left (seconds, or null), bars as `progress.Bar.state` gives them.
-    Of what has failed: stage, name, reason (lines) and log.
+    Of what has failed: stage, name, reason (lines) and log. Of what has not learnt: run, and notes on what says so.
     """
     jobs = {path.stem: record for path in (Path(root) / "progress").glob("*.json") if (record := read_job(path))}
     out: dict[str, Any] = {"scale": plan.config.settings.scale, "kinds": {}, "running": [], "failed": []}
@@ -109,7 +110,16 @@ def read_status(plan: Plan, root: Path | str = "results") -> dict[str, Any]:
     for record in jobs.values():  # sweeps, and what these settings do not ask for
         if record["state"] == "running":
             out["running"].append(_running(record))
+    notes = {run: run_health(plan, run, Workspace(root)) for run in plan.runs}
+    out["unhealthy"] = [{"run": run, "notes": found} for run, found in notes.items() if found]
     return out
+
+
+def run_health(plan: Plan, run: str, ws: Workspace) -> list[str]:
+    """What says that a run has not learnt anything: its training, and the tests that are measured so far."""
+    files = [path for cell in plan.cells_of.get(run, ()) if (path := ws.cell(cell)).is_file()]
+    outcomes = [found for path in files if (found := read_outcome(path))]
+    return verdict(read_training(ws.run(run) / "train.json"), outcomes, bool(plan.runs[run].train))
 
 
 def _running(record: dict[str, Any]) -> dict[str, Any]:
@@ -177,3 +187,7 @@ def print_status(found: dict[str, Any]) -> None:
             print(f"    {text}")
         if entry["log"]:
             print(f"    log: {entry['log']}")
+    for entry in found["unhealthy"]:
+        print(f"flagged: {entry['run']}")
+        for text in entry["notes"]:
+            print(f"    {text}")

@@ -67,6 +67,23 @@ def test_status_counts_and_names_what_runs_and_why_it_failed(plan, ws, capsys):
     assert read_status(plan, ws.root)["failed"] == []
 
 
+def test_status_names_what_has_not_learnt(plan, ws, capsys):
+    run, other = [run for run, cells in plan.cells_of.items() if cells and plan.runs[run].train][:2]
+    cell = next(iter(plan.cells_of[run]))
+    loss = {"name": "loss_matching", "value": 1.7, "chance": 1.609}
+    progress.write_json(ws.run(run) / "train.json", {"last_loss": loss})
+    progress.write_json(ws.run(other) / "train.json", {"last_loss": loss | {"value": 1.5}})
+    notes = ["did not learn: training loss 1.70 (chance 1.61)"]
+    assert read_status(plan, ws.root)["unhealthy"] == [{"run": run, "notes": notes}]
+    said = {"accuracy": 20.1, "ci95": 0.4, "classes": 5, "most_said": 1, "most_true": 0.2, "constant_scores": False}
+    progress.write_json(ws.cell(cell), {"predictions": said})
+    found = read_status(plan, ws.root)
+    notes.append("did not learn: test 20.1 ± 0.4 (chance 20.0), one class for 100 % of the test queries")
+    assert found["unhealthy"] == [{"run": run, "notes": notes}]
+    print_status(found)
+    assert f"flagged: {run}\n    {notes[0]}\n    {notes[1]}\n" in capsys.readouterr().out
+
+
 def test_status_imports_nothing_heavy(repo, tmp_path):
     code = (
         "import sys, runpy; sys.argv = ['pipeline', 'status', '--json', '--results', sys.argv[1]]\n"

@@ -16,7 +16,7 @@ from pipeline.datasets.coverage import present_clips, read_coverage
 from pipeline.datasets.index import read_index
 from pipeline.errors import UserError
 from pipeline.evaluation.confusion import check_pairs, confusion, opposite
-from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, summary
+from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, outcome, summary
 from pipeline.experiment import SCORED, Cell, Measure, Run, digest
 from pipeline.workspace import Workspace, write_json
 
@@ -123,7 +123,9 @@ def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[
             curve = curves[measure.alpha_grid][scores_path(ws, run, measure, "val").stem]
             alpha = best_alpha(curve)
             record["alpha_curve"] = {"val": curve, "test": alpha_curve(scores, measure.alpha_grid)}
-        record |= summary(accuracy(fused(scores, measure.score, alpha), scores.labels))
+        logits = fused(scores, measure.score, alpha)
+        record |= summary(accuracy(logits, scores.labels))
+        record["predictions"] = outcome(logits, scores.labels, scores.spread)
         record["alpha"] = alpha if measure.score == "both" and alpha != "own" else None
     path = ws.cell(cell.id)
     write_json(path, record)
@@ -131,7 +133,7 @@ def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[
 
 
 def _opposites(cell: Cell, ws: Workspace) -> dict[str, Any]:
-    """What a cell of opposite_pct holds: the number, and `confusion` of the `classes`, counts of videos.
+    """What a cell of opposite_pct holds: the number, `predictions`, and `confusion` of the `classes`, counts of videos.
 
     Raises:
         UserError: the test is no choice among all classes of the data set, or these are no pairs.
@@ -142,9 +144,10 @@ def _opposites(cell: Cell, ws: Workspace) -> dict[str, Any]:
     if scores.labels.shape[1] != 1 or scores.log_vv.shape[-1] != len(classes):
         raise UserError(f"{run.id}: opposite_pct needs a test in which every video is told from all classes")
     check_pairs(classes, run.dataset)
-    right, said = scores.labels[:, 0], fused(scores, measure.score, measure.alpha)[:, 0].argmax(-1)
-    table = confusion(said, right, len(classes))
-    return summary(opposite(said, right)) | {"confusion": table.tolist(), "classes": classes}
+    logits = fused(scores, measure.score, measure.alpha)
+    right, said = scores.labels[:, 0], logits[:, 0].argmax(-1)
+    found = {"confusion": confusion(said, right, len(classes)).tolist(), "classes": classes}
+    return summary(opposite(said, right)) | found | {"predictions": outcome(logits, scores.labels, scores.spread)}
 
 
 def search_in_process(name: str, files: dict[str, Path], grid: Sequence[float]) -> dict[str, Curve]:

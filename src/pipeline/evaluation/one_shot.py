@@ -19,6 +19,7 @@ from pipeline.datasets.skeletons.protocols import OneShotSplit
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.evaluation.calibration import Calibration, base_statistics, predict_calibrated
 from pipeline.evaluation.intervals import ci95
+from pipeline.evaluation.scores import spread_of
 from pipeline.experiment import Frozen
 from pipeline.models.skeleton.base import Feature, SkeletonModel
 from pipeline.progress import bar
@@ -47,12 +48,14 @@ class OneShot(Frozen):
 
 
 class OneShotResult(NamedTuple):
-    """predicted, labels (Q,): places among the novel classes. value, interval: per cent right, half width at 95 %."""
+    """predicted, labels (Q,): places among the novel classes. value, interval: per cent right, half width at 95 %.
+    spread: of the queries' features (`scores.spread_of`)."""
 
     predicted: np.ndarray
     labels: np.ndarray
     value: float
     interval: float
+    spread: float
 
     def by_class(self, classes: int) -> np.ndarray:
         """Per cent right of each class (classes,)."""
@@ -112,14 +115,14 @@ def predict_nearest(exemplars: np.ndarray, queries: np.ndarray) -> np.ndarray:
     return (unit(queries.astype(np.float64)) @ unit(exemplars.astype(np.float64)).T).argmax(1)
 
 
-def result(predicted: np.ndarray, labels: np.ndarray) -> OneShotResult:
+def result(predicted: np.ndarray, labels: np.ndarray, spread: float) -> OneShotResult:
     """Accuracy over queries with the normal interval of a proportion.
 
     The queries count as independent. The exemplars are fixed by the protocol, so the interval does not tell how much
     the value would change with others.
     """
     right = 100.0 * (predicted == labels)
-    return OneShotResult(predicted, labels, float(right.mean()), ci95(right))
+    return OneShotResult(predicted, labels, float(right.mean()), ci95(right), spread)
 
 
 def measure_one_shot(
@@ -144,4 +147,4 @@ def measure_one_shot(
         base = base_statistics(of(split.base), split.base_labels)
         rng = np.random.default_rng(seed)
         predicted = predict_calibrated(exemplars, queries, base, settings.calibration, rng)
-    return result(predicted, split.query_labels)
+    return result(predicted, split.query_labels, spread_of(queries))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.evaluation.intervals import ci95
 
+SAME = 1e-5  # logits that differ by no more are the same but for rounding
+
 
 @dataclass(frozen=True)
 class EpisodeScores:
@@ -20,12 +23,14 @@ class EpisodeScores:
     log_vv, log_vt: log-probabilities (E, Q, N) float32, log_vt None where the method reads no text.
     labels: (E, Q) place of the right class.
     both: logits (E, Q, N) float32 of a method that fuses the two itself, else None.
+    spread: of the features behind them (`spread_of`), where it is known.
     """
 
     log_vv: np.ndarray
     log_vt: np.ndarray | None
     labels: np.ndarray
     both: np.ndarray | None = None
+    spread: float | None = None
 
     @property
     def trained(self) -> np.ndarray:
@@ -37,7 +42,7 @@ class EpisodeScores:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp.npz")
         arrays = {"log_vv": self.log_vv, "labels": self.labels.astype(np.int16)}
-        optional = {"log_vt": self.log_vt, "both": self.both}
+        optional = {"log_vt": self.log_vt, "both": self.both, "spread": self.spread}
         np.savez(temporary, **arrays, **{name: value for name, value in optional.items() if value is not None})
         temporary.replace(path)
 
@@ -45,7 +50,8 @@ class EpisodeScores:
     def load(cls, path: Path) -> EpisodeScores:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            return cls(file["log_vv"], file.get("log_vt"), file["labels"].astype(np.int64), file.get("both"))
+            spread = float(file["spread"]) if "spread" in file else None
+            return cls(file["log_vv"], file.get("log_vt"), file["labels"].astype(np.int64), file.get("both"), spread)
 
 
 def fused(scores: EpisodeScores, score: str, alpha: float | str) -> np.ndarray:
@@ -84,3 +90,40 @@ def best_alpha(curve: Sequence[tuple[float, float]]) -> float:
 def summary(values: np.ndarray) -> dict[str, Any]:
     """Mean, 95 % interval and number of per-episode accuracies."""
     return {"value": float(values.mean()), "ci95": float(ci95(values)), "n": len(values)}
+
+
+def spread_of(features: np.ndarray) -> float:
+    """Standard deviation of features (V, D) over the videos, relative to their size: 0 if they are all the same."""
+    size = float(np.square(features, dtype=np.float64).mean())
+    return float(np.sqrt(features.var(0, dtype=np.float64).mean() / size)) if 0 < size < np.inf else 0.0
+
+
+def outcome(logits: np.ndarray, labels: np.ndarray, spread: float | None = None) -> dict[str, Any]:
+    """What logits (E, Q, N) say of queries with labels (E, Q), as `pipeline.evaluation.health.Outcome` reads it."""
+    said, right = logits.argmax(-1), accuracy(logits, labels)
+    content = b"".join(np.ascontiguousarray(places, dtype="<i2").tobytes() for places in (said, labels))
+    return {
+        "accuracy": float(right.mean()),
+        "ci95": float(ci95(right)) if len(right) > 1 else None,
+        "classes": logits.shape[-1],
+        "most_said": _most(said, logits.shape[-1]),
+        "most_true": _most(labels, logits.shape[-1]),
+        "constant_scores": _constant(logits),
+        "spread": spread,
+        "digest": hashlib.sha256(content).hexdigest()[:16],
+    }
+
+
+def _most(places: np.ndarray, classes: int) -> float:
+    """Share of the queries (E, Q) that get the class which is said most: in their episode, or over all where each is
+    an episode of its own."""
+    rows = places.T if places.shape[1] == 1 else places
+    shares = np.stack([(rows == place).mean(1) for place in range(classes)])
+    return float(shares.max(0).mean())
+
+
+def _constant(logits: np.ndarray) -> bool:
+    """Whether the logits (E, Q, N) of no class differ from those of another, or of no query of an episode."""
+    queries = logits.transpose(1, 0, 2) if logits.shape[1] == 1 else logits
+    alike = np.ptp(logits, axis=-1).max() <= SAME
+    return bool(alike or (queries.shape[1] > 1 and np.ptp(queries, axis=1).max() <= SAME))

@@ -83,6 +83,7 @@ def _paper(plan: Plan, paper: str, results_dir: Path | str) -> dict[str, Any]:
             "title": title,
             "missing": sum(record.status == "missing" for record in found),
             "measured": sum(record.status == "measured" for record in found),
+            "flagged": sum(bool(record.health) for record in found),
             "html": Markup(html(title, key, page)),
             "figure": _figure(lambda n=number: draw(plan, paper, n, results_dir), key) if number in drawn else None,
             "files": [name for name in files if (Path(results_dir) / name).is_file()],

@@ -1,21 +1,16 @@
 """A table as people read it: one `Layout`, rows by columns as in the paper, and thin writers of it.
 
-Here are the layout itself, Markdown for the result files and a rich table for the console; `latex` and `html` are
-the other writers. Only the marks differ.
+Here are the layout itself and Markdown for the result files; `latex`, `html` and `console` are the other writers. Only
+the marks differ.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from pipeline.tables.spec import table_number
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pipeline.plan import Plan
     from pipeline.tables.results import Record
     from pipeline.tables.spec import Table
 
@@ -177,7 +172,7 @@ class _Footnotes:
 
     def __init__(self, records: list[Record]) -> None:
         self.texts: list[str] = []
-        parts = {(r.row, r.column): r.note.split("; ") if r.note else [] for r in records}
+        parts = {(r.row, r.column): [*_split(r.health), *_split(r.note)] for r in records}
         self.columns = self._whole(parts, [r for r in records if r.status == "measured"], "column")
         self.rows = self._whole(parts, records, "row")
         self._places = {place: self._marks(texts) for place, texts in parts.items()}
@@ -203,6 +198,10 @@ class _Footnotes:
     def _marks(self, texts: list[str]) -> list[int]:
         self.texts += [text for text in dict.fromkeys(texts) if text not in self.texts]
         return sorted(self.texts.index(text) + 1 for text in texts)
+
+
+def _split(notes: str) -> list[str]:
+    return notes.split("; ") if notes else []
 
 
 def markdown(heading: str, table: Table, records: list[Record], prefix: str = "") -> str:
@@ -235,55 +234,3 @@ def _escape(text: str) -> str:
     for mark in "\\|[]*_<":
         text = text.replace(mark, f"\\{mark}")
     return text
-
-
-def print_table(
-    plan: Plan, paper: str | None, number: str, results_dir: Path | str = "results", console: Any = None
-) -> None:
-    """Prints a table, as far as it is measured: our value above the published one, the best in bold.
-
-    Args:
-        paper: whose table; None: that of every paper that has one of this number.
-        number: "4", "table4" or "fig3".
-        console: a `rich.console.Console`; by default one on standard output.
-
-    Raises:
-        UserError: no such paper or table, or a cell file is damaged.
-    """
-    from rich.console import Console
-    from rich.text import Text
-
-    from pipeline.tables.results import heading, papers_with, records  # they import this module
-
-    console, key = console or Console(), table_number(number)
-    for name in papers_with(plan, key, paper):
-        table = plan.papers[name].tables[key]
-        page = layout(table, records(plan, name, key, results_dir, allow_missing=True))
-        console.print(_rich(page, heading(plan, name, key)))
-        for line in filter(None, [page.measured, table.note, LEGEND]):
-            console.print(Text(line))
-        for i, text in enumerate(page.footnotes, 1):
-            console.print(Text(f"[{i}] {text}", style="dim"))
-
-
-def _rich(page: Layout, title: str) -> Any:
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    def marks(notes: list[int]) -> Text:
-        return Text("".join(f" [{note}]" for note in notes), style="dim")
-
-    def cell(place: Place) -> Text:
-        below = "\n" if place.ours and place.printed else ""
-        printed = Text(below + place.printed.replace("published ", ""), style="dim")
-        return Text(place.ours, style=("", "bold", "underline")[place.rank]) + printed + marks(place.notes)
-
-    out = RichTable(title=Text(title), title_justify="left", show_lines=True)
-    out.add_column("", overflow="fold")
-    for name in page.columns:
-        head = Text(name.replace("/", "/\n")) + marks(page.column_notes.get(name, []))
-        out.add_column(head, justify="right", overflow="fold")
-    for name, places in page.rows:
-        head = Text(name.replace(",", ", ")) + marks(page.row_notes.get(name, []))
-        out.add_row(head, *map(cell, places))
-    return out

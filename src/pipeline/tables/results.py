@@ -11,8 +11,9 @@ import io
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from pipeline.config import parse
 from pipeline.errors import UserError, unknown
+from pipeline.evaluation.health import Outcome, read_training, verdict
 from pipeline.experiment import Cell, slug
 from pipeline.plan import Entry, Plan
 from pipeline.tables import render
@@ -30,6 +32,8 @@ from pipeline.workspace import Workspace
 
 DIGITS = 4  # decimals kept in CSV files
 FORMATS = ("csv", "md", "tex", "html", "wide.csv")  # of one paper's table
+UNLEARNT = ("time_ms", "params_m", "teacher_time_share_pct")
+"""Metrics for which it does not matter whether a run has learnt anything."""
 BESIDE = {"teacher_spread_pct": ("teacher",), "opposite_pct": ("confusion", "classes")}
 """Keys that a cell file of a metric has beside its number."""
 WIDE = ("value", "ci95", "published", "delta")  # of every column of a wide CSV file
@@ -68,6 +72,8 @@ class CellFile(BaseModel):
     """Of opposite_pct: videos of each true class (rows) that are taken for each class."""
     classes: list[str] | None = None
     """Their names."""
+    predictions: Outcome | None = None
+    """What was predicted, of the metrics that are read off scores; older files have none."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ class Record:
     """Several seeds: joined by ";"."""
     status: str
     """measured, published-only or missing."""
+    health: str
+    """What says that nothing was learnt (`pipeline.evaluation.health.verdict`); empty where all is fine."""
     note: str
 
 
@@ -167,12 +175,42 @@ def records(
         UserError: no such paper or table, or a cell file is missing or damaged.
     """
     papers_with(plan, number, paper)
-    return [_record(plan, entry, results_dir, allow_missing) for entry in plan.table_entries(paper, number)]
+    ws = Workspace(results_dir)
+    digests: dict[tuple[str, str], tuple[str, ...]] = {}  # of the predictions of each cell of a place
+    out = []
+    for entry in plan.table_entries(paper, number):
+        found = None
+        if entry.cells and (not allow_missing or all(ws.cell(cell.id).is_file() for cell in entry.cells)):
+            found = [read_cell(cell, results_dir) for cell in entry.cells]
+            if all(cell.predictions for cell in found):
+                digests[entry.row, entry.column] = tuple(cell.predictions.digest for cell in found)
+        out.append(_record(plan, entry, ws, found))
+    return _with_twins(out, digests)
 
 
-def _record(plan: Plan, entry: Entry, results_dir: Path | str, allow_missing: bool) -> Record:
+def _with_twins(found: list[Record], digests: dict[tuple[str, str], tuple[str, ...]]) -> list[Record]:
+    """Notes which rows of a column have different cells and yet the same predictions for every query."""
+    groups: dict[tuple, list[Record]] = defaultdict(list)
+    for record in found:
+        if said := digests.get((record.row, record.column)):
+            groups[record.column, record.metric, said].append(record)
+    notes = {}
+    for group in groups.values():
+        if len({record.cell_id for record in group}) > 1:
+            text = f"same predictions for all queries: {' | '.join(record.row for record in group)}"
+            notes |= {(record.row, record.column): text for record in group}
+
+    def noted(record: Record) -> Record:
+        note = notes.get((record.row, record.column), "")
+        return replace(record, note="; ".join(filter(None, [record.note, note])))
+
+    return [noted(record) for record in found]
+
+
+def _record(plan: Plan, entry: Entry, ws: Workspace, found: list[CellFile] | None) -> Record:
+    """One place; `found`: its cells, None where they are not all measured."""
     place = {key: getattr(entry, key) for key in ("paper", "table", "row", "column", "metric", "published")}
-    empty: dict[str, Any] = dict.fromkeys(("value", "ci95", "n", "delta")) | {"note": entry.note}
+    empty: dict[str, Any] = dict.fromkeys(("value", "ci95", "n", "delta")) | {"health": "", "note": entry.note}
     if not entry.cells:
         blank = dict.fromkeys(("scale", "selection", "seeds", "run_id", "cell_id"), "")
         return Record(**place, **empty, **blank, status="published-only")
@@ -184,15 +222,28 @@ def _record(plan: Plan, entry: Entry, results_dir: Path | str, allow_missing: bo
         "run_id": ";".join(run.id for run in runs),
         "cell_id": ";".join(cell.id for cell in entry.cells),
     }
-    ws = Workspace(results_dir)
-    if allow_missing and not all(ws.cell(cell.id).is_file() for cell in entry.cells):
+    if found is None:
         return Record(**place, **empty, **made, status="missing")
-    found = [read_cell(cell, results_dir) for cell in entry.cells]
     value, half = _pool(found)
     delta = None if entry.published is None else value - entry.published
     numbers = {"value": _round(value), "ci95": _round(half), "delta": _round(delta)}
     note = "; ".join(filter(None, [entry.note, *_origin(plan, entry), *_remarks(entry, found)]))
-    return Record(**place, **made, **numbers, n=sum(cell.n for cell in found), status="measured", note=note)
+    health = "; ".join(_health(entry, ws, found))
+    n = sum(cell.n for cell in found)
+    return Record(**place, **made, **numbers, n=n, status="measured", health=health, note=note)
+
+
+def _health(entry: Entry, ws: Workspace, found: list[CellFile]) -> list[str]:
+    """The verdicts on the runs of a place; of several seeds each is named."""
+    if entry.metric in UNLEARNT:
+        return []
+    notes = []
+    for cell, measured in zip(entry.cells, found, strict=True):
+        training = read_training(ws.run(cell.run.id) / "train.json")
+        outcomes = [measured.predictions] if measured.predictions else []
+        of_seed = f" (seed {cell.run.seed})" if len(found) > 1 else ""
+        notes += [f"{text}{of_seed}" for text in verdict(training, outcomes, bool(cell.run.train))]
+    return notes
 
 
 def _pool(found: list[CellFile]) -> tuple[float, float | None]:

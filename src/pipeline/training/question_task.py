@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from pipeline.datasets.questions import EVENT, Question, class_names, draw_question
 from pipeline.errors import UserError, unknown
-from pipeline.evaluation.scores import EpisodeScores, accuracy
+from pipeline.evaluation.scores import EpisodeScores
 from pipeline.experiment import Measure
 from pipeline.models.build import build_question_model, load_weights
 from pipeline.models.questions import QuestionModel
@@ -101,9 +101,8 @@ class QuestionTask(LabelledTask):
         count = train["steps"] * train["items"]
         return QuestionItems(model, features, answers, self.names, train["batch"], count, self.run.seed)
 
-    def validate(self, model: QuestionModel) -> float:
-        found = self._answer(model, self.selection_split, 0, True)
-        return float(accuracy(found.trained, found.labels).mean())
+    def validate(self, model: QuestionModel) -> EpisodeScores:
+        return self._answer(model, self.selection_split, 0, True)
 
     def scores(self, model: QuestionModel, measure: Measure, split: str, keep: bool = False) -> EpisodeScores:
         kind = measure.matcher or "mean"

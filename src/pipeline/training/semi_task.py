@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.semi import ElementView, SemiVideos, read_elements, semi_videos
 from pipeline.errors import UserError, unknown
-from pipeline.evaluation.scores import EpisodeScores, accuracy
+from pipeline.evaluation.scores import EpisodeScores
 from pipeline.experiment import Measure
 from pipeline.models.build import build_video_classifier
 from pipeline.models.sefar import ElementSampler, SeFARModel
@@ -195,9 +196,11 @@ class SemiTask(LabelledTask):
     def hooks(self, model: SeFARModel, every: int) -> list[Hook]:
         return [Teacher(model, self.schedule()["items"], every)]
 
-    def validate(self, model: SeFARModel) -> float:
-        found = self._predict(model, self.selection_split)
-        return float(accuracy(found.trained, found.labels).mean())
+    def validate(self, model: SeFARModel) -> EpisodeScores:
+        return self._predict(model, self.selection_split)
+
+    def chance_loss(self, model: SeFARModel) -> tuple[str, float]:
+        return "loss_labelled", math.log(len(np.unique(self.videos.labels)))
 
     def scores(self, model: SeFARModel, measure: Measure, split: str, keep: bool = False) -> EpisodeScores:
         return self._predict(model, split)

@@ -5,6 +5,7 @@ A task knows the data of a run, builds its model, says what a worker gets in one
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -26,8 +27,8 @@ from pipeline.datasets.transforms import ClipTransform
 from pipeline.errors import UserError, unknown
 from pipeline.evaluation.evaluate import scoring_of
 from pipeline.evaluation.few_shot import score_split, split_features
-from pipeline.evaluation.one_shot import DATASETS, OneShot, OneShotResult, measure_one_shot, sequences
-from pipeline.evaluation.scores import EpisodeScores, accuracy
+from pipeline.evaluation.one_shot import DATASETS, OneShot, measure_one_shot, sequences
+from pipeline.evaluation.scores import EpisodeScores
 from pipeline.experiment import Measure, Run
 from pipeline.models.build import build_model, build_skeleton_model
 from pipeline.models.methods.base import FewShotModel
@@ -35,6 +36,7 @@ from pipeline.models.questions import QuestionModel
 from pipeline.models.sefar import SeFARModel
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.models.skeleton.baseline import per_class_batches
+from pipeline.models.skeleton.losses import contrastive_chance
 from pipeline.training.stored_views import Views, remove_tokens, store_tokens
 from pipeline.workspace import Workspace
 
@@ -75,9 +77,13 @@ class Task:
     def clean(self) -> None:
         """Delete what nobody needs once the run is trained."""
 
-    def validate(self, model: torch.nn.Module) -> float:
-        """Accuracy in per cent by which a checkpoint is selected; the model stays as it was."""
+    def validate(self, model: torch.nn.Module) -> EpisodeScores:
+        """Scores by whose accuracy a checkpoint is selected; the model stays as it was."""
         raise NotImplementedError
+
+    def chance_loss(self, model: torch.nn.Module) -> tuple[str, float] | None:
+        """Name of a loss of the training, and what guessing gives of it; None where that is not known."""
+        return None
 
     def scores(self, model: torch.nn.Module, measure: Measure, split: str, keep: bool = False) -> EpisodeScores:
         """Scores of the test (or validation) that `measure` names; `keep` what other tests of the run read, too."""
@@ -153,7 +159,7 @@ class FewShotTask(Task):
     def clean(self) -> None:
         remove_tokens(self.ws.run(self.run.id))
 
-    def validate(self, model: FewShotModel) -> float:
+    def validate(self, model: FewShotModel) -> EpisodeScores:
         training = model.training
         model.eval()
         scores = score_split(
@@ -162,7 +168,10 @@ class FewShotTask(Task):
             seed=SELECTION_SEED,
         )  # fmt: skip
         model.train(training)
-        return float(accuracy(scores.trained, scores.labels).mean())
+        return scores
+
+    def chance_loss(self, model: FewShotModel) -> tuple[str, float]:
+        return "loss_matching", math.log(self.run.train["way"])
 
     @cached_property
     def _features(self) -> dict[str, torch.Tensor]:
@@ -262,22 +271,25 @@ class OneShotTask(Task):
         count = self.schedule()["steps"] * train["batches_per_step"]
         return Batches(dataset, train["batch"], train["per_class"], self.run.seed, count)
 
-    def validate(self, model: SkeletonModel) -> float:
-        split = self.split(self.selection_split)
-        return self._measure(model, split, OneShot(classifier="nearest"), 0).value
+    def validate(self, model: SkeletonModel) -> EpisodeScores:
+        return self._measure(model, self.split(self.selection_split), OneShot(classifier="nearest"), 0)
+
+    def chance_loss(self, model: SkeletonModel) -> tuple[str, float]:
+        if model.encoder.classifier is not None:
+            return "loss_class", math.log(len(self.split("test").base_classes))
+        return "loss_contrast", model.contrastive * contrastive_chance(self.run.train["batch"], model.temperature)
 
     def scores(self, model: SkeletonModel, measure: Measure, split: str, keep: bool = False) -> EpisodeScores:
-        chosen = self.split(split)
         settings = parse(OneShot, {"classifier": measure.matcher or "calibration"}, f"{self.run.id}, measure.matcher")
-        found = self._measure(model, chosen, settings, measure.episode_seed)
-        # A query is an episode of its own: its score is 1 for the class that was predicted.
-        scores = np.zeros((len(found.labels), 1, len(chosen.novel_classes)), dtype=np.float32)
-        scores[np.arange(len(scores)), 0, found.predicted] = 1
-        return EpisodeScores(scores, None, found.labels[:, None])
+        return self._measure(model, self.split(split), settings, measure.episode_seed)
 
-    def _measure(self, model: SkeletonModel, split: OneShotSplit, settings: OneShot, seed: int) -> OneShotResult:
+    def _measure(self, model: SkeletonModel, split: OneShotSplit, settings: OneShot, seed: int) -> EpisodeScores:
         made = self.definition
-        return measure_one_shot(model, self.store, split, made.policy, made.feed, settings, seed)
+        found = measure_one_shot(model, self.store, split, made.policy, made.feed, settings, seed)
+        # A query is an episode of its own: its score is 1 for the class that was predicted.
+        scores = np.zeros((len(found.labels), 1, len(split.novel_classes)), dtype=np.float32)
+        scores[np.arange(len(scores)), 0, found.predicted] = 1
+        return EpisodeScores(scores, None, found.labels[:, None], spread=found.spread)
 
 
 def task_of(run: Run, ws: Workspace) -> Task:

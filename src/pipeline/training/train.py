@@ -31,6 +31,8 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from pipeline.errors import UserError
+from pipeline.evaluation.health import last_loss
+from pipeline.evaluation.scores import EpisodeScores, outcome
 from pipeline.experiment import Run
 from pipeline.models.build import WEIGHTS
 from pipeline.models.compiled import compile_layers
@@ -196,14 +198,14 @@ class Keeper(Hook):
         run: Run,
         train: dict[str, Any],
         curve: Curve,
-        validate: Callable[[BaseModel], float],
+        validate: Callable[[BaseModel], EpisodeScores],
         report: Report | None,
         every: int,
         stop: Path,
     ) -> None:
         self.run, self.train, self.curve, self.validate = run, train, curve, validate
         self.report, self.every, self.stop = report, every, stop
-        self.best: dict[str, Any] = {"accuracy": -1.0, "step": 0, "state": {}}
+        self.best: dict[str, Any] = {"accuracy": -1.0, "step": 0, "state": {}, "outcome": None}
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -235,11 +237,12 @@ class Keeper(Hook):
     def _select(self, model: BaseModel, step: int) -> None:
         self.curve.read()
         if is_main_process():
-            score = self.validate(model)
-            self.curve.rows[-1]["validation_accuracy"] = score
-            if score > self.best["accuracy"]:
+            scores = self.validate(model)
+            found = outcome(scores.trained, scores.labels, scores.spread)
+            self.curve.rows[-1]["validation_accuracy"] = found["accuracy"]
+            if found["accuracy"] > self.best["accuracy"]:
                 state = {name: value.detach().cpu().clone() for name, value in model.trained_state().items()}
-                self.best = {"accuracy": score, "step": step, "state": state}
+                self.best = {"accuracy": found["accuracy"], "step": step, "state": state, "outcome": found}
         barrier()
 
     def _checkpoint(self, runner: Runner, step: int) -> None:
@@ -362,7 +365,7 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
         tracked = visualizer(run, folder, tracker) if is_main_process() else dict(type="Visualizer", vis_backends=[])
         runner = _runner(run, train, model, items, hooks, every, folder / f"log-{get_rank()}", tracked)
         runner.train()
-    best = {"state": unwrap(runner.model).trained_state(), "step": train["steps"], "accuracy": None}
+    best = {"state": unwrap(runner.model).trained_state(), "step": train["steps"], "accuracy": None, "outcome": None}
     if run.selection != "last":
         best = keeper.best
     if is_main_process():
@@ -371,7 +374,11 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
         os.replace(temporary, folder / WEIGHTS)
         task.clean()
     shutil.rmtree(folder / f"log-{get_rank()}" / "checkpoint", ignore_errors=True)
-    return {"steps": train["steps"], "selected_step": best["step"], "validation_accuracy": best["accuracy"]}
+    known = task.chance_loss(unwrap(runner.model))
+    return {
+        "steps": train["steps"], "selected_step": best["step"], "validation_accuracy": best["accuracy"],
+        "validation": best.get("outcome"), "last_loss": last_loss(curve.rows, *known) if known else None,
+    }  # fmt: skip
 
 
 def _parameter_groups(model: BaseModel, train: dict[str, Any]) -> dict[str, dict[str, float]]:

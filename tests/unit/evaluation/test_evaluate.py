@@ -20,7 +20,7 @@ from pipeline.evaluation.evaluate import (
     value_path,
 )
 from pipeline.evaluation.score import score_run
-from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, summary
+from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, outcome, summary
 from pipeline.experiment import Cell
 from pipeline.models.build import load_trained
 from pipeline.models.methods.base import FewShotModel
@@ -139,6 +139,8 @@ def test_a_cell_is_the_accuracy_of_its_scores(trained):
         assert record["ci95"] == pytest.approx(1.96 * values.std(ddof=1) / np.sqrt(24))
         assert record["n"] == 24 and record["alpha"] == alpha and record["alpha_curve"] is None
         assert record["cell"] == cell.id and record["run"] == run.id and record["metric"] == "accuracy_pct"
+        said = outcome(fused(scores, kind, alpha or 0.0), scores.labels)
+        assert record["predictions"] == said and (said["classes"], said["accuracy"]) == (5, values.mean())
         assert record["dataset"] == "synthetic_scene" and record["scale"] == "demo" and record["selection"] == "val"
     # one file of scores serves every kind of score of a shot
     names = {scores_path(ws, run, cell.measure, "test") for cell in (both, vv, vt, fixed)}

@@ -68,7 +68,7 @@ def test_the_nearest_exemplar_is_that_of_the_largest_cosine():
 
 
 def test_accuracy_and_its_interval():
-    got = result(np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 1]))
+    got = result(np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 1]), 0.5)
     assert got.value == pytest.approx(80)
     assert got.interval == pytest.approx(196 * math.sqrt(0.8 * 0.2 / 4))
     assert got.by_class(2).tolist() == [100, 75] and got.by_class(3)[2] == 0

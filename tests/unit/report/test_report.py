@@ -26,9 +26,13 @@ def plan(repo) -> Plan:
 
 @pytest.fixture(scope="module")
 def results(plan, tmp_path_factory):
-    """Everything is measured but one cell of Task-Adapter++'s Figure 9."""
+    """Everything is measured but one cell of Task-Adapter++'s Figure 9; the training of FIRST has not learnt."""
     folder = tmp_path_factory.mktemp("results")
     fill(plan, folder)
+    run = next(e for e in plan.table_entries("lga", "4") if (e.row, e.column) == FIRST).cells[0].run.id
+    record = json.loads((path := folder / "runs" / run / "train.json").read_text())
+    loss = {"name": "loss_matching", "value": 1.7, "chance": 1.609}
+    path.write_text(json.dumps(record | {"last_loss": loss}))
     (folder / "cells" / f"{plan.table_cells('task_adapter', 'fig9')[-1]}.json").unlink()
     write_table(plan, "lga", "4", folder)
     write_report(plan, folder)
@@ -72,6 +76,13 @@ def test_ids_are_unique(page):
 def test_what_is_not_measured_says_so(page):
     assert re.search(r'id="task_adapter-fig9-figure">Not drawn: .*not measured yet; make it with', page)
     assert 'class="missing"' in page and 'title="1 places are not measured yet"' in page
+
+
+def test_what_did_not_learn_is_flagged(plan, page):
+    section = re.search(r'<section class="table" id="lga-table4".*?</section>', page, re.S)[0]
+    assert re.search(r'<li id="lga-table4-note-\d+">did not learn: training loss 1.70 \(chance 1.61\)</li>', section)
+    assert re.search(r'href="#lga-table4">Table 4</a> <span class="todo" title="\d+ places are flagged', page)
+    assert 'href="#lga-table5">Table 5</a></li>' in page
 
 
 def test_a_number_leads_to_its_cell(plan, data):

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.experiment import Cell
 from pipeline.plan import Plan
 from pipeline.tables import results
-from pipeline.tables.render import print_table
+from pipeline.tables.console import print_table
 from pipeline.tables.results import (
     COLUMNS,
     FORMATS,
@@ -147,7 +147,7 @@ def test_long_file_has_every_place_in_order(make, folder):
     assert path == folder / "results" / "one" / "table1.csv"
     lines = read(path)
     expected = "paper table row column metric value ci95 n published delta scale selection seeds run_id cell_id"
-    assert list(lines[0]) == list(COLUMNS) == [*expected.split(), "status", "note"]
+    assert list(lines[0]) == list(COLUMNS) == [*expected.split(), "status", "health", "note"]
     assert [(x["row"], x["status"]) for x in lines] == [
         *[("Other [RN|50]", "published-only")] * 2,
         *[("Plain", "measured")] * 3,
@@ -280,6 +280,81 @@ def test_an_interrupted_writing_leaves_the_old_file(make, folder, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_table(plan, "one", "1", folder / "results")
     assert path.read_text() == before
+
+
+# Health
+
+
+def predictions(**changes) -> dict:
+    found = {"accuracy": 50.0, "ci95": 0.4, "classes": 5, "most_said": 0.2, "most_true": 0.2, "constant_scores": False}
+    return found | changes
+
+
+def test_what_did_not_learn_is_flagged_in_the_file_and_on_the_page(make, folder):
+    plan = make()
+    entry = next(e for e in plan.table_entries("one", "1") if (e.row, e.column) == CELL)
+    (cell,) = entry.cells
+    write_cell(folder, cell, value=20.3, ci95=0.5, predictions=predictions(accuracy=20.3, ci95=0.5))
+    record = {"last_loss": {"name": "loss_matching", "value": 1.7, "chance": 1.609}}
+    path = folder / "results" / "runs" / cell.run.id / "train.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(record))
+    of_training = "did not learn: training loss 1.70 (chance 1.61)"
+    of_test = "did not learn: test 20.3 ± 0.5 (chance 20.0)"
+    table, page, *_ = write_table(plan, "one", "1", folder / "results")
+    lines = read(table)
+    assert line(lines, *CELL)["health"] == f"{of_training}; {of_test}"
+    assert "did not learn" not in line(lines, *CELL)["note"]
+    assert line(lines, "Ours", "Set/5-shot")["health"] == of_training  # the same training
+    assert line(lines, "Ours", "Time")["health"] == line(lines, "Plain", "Set/1-shot")["health"] == ""
+    text = page.read_text(encoding="utf-8")
+    assert text.count(of_training) == text.count(of_test) == 1  # footnotes
+    write_cell(folder, cell, predictions=predictions())
+    assert line(read(write_table(plan, "one", "1", folder / "results")[0]), *CELL)["health"].startswith("doubtful: ")
+
+
+def test_each_seed_has_its_own_health(make, folder):
+    plan = make({"seeds": [0, 3]})
+    (entry,) = plan.table_entries("one", "fig3")
+    write_cell(folder, entry.cells[1], predictions=predictions(most_said=1.0))
+    (found,) = records(plan, "one", "fig3", folder / "results")
+    assert found.health == "did not learn: one class for 100 % of the test queries (seed 3)"
+
+
+def test_a_damaged_training_record_is_one_line(make, folder):
+    plan = make()
+    (entry,) = plan.table_entries("one", "fig3")
+    path = folder / "results" / "runs" / entry.cells[0].run.id / "train.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(UserError, match="train.json: damaged file"):
+        records(plan, "one", "fig3", folder / "results")
+
+
+def test_rows_with_the_same_predictions_say_so(make, folder):
+    plan = make()
+    cells = {(e.row, e.column): e.cells[0] for e in plan.table_entries("one", "1") if e.cells}
+    assert cells["Plain", "Set/1-shot"] != cells[CELL]
+    for place in (("Plain", "Set/1-shot"), CELL, ("Ours", "Set/5-shot")):
+        write_cell(folder, cells[place], predictions=predictions(digest="abc"))
+    lines = read(write_table(plan, "one", "1", folder / "results")[0])
+    text = "same predictions for all queries: Plain | Ours"
+    flagged = [(x["row"], x["column"]) for x in lines if text in x["note"].split("; ")]
+    assert flagged == [("Plain", "Set/1-shot"), CELL]  # of one column
+    write_cell(folder, cells[CELL], predictions=predictions(digest="abd"))
+    assert "same predictions" not in write_table(plan, "one", "1", folder / "results")[0].read_text()
+
+
+def test_rows_of_one_cell_need_no_note(make, folder):
+    sheet = yaml.safe_load((folder / "config" / "tables" / "one.yaml").read_text())
+    fig = sheet["tables"]["fig3"]
+    fig["rows"].append(fig["rows"][0] | {"name": "Ours again"})
+    (folder / "config" / "tables" / "one.yaml").write_text(yaml.safe_dump(sheet))
+    plan = make()
+    first, second = plan.table_entries("one", "fig3")
+    assert first.cells == second.cells
+    write_cell(folder, first.cells[0], predictions=predictions(digest="abc"))
+    assert not any("same" in found.note for found in records(plan, "one", "fig3", folder / "results"))
 
 
 # Errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from tiny import CONFIG
 from pipeline.datasets.prepare import make_frames, make_splits, make_texts, synthesize
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import measure_run, search_in_process
+from pipeline.evaluation.health import Outcome, Training, read_training, verdict
 from pipeline.evaluation.score import score_run
+from pipeline.evaluation.scores import outcome
 from pipeline.models.build import WEIGHTS, load_weights
 from pipeline.plan import Plan, store_key
 from pipeline.training.tasks import Batches, task_of
@@ -101,14 +104,37 @@ def test_every_method_trains_is_saved_and_gives_the_same_predictions_again(skele
     record = json.loads((ws.run(run.id) / "train.json").read_text())
     assert record["steps"] == 2 * (26 * 4 // 20) and record["classes"] == {"train": 26, "test": 10, "val": 10}
     assert 0 <= record["validation_accuracy"] <= 100
+    known = read_training(ws.run(run.id) / "train.json")
+    assert (known.validation.classes, known.validation.accuracy) == (10, record["validation_accuracy"])
+    assert known.last_loss.name == ("loss_contrast" if method == "motionbert" else "loss_class")
+    of_equal_features = math.log(26) if method != "motionbert" else 10 / 7 * math.log(19)
+    assert known.last_loss.chance == pytest.approx(of_equal_features)
     assert score_run(run, cells, ws) == 2
     values = [json.loads(path.read_text()) for path in measure_run(run, cells, ws, search_in_process)]
     assert all(value["n"] == 10 * 3 for value in values)  # all clips of the novel classes but the exemplars
+    assert all((x["predictions"]["classes"], x["predictions"]["accuracy"]) == (10, x["value"]) for x in values)
+    assert all(0 < value["predictions"]["spread"] < 10 for value in values)
     task = task_of(run, ws)
     again = [task.scores(load_weights(task.build(), run, ws), cell.measure, "test") for cell in cells]
     for cell, scores, value in zip(cells, again, values, strict=True):
         right = 100 * (scores.trained[:, 0].argmax(1) == scores.labels[:, 0]).mean()
         assert right == pytest.approx(value["value"]), cell.id
+
+
+def test_an_encoder_that_died_is_flagged(skeletons, tmp_path):
+    """As too large a learning rate leaves it: all hidden features 0, and yet some accuracy comes out."""
+    ws, cell = skeletons.elsewhere(tmp_path / "ws"), skeletons.cell("infogcn")
+    task = task_of(cell.run, ws)
+    model = task.build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for scores in (task.validate(model), task.scores(model, cell.measure, "test")):
+        found = Outcome(**outcome(scores.trained, scores.labels, scores.spread))
+        assert found.spread == 0 and found.accuracy == pytest.approx(10)
+        (note,) = verdict(Training(), [found], trained=True)
+        assert note.startswith("did not learn: test 10.0 ± ")
+        assert note.endswith("(chance 10.0), constant features in test, one class for 100 % of the test queries")
 
 
 def test_no_module_of_training_is_in_the_weights_at_test(skeletons, tmp_path):

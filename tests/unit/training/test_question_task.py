@@ -84,12 +84,18 @@ def test_it_trains_is_saved_and_gives_the_same_answers_again(semi, asked, tmp_pa
     cell = asked(encoder)
     record = trained(cell, ws)
     assert record["steps"] == 4 and record["classes"]["labelled"] == 12 and 0 <= record["validation_accuracy"] <= 100
+    assert record["validation"]["classes"] == 4 and record["last_loss"] is None  # of four options; of tokens
     assert score_run(cell.run, [cell], ws) == 1
     (path,) = measure_run(cell.run, [cell], ws, search_in_process)
     value = json.loads(path.read_text())
     task = task_of(cell.run, ws)
     scores = task.scores(load_weights(task.build(), cell.run, ws), cell.measure, "test")
-    assert scores.log_vv.shape == (36, 1, 4) and value["n"] == 36 and (scores.log_vv < 0).all()
+    assert (
+        scores.log_vv.shape == (36, 1, 4)
+        and value["n"] == 36
+        and value["predictions"]["classes"] == 4
+        and (scores.log_vv < 0).all()
+    )
     assert 100 * (scores.trained[:, 0].argmax(1) == scores.labels[:, 0]).mean() == pytest.approx(value["value"])
 
 

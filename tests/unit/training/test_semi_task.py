@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pipeline.datasets.index import read_index
 from pipeline.datasets.prepare import make_frames, make_splits, synthesize
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import measure_run, needed_scores, needed_values, search_in_process
+from pipeline.evaluation.health import read_training
 from pipeline.evaluation.score import score_run
 from pipeline.evaluation.scores import EpisodeScores
 from pipeline.models.build import WEIGHTS, load_weights
@@ -121,10 +123,14 @@ def test_every_method_trains_is_saved_and_gives_the_same_predictions_again(semi,
     record = json.loads((ws.run(cell.run.id) / "train.json").read_text())
     assert record["steps"] == 6 and record["classes"] == {"train": 12, "val": 12, "test": 12, "labelled": 12}
     assert 0 <= record["validation_accuracy"] <= 100
+    known = read_training(ws.run(cell.run.id) / "train.json")
+    assert (known.validation.classes, known.validation.accuracy) == (12, record["validation_accuracy"])
+    assert (known.last_loss.name, known.last_loss.chance) == ("loss_labelled", pytest.approx(math.log(12)))
     assert score_run(cell.run, [cell], ws) == 1
     (path,) = measure_run(cell.run, [cell], ws, search_in_process)
     value = json.loads(path.read_text())
     assert value["n"] == 36 and value["ci95"] >= 0
+    assert (value["predictions"]["classes"], value["predictions"]["accuracy"]) == (12, value["value"])
     task = task_of(cell.run, ws)
     scores = task.scores(load_weights(task.build(), cell.run, ws), cell.measure, "test")
     assert 100 * (scores.trained[:, 0].argmax(1) == scores.labels[:, 0]).mean() == pytest.approx(value["value"])
@@ -354,6 +360,7 @@ def test_opposites_are_read_off_the_scores_of_the_accuracy(semi, taught):
     assert set(other.values()) == set(names) and all(name != other[name] for name in names)
     share = np.mean([names[one] == other[names[true]] for one, true in zip(said, truth, strict=True)])
     assert opposed["value"] == pytest.approx(100 * share) and opposed["n"] == 36
+    assert opposed["predictions"] == right["predictions"]  # of the same videos: its health is that of the accuracy
     table = np.array(opposed["confusion"])
     assert table.shape == (12, 12) and (table.sum(1) == 3).all()
     assert 100 * np.trace(table) / 36 == pytest.approx(right["value"])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.optim.scheduler import LinearLR
@@ -16,7 +18,8 @@ from tiny import train_on_workers
 
 from pipeline.datasets.episodes import EpisodeDataset
 from pipeline.errors import UserError
-from pipeline.evaluation.scores import EpisodeScores
+from pipeline.evaluation.health import read_training
+from pipeline.evaluation.scores import EpisodeScores, outcome
 from pipeline.experiment import Run
 from pipeline.models.build import WEIGHTS
 from pipeline.models.methods.base import FewShotModel
@@ -391,7 +394,14 @@ def test_a_loss_that_is_no_number_stops_the_training_and_says_where(world, tmp_p
 
 def _with_validation(monkeypatch, scores: list[float]) -> list[float]:
     left = list(scores)
-    monkeypatch.setattr(FewShotTask, "validate", lambda task, model: left.pop(0))
+
+    def validate(task, model):
+        """Of ten episodes of one query each as many are right as the next score says."""
+        right, labels = round(left.pop(0) / 10), np.zeros((10, 1), np.int64)
+        logits = np.eye(5, dtype=np.float32)[[0] * right + [1] * (10 - right)]
+        return EpisodeScores(logits[:, None], None, labels)
+
+    monkeypatch.setattr(FewShotTask, "validate", validate)
     return left
 
 
@@ -421,6 +431,11 @@ def test_weights_of_the_selected_step_are_kept(world, tmp_path, monkeypatch, sel
     record = json.loads((ws.run(run.id) / "train.json").read_text())
     assert record["selected_step"] == chosen
     assert record["validation_accuracy"] == (max(scores) if scores else None)
+    known = read_training(ws.run(run.id) / "train.json")
+    assert (known.validation.accuracy, known.validation.chance) == (max(scores), 20) if scores else not known.validation
+    losses = [float(row["loss_matching"]) for row in _curve(ws, run)]
+    last = {"name": "loss_matching", "value": pytest.approx(np.mean(losses)), "chance": pytest.approx(math.log(3))}
+    assert known.last_loss.model_dump() == last  # of three classes, as the episodes have
     validated = {row["step"]: row.get("validation_accuracy") for row in _curve(ws, run)}
     assert [value for value in validated.values() if value is not None] == scores
 
@@ -434,7 +449,8 @@ def test_the_score_that_is_trained_selects_the_checkpoint(world, monkeypatch):
         scores = EpisodeScores(arrays[0], arrays[0], labels, arrays[1])
         monkeypatch.setattr(tasks, "score_split", lambda *_, scores=scores, **__: scores)
         task = task_of(world.run(method="task_adapter_pp"), world.ws)
-        assert task.validate(torch.nn.Identity()) == accuracy
+        found = task.validate(torch.nn.Identity())
+        assert outcome(found.trained, found.labels)["accuracy"] == accuracy
 
 
 @pytest.mark.parametrize(("selection", "split"), [("val", "val"), ("test", "test")])

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-from pipeline.compat import MODELS  # before anything of mmaction, which it mends
+from pipeline.compat import MODELS, ConvModule  # before anything of mmaction, which it mends
 
 # isort: split
 from mmaction.models.backbones.resnet import BasicBlock, Bottleneck, ResNet, make_res_layer

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.compat import MODELS
+from pipeline.compat import MODELS, DropPath
 from pipeline.errors import UserError, unknown
 from pipeline.models.backbones.clip import quiet
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,3 +52,8 @@ def supervised_contrastive_loss(
     per_anchor = (log_probability * positives).sum(-1) / count.clamp(min=1)
     anchors = (count > 0).sum().clamp(min=1)
     return -temperature / base_temperature * per_anchor.sum() / anchors
+
+
+def contrastive_chance(batch: int, temperature: float = 0.1, base_temperature: float = 0.07) -> float:
+    """`supervised_contrastive_loss` of a batch of equal features, one view each, which tell nothing apart."""
+    return temperature / base_temperature * math.log(max(batch - 1, 1))

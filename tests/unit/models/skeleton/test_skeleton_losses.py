@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.models.skeleton.losses import latent_discrepancy, supervised_contrastive_loss
+from pipeline.models.skeleton.losses import contrastive_chance, latent_discrepancy, supervised_contrastive_loss
 
 
 def test_released_values(golden):
@@ -54,3 +54,9 @@ def test_latent_discrepancy_counts_present_classes_once():
     by_class, overall = latent_discrepancy(z, torch.tensor([2, 2, 1]), prior)
     assert by_class.item() == pytest.approx(((3 - 1) ** 2 + (0 - 1) ** 2 + 0 + 1) / 4)
     assert overall.item() == pytest.approx(math.hypot(2, 1 / 3))
+
+
+def test_equal_features_have_the_contrastive_loss_of_chance():
+    features = torch.nn.functional.normalize(torch.ones(6, 1, 4), dim=-1)
+    loss = supervised_contrastive_loss(features, torch.tensor([0, 0, 1, 1, 2, 2]), 0.3)
+    assert float(loss) == pytest.approx(contrastive_chance(6, 0.3), rel=1e-5)
