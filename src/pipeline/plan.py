@@ -70,6 +70,8 @@ class Plan:
     sweeps: dict[str, SweepPlan] = field(default_factory=dict)
     _datasets: dict[str, Asset] = field(default_factory=dict, repr=False)
     """By the name in the sheets; `datasets` is by key."""
+    _backbones: dict[tuple[str, str], Asset] = field(default_factory=dict, repr=False)
+    """By the name in the settings and the key of the data set that it is used on."""
 
     @classmethod
     def read(
@@ -309,6 +311,8 @@ class Plan:
 
         One that the workflow pretrains names its data sets in `sources`; "own" is the one that it is used on.
         """
+        if known := self._backbones.get((name, dataset.key)):
+            return known
         definition = self.config.backbone(name, where)
         spec = {key: value for key, value in definition.items() if key != "path"}
         options = {key: value for key, value in definition.items() if key == "path"}
@@ -320,7 +324,8 @@ class Plan:
             texts = [_texts_of(asset, {}) for asset in assets]
             spec = spec | {"sources": [a.key for a in assets], "stores": stores, "texts": texts}
         asset = Asset(name=name, spec=spec, options=options)
-        return self.backbones.setdefault(asset.key, asset)
+        self._backbones[name, dataset.key] = self.backbones.setdefault(asset.key, asset)
+        return self._backbones[name, dataset.key]
 
     def frames(self, dataset: Asset) -> dict[str, Any]:
         """The frame policy of a data set, or how its skeletons are stored and shown."""
