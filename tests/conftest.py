@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
+# Two processes test at a time, and each starts others: more threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with long tests come first, so that no process is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: ("unit" in item.path.parts, item.path not in slow))
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +57,29 @@ def world(tmp_path_factory):
 
     torch.set_num_threads(1)
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """A Ray cluster of a few CPUs for the tests that do not start their own; the environment of its drivers.
+
+    A look at a frame for poses (`dots.Dots`) takes 0.1 s there.
+    """
+    from pipeline import cluster
+    from pipeline.config import Cluster
+
+    temporary, port = tempfile.mkdtemp(prefix="actions-"), cluster.free_port()
+    folders = [str(REPO / name) for name in ("src", "tests", "tests/unit/pose")]
+    variables = {**os.environ, **cluster.environment(secrets.token_hex(32)), "PYTHONPATH": os.pathsep.join(folders)}
+    variables |= {"DOTS_SECONDS": "0.1", "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    options = cluster.head_options(Cluster(dashboard=False), "127.0.0.1", port, cluster.free_port())
+    log = Path(temporary, "head.log")
+    with log.open("w") as out:
+        start = cluster.ray_start("127.0.0.1", 2, temporary, *options)
+        head = subprocess.Popen(start, stdout=out, stderr=out, env=variables, preexec_fn=cluster.die_with_parent)
+    try:
+        cluster.wait_for_port(variables["RAY_ADDRESS"], head, log)
+        yield variables
+    finally:
+        cluster.end_process(head, 15)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -71,6 +71,8 @@ class Plan:
     sweeps: dict[str, SweepPlan] = field(default_factory=dict)
     _datasets: dict[str, Asset] = field(default_factory=dict, repr=False)
     """By the name in the sheets; `datasets` is by key."""
+    _backbones: dict[tuple[str, str], Asset] = field(default_factory=dict, repr=False)
+    """By the name in the settings and the key of the data set that it is used on."""
 
     @classmethod
     def read(
@@ -311,6 +313,8 @@ class Plan:
         One that the workflow pretrains names its data sets in `sources`; "own" is the one that it is used on. Its
         option `packed` is the folder from which it is fetched, where the repository has it.
         """
+        if known := self._backbones.get((name, dataset.key)):
+            return known
         definition = self.config.backbone(name, where)
         spec = {key: value for key, value in definition.items() if key != "path"}
         options = {key: value for key, value in definition.items() if key == "path"}
@@ -325,7 +329,8 @@ class Plan:
         packed = self.config.folder / PRETRAINED / asset.key
         if packed.is_dir():
             asset = asset.model_copy(update={"options": options | {"packed": str(packed.resolve())}})
-        return self.backbones.setdefault(asset.key, asset)
+        self._backbones[name, dataset.key] = self.backbones.setdefault(asset.key, asset)
+        return self._backbones[name, dataset.key]
 
     def frames(self, dataset: Asset) -> dict[str, Any]:
         """The frame policy of a data set, or how its skeletons are stored and shown."""

@@ -68,18 +68,8 @@ class Project:
 
     def snakemake(self, *targets: str, cluster: str = "{mode: job, dashboard: false}", jobs: int = 8) -> list[str]:
         """The command that sends the tables of the overlay through sbatch."""
-        command = [
-            "snakemake",
-            "--profile",
-            "slurm",
-            "--jobs",
-            str(jobs),
-            "--retries",
-            "5",
-            "--configfile",
-            "overlay.yaml",
-            *SMALL,
-        ]
+        command = ["snakemake", "--profile", "slurm", "--jobs", str(jobs), "--retries", "5"]
+        command += ["--slurm-init-seconds-before-status-checks", "1", "--configfile", "overlay.yaml", *SMALL]
         return [*command, "--config", "scale=demo", f"cluster={cluster}", "--", *targets]
 
     def table(self) -> list[dict[str, str]]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
+import torch
+import yaml
 from project import Project
+
+from pipeline.config import read_yaml
+from pipeline.plan import Plan
+from pipeline.training.train import train_run
+from pipeline.workspace import Workspace
 
 PAPERS = {"LGA": "lga", "Task-Adapter++": "task_adapter_pp", "CrossGLG": "crossglg", "SeFAR": "sefar"}
 
@@ -135,20 +142,17 @@ def _only_those_with_the_token(project):
 
 @pytest.fixture(scope="module")
 def undisturbed(plain, tmp_path_factory):
-    """The longer training of LGA, without a fault."""
+    """The longer training of LGA, without a fault, Slurm and Ray."""
     project = plain.copy(tmp_path_factory.mktemp("undisturbed") / "project")
     status, out = project.run("python", "-m", "pipeline", "plan", "--write", "--overlay", _overlay(project))
     assert status == 0, out
-    run = _long_run(project)
-    settings = '{"mode": "job", "dashboard": false}'
-    status, out = project.run("python", "-m", "pipeline", "train", run, "--settings", settings)
-    assert status == 0, out
+    torch.set_num_threads(1)
+    ws = Workspace(project.results)
+    train_run(ws.read_run(_long_run(project)), ws)
     return project
 
 
 def _overlay(project):
-    import yaml
-
     content = yaml.safe_load((project.folder / "overlay.yaml").read_text())
     content["train"] |= {"steps": 120, "checkpoint_every": 10, "validate_every": 60, "milestones": [120]}
     path = project.folder / "long.yaml"
@@ -157,27 +161,17 @@ def _overlay(project):
 
 
 def _long_run(project):
-    from pipeline.config import read_yaml
-    from pipeline.plan import Plan
-
     plan = Plan.read(project.folder / "config", read_yaml(project.folder / "long.yaml"))
     (row,) = [entry for entry in plan.table_entries("nodes", "4") if entry.row == "LGA"]
     return row.cells[0].run.id
 
 
-@pytest.fixture
-def again(undisturbed, tmp_path):
-    """The longer training anew: (project, run)."""
-    project = undisturbed.copy(tmp_path / "project", "specs")
-    return project, _long_run(undisturbed)
-
-
-def _send(project, run, minutes=20, **settings):
+def _send(project, run, node="n1", minutes=20, **settings):
     """Send the training through sbatch, and wait until it has a checkpoint; the job."""
     words = json.dumps({"mode": "job", "dashboard": False, "stop_minutes": 0} | settings)
     wrapped = f"exec python -m pipeline train {run} --settings '{words}'"
     options = ["--parsable", f"--time={minutes}", "-c4", "--mem=3000", "--no-requeue", "--output=job-%j.log"]
-    job = project.slurm_run("sbatch", *options, f"--wrap={wrapped}").strip()
+    job = project.slurm_run("sbatch", *options, f"--nodelist={node}", f"--wrap={wrapped}").strip()
     kept, before = project.results / "ray/train" / run, _kept(project, run)
     _until(lambda: not _runs_still(project, job) or (kept.is_dir() and _kept(project, run) - before))
     return job
@@ -189,6 +183,12 @@ def _kept(project, run):
 
 def _runs_still(project, job):
     return bool(project.slurm.run("squeue", "-h", "-j", job, "-t", "PD,CF,R,CG", "-o", "%i").stdout.strip())
+
+
+def _jobs(project):
+    """Ids of the jobs that were sent from its folder and are not over."""
+    listed = project.slurm.run("squeue", "-h", "-t", "PD,CF,R,CG", "-o", "%i %Z").stdout.splitlines()
+    return [line.split()[0] for line in listed if line.split()[1] == str(project.folder)]
 
 
 def _until(found, seconds=240):
@@ -213,57 +213,51 @@ def _same(project, undisturbed, run):
     assert (project.results / weights).read_bytes() == (undisturbed.results / weights).read_bytes()
 
 
-def test_scancel(undisturbed, again):
-    project, run = again
+def _scancel(project, run):
     job = _send(project, run)
     assert project.slurm.run("scancel", job).returncode == 0
     _until(lambda: not _runs_still(project, job))
     assert not (project.results / "runs" / run / "train.json").exists()
     _go_on(project, run, job)
-    _same(project, undisturbed, run)
 
 
-def test_time_limit(undisturbed, again):
+def _time_limit(project, run):
     """A checkpoint is kept before the limit comes, though the recipe keeps none so early."""
-    project, run = again
-    job = _send(project, run, minutes=1, stop_minutes=0.7)
+    job = _send(project, run, minutes=2, stop_minutes=1.9)  # after its first steps
     _until(lambda: not _runs_still(project, job))
     said = (project.folder / f"job-{job}.log").read_text()
     assert "ended by the time limit of its Slurm job, with a checkpoint" in said and "DUE TO TIME LIMIT" not in said
     _go_on(project, run, job)
-    _same(project, undisturbed, run)
 
 
-def test_a_lost_node(undisturbed, again):
-    project, run = again
+def _killed_worker(project, run):
+    """Ray Train starts it again."""
     job = _send(project, run)
-    node = project.slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
-    project.slurm.kill(node)
-    project.slurm.start(node)
+    _kill(project, run, "RayTrainWorker")
+    _until(lambda: not _runs_still(project, job))
+    assert (project.results / "runs" / run / "train.json").is_file()
+
+
+def _killed_head(project, run):
+    """The job fails, and the same command goes on."""
+    job = _send(project, run)
+    _kill(project, run, "gcs_server")
     _go_on(project, run, job)
-    project.slurm.wait_idle()
-    _same(project, undisturbed, run)
 
 
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "gcs_server"])
-def test_a_killed_process(undisturbed, again, victim):
-    """A worker: Ray Train starts it again. The head: the job fails, and the same command goes on."""
-    project, run = again
-    job = _send(project, run)
-    killed = [pid for pid, words in project.slurm.processes() if victim in words.split("--")[0]]
-    for pid in killed:
-        os.kill(pid, signal.SIGKILL)
+def _kill(project, run, victim):
+    """SIGKILL what is called so among the processes of this project's training."""
+    drivers = [psutil.Process(pid) for pid, words in project.slurm.processes() if f"pipeline train {run}" in words]
+    mine = [driver for driver in drivers if driver.cwd() == str(project.folder)]
+    below = [process for driver in mine for process in driver.children(recursive=True)]
+    killed = [process for process in below if victim in " ".join(process.cmdline()).split("--")[0]]
+    for process in killed:
+        process.kill()
     assert killed
-    if victim == "RayTrainWorker":
-        _until(lambda: not _runs_still(project, job))
-        assert (project.results / "runs" / run / "train.json").is_file()
-    _go_on(project, run, job)
-    _same(project, undisturbed, run)
 
 
-def test_snakemake_killed(undisturbed, again):
+def _killed_snakemake(project, run):
     """The same command finishes, and repeats no step that a checkpoint holds."""
-    project, run = again
     _overlay(project)
     command = project.snakemake(f"results/runs/{run}/train.json")
     command[command.index("overlay.yaml")] = "long.yaml"
@@ -272,11 +266,46 @@ def test_snakemake_killed(undisturbed, again):
     process.kill()
     out, _ = process.communicate()
     assert _kept(project, run), out[-4000:]
-    project.slurm.run("scancel", "--user=root")
-    _until(lambda: not project.slurm.run("squeue", "-h").stdout)
+    if jobs := _jobs(project):
+        project.slurm.run("scancel", *jobs)
+    _until(lambda: not _jobs(project))
     project.run(*command[:1], "--unlock", *command[1:])
     status, out = project.run(*command)
     assert status == 0, out[-6000:]
+
+
+FAULTS = (_time_limit, _killed_snakemake, _scancel, _killed_worker, _killed_head)
+
+
+@pytest.fixture(scope="module")
+def told(undisturbed, tmp_path_factory):
+    """The faults, two at a time, for a job mostly waits: each is the future of (project, run)."""
+
+    def tell(fault, folder):
+        project = undisturbed.copy(folder / "project", "specs")
+        fault(project, _long_run(project))
+        return project, _long_run(project)
+
+    with ThreadPoolExecutor(2) as pool:
+        yield {fault: pool.submit(tell, fault, tmp_path_factory.mktemp(fault.__name__)) for fault in FAULTS}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.strip("_"))
+def test_a_training_ends_as_if_nothing_had_been(undisturbed, told, fault):
+    project, run = told[fault].result()
+    _same(project, undisturbed, run)
+
+
+def test_a_lost_node(undisturbed, tmp_path):
+    """After the others, so that no job but this one is on it."""
+    project = undisturbed.copy(tmp_path / "project", "specs")
+    run = _long_run(undisturbed)
+    job = _send(project, run, "n2")
+    assert project.slurm.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip() == "n2"
+    project.slurm.kill("n2")
+    project.slurm.start("n2")
+    _go_on(project, run, job)
+    project.slurm.wait_idle()
     _same(project, undisturbed, run)
 
 

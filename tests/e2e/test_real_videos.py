@@ -32,12 +32,19 @@ def made(tmp_path_factory, reference_data, repo):
         "root": str(folder / "videos"),
         "texts": str(repo / "docs/examples/utd_mhad/texts.json"),
     }
-    overlay["backbones"]["clip_nano"] = {"steps": 20, "batch": 32}
+    small = {"batch": 16, "model": {"image_size": 32, "layers": 2}}
+    overlay["frames"] = {"store": {"size": [36, 36], "frames": 8}, "crop": 32}
+    overlay["backbones"]["clip_untrained"] |= small
+    overlay["backbones"]["clip_nano"] = {"steps": 3, **small}
+    overlay["model"] |= {"layers": 1, "order_layers": 1}
     overlay["train"] = {
         "steps": 2, "episodes_per_step": 2, "validate_every": 1, "validation_episodes": 20,
         "checkpoint_every": 1, "warmup_steps": 0, "milestones": [2],
     }  # fmt: skip
     overlay["measure"] = {"episodes": 60, "val_episodes": 30}
+    fewer = {"train": {"validate_every": 2, "validation_episodes": 20}, "measure": {"episodes": 60}}
+    overlay["budgets"] = {"task_adapter": fewer, "task_adapter_pp": fewer}  # over those of the scale
+    overlay["cluster"] = {"dashboard": False}
     (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
     command = [sys.executable, "-m", "snakemake", "-s", str(repo / "Snakefile"), "--cores", "2"]
     command += ["--configfile", "overlay.yaml", "--", "results/utd_mhad/table1.csv"]

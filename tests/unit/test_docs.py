@@ -156,3 +156,9 @@ def test_every_page_is_in_the_site(repo):
     nav = (repo / "mkdocs.yml").read_text()
     for page in DOCS.rglob("*.md"):
         assert f" {page.relative_to(DOCS).as_posix()}\n" in nav, page.name
+
+
+def test_the_readme_tells_every_command_that_ci_calls(repo):
+    commands = [line for line in (repo / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
+    told = re.findall(r"^(make [\w-]+) +# ", (repo / "README.md").read_text(), re.M)
+    assert commands and set(commands) <= set(told)

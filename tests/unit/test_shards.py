@@ -9,12 +9,9 @@ import json
 import os
 import pickle
 import re
-import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from functools import partial
@@ -25,16 +22,6 @@ import pytest
 import shard_tasks
 
 from pipeline import shards
-from pipeline.cluster import (
-    die_with_parent,
-    end_process,
-    environment,
-    free_port,
-    head_options,
-    ray_start,
-    wait_for_port,
-)
-from pipeline.config import Cluster
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.index import Clip, write_index
 from pipeline.datasets.prepare import make_frames
@@ -128,29 +115,9 @@ def test_nodes_must_see_the_same_files(tasks_here, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------ a Ray on this machine
 
 
-@pytest.fixture(scope="module")
-def cluster(repo):
-    """A Ray cluster of two CPUs; the environment of its drivers. A look at a frame for poses takes 0.1 s there."""
-    temporary, port = tempfile.mkdtemp(prefix="actions-"), free_port()
-    here = [str(folder) for folder in (repo / "src", repo / "tests", repo / "tests/unit/pose")]
-    variables = {**os.environ, **environment(secrets.token_hex(32)), "PYTHONPATH": os.pathsep.join(here)}
-    variables |= {"DOTS_SECONDS": "0.1", "RAY_ADDRESS": f"127.0.0.1:{port}", "OMP_NUM_THREADS": "1"}
-    options = head_options(Cluster(dashboard=False), "127.0.0.1", port, free_port())
-    log = Path(temporary, "head.log")
-    with log.open("w") as out:
-        start = ray_start("127.0.0.1", 2, temporary, *options)
-        head = subprocess.Popen(start, stdout=out, stderr=out, env=variables, preexec_fn=die_with_parent)
-    try:
-        wait_for_port(variables["RAY_ADDRESS"], head, log)
-        yield variables
-    finally:
-        end_process(head, 15)
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _run(cluster, *command, module=("-m", "pipeline")):
+def _run(ray_here, *command, module=("-m", "pipeline")):
     command = [sys.executable, "-W", "ignore", *module, *map(str, command)]
-    done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=ray_here, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -174,7 +141,7 @@ def _content(folder):
 
 
 @pytest.mark.slow
-def test_a_store_is_that_of_one_machine(cluster, tmp_path):
+def test_a_store_is_that_of_one_machine(ray_here, tmp_path):
     ws, plain, videos = Workspace(tmp_path / "two"), Workspace(tmp_path / "one"), tmp_path / "videos"
     videos.mkdir()
     files = _clips(videos, 99)
@@ -189,7 +156,7 @@ def test_a_store_is_that_of_one_machine(cluster, tmp_path):
 
     store = ws.dataset(asset.key) / "store"
     command = ["frames", asset.key, "store", "--results", ws.root, "--nodes", 2]
-    status, out = _run(cluster, *command)
+    status, out = _run(ray_here, *command)
     assert status == 0 and str(store / "manifest.json") in out, out
     said = [line for line in out.splitlines() if not line.startswith("decoding: ")]
     assert len(said) == 1, out  # nothing that Ray Data says of itself
@@ -202,7 +169,7 @@ def test_a_store_is_that_of_one_machine(cluster, tmp_path):
     stamps = {path.name: path.stat().st_mtime_ns for path in store.glob("shard-*")}
     (store / "shard-00001.bin").unlink()
     (store / "manifest.json").unlink()
-    status, out = _run(cluster, *command)
+    status, out = _run(ray_here, *command)
     assert status == 0, out
     again = {path.name for path in store.glob("shard-*") if path.stat().st_mtime_ns != stamps[path.name]}
     assert again == {"shard-00001.bin", "shard-00001.json"}
@@ -210,7 +177,7 @@ def test_a_store_is_that_of_one_machine(cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_poses_are_those_of_one_machine_also_after_an_interrupt(cluster, tmp_path, repo, monkeypatch):
+def test_poses_are_those_of_one_machine_also_after_an_interrupt(ray_here, tmp_path, repo, monkeypatch):
     monkeypatch.syspath_prepend(str(repo / "tests/unit/pose"))
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -224,7 +191,7 @@ def test_poses_are_those_of_one_machine_also_after_an_interrupt(cluster, tmp_pat
     words = ["pose", videos, "--out", out, "--backend", "dots:Dots", "--pictures", 0, "--nodes", 2]
     words += ["--results", tmp_path / "results"]
     command = [sys.executable, "-W", "ignore", "-m", "pipeline", *map(str, words)]
-    slow = {**cluster, "DOTS_SECONDS": "0.2"}  # so that the signal comes before the end
+    slow = {**ray_here, "DOTS_SECONDS": "0.2"}  # so that the signal comes before the end
     process = subprocess.Popen(command, env=slow, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         _until(lambda: process.poll() is not None or list(out.glob("shard-*")))
@@ -236,7 +203,7 @@ def test_poses_are_those_of_one_machine_also_after_an_interrupt(cluster, tmp_pat
     finished = {path: path.stat().st_mtime_ns for path in out.glob("shard-*")}
     assert 1 <= len(finished) < 5 and not (out / "manifest.json").exists(), said
 
-    status, said = _run(cluster, *words)
+    status, said = _run(ray_here, *words)
     assert status == 0 and "130 clips" in said, said
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
     assert _content(out) == _content(tmp_path / "one")
@@ -250,8 +217,8 @@ def _until(found, seconds=300):
 
 
 @pytest.mark.slow
-def test_a_lost_worker_s_portion_is_done_again_but_no_finished_shard(cluster, tmp_path):
-    status, out = _run(cluster, tmp_path, module=[str(Path(shard_tasks.__file__))])
+def test_a_lost_worker_s_portion_is_done_again_but_no_finished_shard(ray_here, tmp_path):
+    status, out = _run(ray_here, tmp_path, module=[str(Path(shard_tasks.__file__))])
     assert status == 0 and "\n24\n" in out, out
     assert (tmp_path / "killed").exists()
     made = (tmp_path / "log").read_text().split()

@@ -13,7 +13,7 @@ import yaml
 REPO = Path(__file__).resolve().parents[2]
 TINY = {
     "datasets": {
-        name: {"clips_per_class": 6, "size": 64, "nuisance": 0.5} for name in ("synthetic_scene", "synthetic_temporal")
+        name: {"clips_per_class": 6, "size": 40, "nuisance": 0.5} for name in ("synthetic_scene", "synthetic_temporal")
     },
     "frames": {"store": {"size": [36, 36], "frames": 8}, "crop": 32},
     "backbones": {"clip_nano": {"steps": 3, "batch": 16, "model": {"image_size": 32, "layers": 2}}},

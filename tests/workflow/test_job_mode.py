@@ -13,57 +13,61 @@ import time
 
 import pytest
 
-from pipeline.experiment import Run
 from pipeline.training.ray_train import latest_checkpoint
-from pipeline.workspace import Workspace
+from pipeline.training.train import train_run
+from pipeline.workspace import Workspace, write_json
 
 pytestmark = pytest.mark.slow
-LONG = {"steps": 300, "milestones": [300], "checkpoint_every": 1000, "validate_every": 300}
-
-
-def _folder(finished, made):
-    made.mkdir()
-    for name in ("data", "backbones"):
-        (made / name).symlink_to(finished.folder / "results" / name)
-    shutil.copytree(finished.folder / "results/specs", made / "specs")
-    with (finished.folder / "results/lga/table2.csv").open() as file:
-        first = next(csv.DictReader(file))["run_id"]
-    run = Workspace(finished.folder / "results").read_run(first)
-
-    def add(**train):
-        planned = Run.model_validate({**run.model_dump(), "train": run.train | train})
-        (made / "specs" / f"{planned.id}.json").write_text(planned.model_dump_json())
-        return planned.id
-
-    return made, add
+STARTED: list[subprocess.Popen] = []
+STEPS = 150
+LONG = {"steps": STEPS, "milestones": [STEPS], "checkpoint_every": 1000, "validate_every": STEPS}
 
 
 @pytest.fixture
-def folder(finished, tmp_path):
-    """A results folder with the data of the finished one, and no training; `add(train=...)` plans one."""
-    return _folder(finished, tmp_path / "results")
+def folder(world, tmp_path):
+    """A results folder with the data of the tiny world, and no training; `add(**train)` plans one of LGA."""
+    results = world.elsewhere(tmp_path / "results").root
+    (results / "specs").unlink()
+    shutil.copytree(world.ws.root / "specs", results / "specs", copy_function=os.link)  # with plans of its own
+
+    def add(**train):
+        run = world.run(method="lga", train=train)
+        write_json(results / "specs" / f"{run.id}.json", run.model_dump(mode="json"))
+        return run.id
+
+    yield results, add
+    for process in STARTED:  # that a failed test has left
+        process.kill()
+    STARTED.clear()
+
+
+def _here(world, folder, **train):
+    """The losses of a training in this process, without Ray."""
+    run, ws = world.run(method="lga", train=train), world.elsewhere(folder)
+    train_run(run, ws)
+    return _curve(ws.root, run.id)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(finished, tmp_path_factory):
+def undisturbed(world, tmp_path_factory):
     """The losses of the LONG training."""
-    results, add = _folder(finished, tmp_path_factory.mktemp("undisturbed") / "results")
-    run = add(**LONG)
-    status, out = _train(results, run)
-    assert status == 0, out
-    return _curve(results, run)
+    return _here(world, tmp_path_factory.mktemp("undisturbed") / "results", **LONG)
 
 
-def _start(results, run, **settings):
+def _start(results, run, environment=None, **settings):
     words = json.dumps({"mode": "job", "dashboard": False} | settings)
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "train", run, "--results", str(results), "--settings", words],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "pipeline", "train", run, "--results", str(results), "--settings", words]
+    STARTED.append(_popen(command, environment))
+    return STARTED[-1]
 
 
-def _train(results, run, **settings):
-    process = _start(results, run, **settings)
+def _popen(command, environment=None):
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def _train(results, run, environment=None, **settings):
+    """Exit status and output of a training: a cluster of its own, or that of the `environment`."""
+    process = _start(results, run, environment, **settings)
     out, _ = process.communicate(timeout=300)
     return process.returncode, out
 
@@ -73,25 +77,22 @@ def _curve(results, run):
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-def test_two_workers_train_as_one(folder):
+def test_two_workers_train_as_one(world, folder, tmp_path):
+    """On a Ray cluster of the job's own: the losses of a training without Ray."""
     results, add = folder
     run = add()
-    status, out = _train(results, run)
-    assert status == 0, out
-    one = _curve(results, run)
-    (results / "runs").rename(results / "before")
     status, out = _train(results, run, workers=2)
     assert status == 0, out
     record = json.loads((results / "runs" / run / "train.json").read_text())
     assert record["workers"] == 2 and len(record["nodes"]) == 1
-    assert _curve(results, run) == pytest.approx(one, rel=1e-4)
+    assert _curve(results, run) == pytest.approx(_here(world, tmp_path / "here"), rel=1e-4)
     assert not list((results / "ray/train").iterdir())  # no checkpoint is kept of what is finished
 
 
-def test_a_poisoned_run_fails_at_once_with_its_id(folder):
+def test_a_poisoned_run_fails_at_once_with_its_id(folder, ray_here):
     results, add = folder
     run = add(learning_rate=1e30, steps=20, milestones=[20])
-    status, out = _train(results, run)
+    status, out = _train(results, run, ray_here)
     assert status == 2, out
     (line,) = [text for text in out.splitlines() if text.startswith("error: ")]
     assert line.startswith(f"error: {run}: the loss is ") and "at step" in line
@@ -100,7 +101,7 @@ def test_a_poisoned_run_fails_at_once_with_its_id(folder):
 
 def _wait_for_steps(results, run, process, steps):
     """Until a training that `process` waits for has done so many steps."""
-    progress, end = results / "progress" / f"train-{run}.json", time.monotonic() + 120
+    progress, end = results / "progress" / f"train-{run}.json", time.monotonic() + 240
     while time.monotonic() < end and process.poll() is None:
         bars = json.loads(progress.read_text())["bars"] if progress.is_file() else []
         if bars and bars[0]["done"] >= steps:
@@ -109,54 +110,54 @@ def _wait_for_steps(results, run, process, steps):
     pytest.fail(f"{run} has not done {steps} steps")
 
 
-def test_sigterm_keeps_a_checkpoint_and_the_same_command_goes_on(folder, undisturbed):
+def test_sigterm_keeps_a_checkpoint_and_the_same_command_goes_on(folder, undisturbed, ray_here):
     results, add = folder
     run = add(**LONG)
     process = _start(results, run)
     _wait_for_steps(results, run, process, 3)
     os.kill(process.pid, signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=200)
     assert process.returncode == 2 and "ended by a signal, with a checkpoint" in out, out
     assert list((results / "ray/train" / run).glob("*/state.pt"))
-    status, out = _train(results, run)
+    status, out = _train(results, run, ray_here)
     assert status == 0, out
     assert _curve(results, run) == undisturbed
 
 
-def test_the_end_of_a_shared_cluster_keeps_a_checkpoint(folder, undisturbed):
+def test_the_end_of_a_shared_cluster_keeps_a_checkpoint(folder, undisturbed, ray_here):
     results, add = folder
     run = add(**LONG)
-    process = _start(results, run, mode="shared")
+    process = _start(results, run, mode="shared", slots=1)
     _wait_for_steps(results, run, process, 3)
     stop = [sys.executable, "-m", "pipeline", "cluster", "stop", "--results", str(results)]
     assert subprocess.run(stop, capture_output=True, text=True, timeout=60).stdout == "stopped\n"
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 2 and "run the same command again, it resumes" in out, out
     kept = latest_checkpoint(Workspace(results), run)
-    assert 3 <= json.loads((kept / "meta.json").read_text())["step"] < 300
+    assert 3 <= json.loads((kept / "meta.json").read_text())["step"] < STEPS
     assert not list(results.glob("runs/*/stop"))
-    status, out = _train(results, run)
+    status, out = _train(results, run, ray_here)
     assert status == 0, out
     assert _curve(results, run) == undisturbed
 
 
-def test_a_killed_sweep_trains_only_what_is_unfinished(folder, undisturbed):
+def test_a_killed_sweep_trains_only_what_is_unfinished(folder, undisturbed, ray_here):
     results, add = folder
     short, long = add(), add(**LONG | {"checkpoint_every": 20})
     plan = {"name": "killed", "axis": "train.steps", "runs": [short, long]}
     (results / "specs/sweep-killed.json").write_text(json.dumps(plan))
     command = [sys.executable, "-m", "pipeline", "sweep", "killed", "--results", str(results)]
     command += ["--settings", json.dumps({"mode": "job", "dashboard": False, "slots": 1})]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    STARTED.append(process := _popen(command))
     _wait_for_steps(results, long, process, 45)
     process.kill()
     process.wait(30)
     record = results / "runs" / short / "train.json"
     before, kept = record.stat(), latest_checkpoint(Workspace(results), long)
     assert kept is not None and not (results / "sweeps").exists()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ray_here)
     assert done.returncode == 0, done.stdout + done.stderr
     assert record.stat().st_mtime_ns == before.st_mtime_ns  # the finished trial was not trained again
     with (results / "sweeps/killed.csv").open() as file:
-        assert [row["train.steps"] for row in csv.DictReader(file)] == ["2", "300"]
+        assert [row["train.steps"] for row in csv.DictReader(file)] == ["2", str(STEPS)]
     assert _curve(results, long) == undisturbed
