@@ -165,7 +165,7 @@ class Plan:
         dataset = self.dataset(name, where)
         if odd := set(method) - set(METHOD_KEYS):
             raise unknown("key", min(odd), METHOD_KEYS, f"{self.config.folder}/methods/{delta['method']}.yaml")
-        train = merge(method.get("train", {}), method.get("schedules", {}).get(name, {}))
+        train = self._scheduled(method, name, delta.get("train", {}))
         scheduled = {key for schedule in method.get("schedules", {}).values() for key in schedule}
         if odd := scheduled - _known(method, "train"):
             here = f"{self.config.folder}/methods/{delta['method']}.yaml, schedules"
@@ -213,6 +213,13 @@ class Plan:
             recipe=method.get("recipe", 1),
         )
         return Cell(run=run, measure=measure)
+
+    def _scheduled(self, method: Mapping[str, Any], dataset: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe of a method on a data set, and on one of its base sets (`schedules: {DATASET/BASE SET: ...}`)."""
+        train, schedules = method.get("train", {}), method.get("schedules", {})
+        train = merge(train, schedules.get(dataset, {}))
+        base_set = asked.get("base_set", train.get("base_set"))
+        return merge(train, schedules.get(f"{dataset}/{base_set}", {}))
 
     def _encoder(
         self, method: Mapping[str, Any], delta: Mapping[str, Any], train: Mapping[str, Any], seed: int, where: str

@@ -175,3 +175,20 @@ def test_errors_are_not_passed_over(repo, overlay, message):
     with pytest.raises(UserError, match=message) as caught:
         _overlaid(repo, **overlay)
     assert "\n" not in str(caught.value)
+
+
+# Skeletons
+
+
+def test_motionberts_batches_fit_every_base_set_of_the_tables(plans):
+    """Batches of 16 classes x 2 need 16 classes; NTU-60 has base sets of 10."""
+    runs = [run for run in plans["paper"].runs.values() if run.train.get("per_class")]
+    found = {}
+    for run in runs:
+        bases = plans["paper"].datasets[run.dataset].spec["protocol"]["bases"]
+        classes = bases[run.train["base_set"]]
+        classes = classes if isinstance(classes, int) else len(classes)
+        assert run.train["batch"] // run.train["per_class"] <= classes, run.id
+        found[run.dataset.split("-")[0], classes] = run.train["per_class"]
+    assert len(runs) > 10 and {key for key, per_class in found.items() if per_class != 2} == {("ntu60_hrnet", 10)}
+    assert found["ntu60_hrnet", 10] == 4
