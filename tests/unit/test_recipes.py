@@ -180,6 +180,20 @@ def test_errors_are_not_passed_over(repo, overlay, message):
 # Skeletons
 
 
+def test_texts_of_skeleton_methods_are_encoded_as_the_papers_do(plans):
+    """CrossGLG: DeBERTa; GAP: CLIP's text tower, trained along, with its own sentences. The demo downloads nothing."""
+    for scale, plan in plans.items():
+        runs = [run for run in plan.runs.values() if run.model["type"] in ("CrossGLG", "GAP")]
+        found = {
+            (run.model["type"], run.model["text"], run.model.get("text_tower"), run.model["corpus"]) for run in runs
+        }
+        guided = {
+            ("CrossGLG", "deberta" if scale == "paper" else "lsa", None, corpus) for corpus in ("", "gemini", "qwen")
+        }
+        clip = ("clip", "openai/clip-vit-base-patch32", "gap") if scale == "paper" else ("lsa", None, "")
+        assert found == guided | {("GAP", *clip)}, scale
+
+
 def test_motionberts_batches_fit_every_base_set_of_the_tables(plans):
     """Batches of 16 classes x 2 need 16 classes; NTU-60 has base sets of 10."""
     runs = [run for run in plans["paper"].runs.values() if run.train.get("per_class")]

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from pipeline.datasets.frames import VIDEO_SUFFIXES, Failure, natural_key, probe_clips
 from pipeline.datasets.index import SPLITS, Clip, read_index, write_prepared
+from pipeline.datasets.names import match_names, told
 from pipeline.errors import UserError, unknown
 
 # Published sizes of the few-shot splits: {split: (classes, clips)}.
@@ -90,9 +91,12 @@ def assign_splits(classes: Sequence[str], spec: Mapping[str, Any], where: str) -
         lists = {split: class_list(value, split) for split, value in given.items()}
     assigned: dict[str, str] = {}
     for split, names in lists.items():
-        for name in names:
-            if name not in classes:
-                raise unknown("class", name, classes, f"the {split} split of {where}")
+        found = match_names(names, classes, f"the {split} split of {where}")
+        for line in told(found, "is the class"):
+            print(f"{where}: {line}")
+        for wanted, name in found.items():
+            if name is None:
+                raise unknown("class", wanted, classes, f"the {split} split of {where}")
             if name in assigned:
                 raise UserError(f"{where}: the class {name!r} is in {assigned[name]} and {split}; keep one of them")
             assigned[name] = split

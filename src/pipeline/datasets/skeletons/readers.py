@@ -543,8 +543,8 @@ class PysklSource(Source):
         parsed = ntu.parse_name(clip) if isinstance(self.spec.classes, list) and self.spec.classes else None
         if parsed and parsed.action != number:
             raise UserError(
-                f"{self.root}: {clip} is class {number} by its label and {parsed.action} by its name; labels of pickles "
-                "start at 0 and names at A001: set first_class: 1, or give `classes` as {label: name}"
+                f"{self.root}: {clip} is class {number} by its label and {parsed.action} by its name; labels of "
+                "pickles start at 0 and names at A001: set first_class: 1, or give `classes` as {label: name}"
             )
 
     def read(self, path: str) -> Pose:
