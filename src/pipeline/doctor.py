@@ -34,6 +34,8 @@ from packaging.version import Version
 
 from pipeline.config import LLM
 from pipeline.datasets.coverage import read_coverage
+from pipeline.datasets.splits import read_lists
+from pipeline.errors import UserError
 from pipeline.experiment import Asset
 from pipeline.plan import Plan, store_key
 from pipeline.text import DEBERTA
@@ -390,6 +392,11 @@ def _dataset(plan: Plan, ws: Workspace, asset: Asset) -> Check:
         elif isinstance(given, str) and not (option == "texts" and asset.options.get("describe")):
             good = _holds_something(Path(given).expanduser())
             (there if good else gone).append((option, f"{what} ({given})"))
+    if asset.spec["kind"] == "list" and "lists" not in {option for option, _ in gone}:
+        try:
+            read_lists(asset.options)
+        except UserError as error:
+            gone.append(("lists", f"lists that can be used ({error})"))
     for name in sorted({run.model["corpus"] for run in runs if run.model.get("corpus")}):
         given = asset.options.get("corpora", {}).get(name, "")
         if not isinstance(given, dict):
