@@ -41,12 +41,14 @@ PAPER_COUNTS = {
     "vt_10": (108, 972, 446, 6),
     "vt_20": (216, 864, 446, 6),
     "ucf101_1": (101, 9436, 3783, 101),
+    "ucf101_5": (477, 9060, 3783, 101),
     "ucf101_10": (1010, 8527, 3783, 101),
     "hmdb51_40": (2094, 3142, 1530, 51),
     "hmdb51_50": (2618, 2618, 1530, 51),
     "hmdb51_60": (3141, 2095, 1530, 51),
 }
 ABSENT = ("one", "error")
+_LINE = re.compile(r"(.*[^\s,])(?:\s+|\s*,\s*)(\d+)")
 
 
 # ---------------------------------------------------------------------------------------------------- lists
@@ -78,27 +80,28 @@ class SemiSplit:
 def read_video_list(path: str | Path) -> list[ListedVideo]:
     """Read a list of SeFAR's and SVFormer's form, plain or gzipped: lines of a path, a space, the class's number.
 
-    Raises UserError naming the line that is no such thing (SeFAR's 5% list of UCF101 has commas), and for a video
-    that is listed twice.
+    In place of the space may be a comma, as in SeFAR's 5 % list of UCF101. Raises UserError naming the line that is no
+    such thing, and for a video that is listed twice.
     """
     videos, seen = [], set()
     for number, line in enumerate(_lines(Path(path)), start=1):
         if not line.strip():
             continue
-        name, _, label = line.strip().rpartition(" ")
-        if not (name.strip() and label.isdecimal()):
+        if (match := _LINE.fullmatch(line.strip())) is None:
             raise UserError(f"{path}, line {number}: {line[:80]!r} is not 'path label'; correct it")
+        name, label = match[1], int(match[2])
         if name in seen:
             raise UserError(f"{path}, line {number}: {name} is listed twice; keep one line")
         seen.add(name)
-        videos.append(ListedVideo(name.strip(), int(label)))
+        videos.append(ListedVideo(name, label))
     if not videos:
         raise UserError(f"the list {path} holds no video; fetch it again")
     return videos
 
 
 def read_semi_lists(folder: str | Path) -> SemiSplit:
-    """Read train.csv (labelled), unlabel.csv and test.csv of a folder, or any of them with .gz.
+    """Read train.csv (labelled), unlabel.csv (or unlabe.csv, a name of SeFAR's) and test.csv of a folder, or any of
+    them with .gz.
 
     Raises UserError when one is missing or wrong, or a video is in two of them.
     """
@@ -117,11 +120,9 @@ def read_semi_lists(folder: str | Path) -> SemiSplit:
 
 
 def _find(folder: Path, name: str) -> Path:
-    plain = folder / f"{name}.csv"
-    zipped = folder / f"{name}.csv.gz"
-    if zipped.is_file() and not plain.is_file():
-        return zipped
-    return plain
+    names = (name, "unlabe") if name == "unlabel" else (name,)
+    files = [folder / f"{stem}{suffix}" for stem in names for suffix in (".csv", ".csv.gz")]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 # --------------------------------------------------------------------------------------------- label rates
