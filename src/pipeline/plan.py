@@ -26,7 +26,8 @@ DATASET_OPTIONS = (
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
-OPTIONAL_TRAIN = ("stored_views", "compile")  # of every few-shot recipe; one that is off is as one that is not there
+SWITCHES = ("compile", "bn_apart", "bn_undecayed")
+OPTIONAL_TRAIN = ("stored_views", *SWITCHES)  # of every few-shot recipe; one that is off is as one that is not there
 ENCODER_KEYS = ("method", "backbone", "model", "train")
 READ_POLICY = ("single", "alignment", "axes")  # of a skeleton policy: what is done when a stored clip is read
 
@@ -194,6 +195,8 @@ class Plan:
             train["base_set"] = self._base_set(dataset, str(train["base_set"]), where)
         if train.get("shot") == "test":
             train["shot"] = measure.shot
+        if isinstance(train.get("query"), Mapping):
+            train["query"] = _of_shots(train["query"], train["shot"], where)
         text = _texts_of(dataset, model | delta.get("model", {}))
         if encoder := self._encoder(method, delta, train, seed, where):
             model, text = model | {"encoder_run": encoder.id}, _names_of(dataset)
@@ -456,12 +459,21 @@ def _settled(train: Mapping[str, Any], where: str) -> dict[str, Any]:
     views = train.get("stored_views", 0)
     if isinstance(views, bool) or not isinstance(views, int) or views < 0:
         raise UserError(f"{where}: train.stored_views is {views!r}; give a number of views, or 0 for fresh ones")
-    if not isinstance(train.get("compile", False), bool):
-        raise UserError(f"{where}: train.compile is {train['compile']!r}; give true or false")
+    for key in SWITCHES:
+        if not isinstance(train.get(key, False), bool):
+            raise UserError(f"{where}: train.{key} is {train[key]!r}; give true or false")
     settled = {key: value for key, value in train.items() if value or key not in OPTIONAL_TRAIN}
     if "episodes_per_step" not in train and (odd := set(settled) & set(OPTIONAL_TRAIN)):
         raise UserError(f"{where}: train.{min(odd)} is for methods that train on episodes of videos; leave it out")
     return settled
+
+
+def _of_shots(queries: Mapping[int, int], shot: int, where: str) -> int:
+    """Queries a class of a recipe that has another number for other shots: that of the most shots up to `shot`."""
+    fewer = [shots for shots in queries if isinstance(shots, int) and shots <= shot]
+    if not fewer:
+        raise UserError(f"{where}: train.query is {dict(queries)} and says nothing of {shot} shots; give a number")
+    return queries[max(fewer)]
 
 
 def _content(path: str | None) -> str:

@@ -153,6 +153,42 @@ def test_frames_are_chosen_as_the_recipe_says_and_stored_as_the_data_set_does(pl
     assert kept[0] == kept[1] == kept[2]  # one store of frames serves every method
 
 
+def test_task_adapters_see_an_eighth_of_the_video_each_on_kinetics_too(plans):
+    """Released: of 300 frames the middle ones 18 to 281; CLIP-FSAR's grid on Kinetics takes 2 to 263."""
+    from pipeline.datasets.sampling import sample_positions
+
+    seen = {}
+    for method in ("task_adapter", "task_adapter_pp", "clip_finetune", "clip_fsar"):
+        frames = _cell(plans["paper"], method, "kinetics100").run.frames
+        shown = sample_positions(300, frames["number"], frames["test_sampling"])
+        seen[method] = (frames["sampling"], int(shown[0]), int(shown[-1]))
+    assert seen.pop("clip_fsar")[0] == "kinetics_grid"
+    assert set(seen.values()) == {("segment_random", 18, 281)}
+
+
+@pytest.mark.parametrize("method", ["hyrsm", "hyrsm_pp"])
+def test_queries_of_hyrsm_are_fewer_with_more_shots(plans, method):
+    """As released: 40 videos an episode, whatever the shots."""
+    for shot, query in ((1, 7), (3, 5), (5, 3), (2, 7), (4, 5), (9, 3)):
+        train = _cell(plans["paper"], method, "ssv2_small", measure={"shot": shot}).run.train
+        assert (train["shot"], train["query"]) == (shot, query)
+    assert _cell(plans["demo"], method, "ssv2_small").run.train["query"] == 1
+    assert _cell(plans["paper"], method, "hmdb51", train={"query": 2}).run.train["query"] == 2
+    with pytest.raises(UserError, match=r"train.query is \{3: 5\} and says nothing of 1 shots"):
+        _cell(plans["paper"], "trx", "hmdb51", train={"query": {3: 5}})
+
+
+def test_batch_norm_of_the_resnets_is_trained_as_released(plans):
+    for method, keys in {"hyrsm": 2, "hyrsm_pp": 2, "molo": 2, "trx": 1, "strm": 1, "lga": 0}.items():
+        for data in ("hmdb51", "ssv2_full"):
+            train = _cell(plans["paper"], method, data).run.train
+            assert [train.get(key, False) for key in ("bn_apart", "bn_undecayed")] == [keys > 0, keys > 1], method
+            demo = _cell(plans["demo"], method, data).run.train
+            assert not {"bn_apart", "bn_undecayed"} & set(demo)  # its numbers are of before
+    with pytest.raises(UserError, match="train.bn_apart is 'yes'; give true or false"):
+        _cell(plans["paper"], "hyrsm", "hmdb51", train={"bn_apart": "yes"})
+
+
 # Errors
 
 

@@ -124,7 +124,9 @@ class FewShotTask(Task):
         return {**self.run.train, "items": self.run.train["episodes_per_step"]}
 
     def build(self) -> FewShotModel:
-        return build_model(self.run, self.ws, self.store)
+        model = build_model(self.run, self.ws, self.store)
+        model.apart = self.run.train.get("bn_apart", False)
+        return model
 
     def items(self, model: FewShotModel) -> EpisodeDataset:
         train = self.run.train
@@ -158,8 +160,8 @@ class FewShotTask(Task):
         model.eval()
         scores = score_split(
             self.run, model, self.ws, self.store, self.selection_split,
-            way=self.run.train["way"], shot=1, query=1, episodes=self.run.train["validation_episodes"],
-            seed=SELECTION_SEED,
+            way=self.run.train["way"], shot=self.run.train["shot"], query=1,
+            episodes=self.run.train["validation_episodes"], seed=SELECTION_SEED,
         )  # fmt: skip
         model.train(training)
         return float(accuracy(scores.trained, scores.labels).mean())
