@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 from pipeline.errors import UserError
@@ -56,6 +58,23 @@ def test_models_of_the_frame_methods(plans):
     assert _cell(plan, "hyrsm", "hmdb51").run.model["position_a"] == 10
     full = _cell(plan, "molo", "ssv2_full").run.model
     assert (full["class_weight"], full["reconstruction_weight"], full["motion_weight"]) == (0.8, 0.4, 0.3)
+
+
+def test_options_are_in_the_identity_where_they_are_used(repo, plans):
+    plan = plans["demo"]
+    options = plan.config.entry("methods", "lga", "the test")["options"]
+    plain = _cell(plan, "lga", "hmdb51").run
+    assert not set(options) & set(plain.model)  # as before there were such options
+    assert _cell(plan, "lga", "hmdb51", model=options).run.id == plain.id
+    other = _cell(plan, "lga", "hmdb51", model={"divisor": "frames", "pooled": "backbone"}).run
+    assert other.model == plain.model | {"divisor": "frames"} and other.id != plain.id
+    assert _cell(_overlaid(repo, model={"distance": "norm"}), "lga", "hmdb51").run.model["distance"] == "norm"
+    with pytest.raises(UserError, match="unknown model key 'divisior'.*did you mean 'divisor'"):
+        _cell(plan, "lga", "hmdb51", model={"divisior": "frames"})
+    from pipeline.models.methods import LGA
+
+    made = inspect.signature(LGA).parameters  # what the class takes where nothing is said
+    assert {key: made[key].default for key in options} == options
 
 
 # Trainings
@@ -211,6 +230,17 @@ def test_errors_are_not_passed_over(repo, overlay, message):
     with pytest.raises(UserError, match=message) as caught:
         _overlaid(repo, **overlay)
     assert "\n" not in str(caught.value)
+
+
+# Semi-supervised sets
+
+
+def test_fixmatch_has_a_strong_view(plans):
+    assert _cell(plans["paper"], "fixmatch", "gym99").run.train["randaugment"] == 2
+    assert "randaugment" not in _cell(plans["demo"], "fixmatch", "gym99").run.train
+    assert _cell(plans["paper"], "sefar", "gym99", train={"randaugment": 1}).run.train["randaugment"] == 1
+    with pytest.raises(UserError, match="train.randaugment is -1; give a number of operations"):
+        _cell(plans["paper"], "fixmatch", "gym99", train={"randaugment": -1})
 
 
 # Skeletons

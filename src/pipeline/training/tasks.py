@@ -56,6 +56,10 @@ class Task:
         """Number of classes of each split."""
         raise NotImplementedError
 
+    def counts(self) -> dict[str, int]:
+        """What else of the data `train.json` tells."""
+        return {}
+
     def schedule(self) -> dict[str, Any]:
         """The recipe with all lengths in optimiser steps, and `items`, the iterations of all workers in one step."""
         raise NotImplementedError
@@ -249,8 +253,9 @@ class OneShotTask(Task):
 
     def schedule(self) -> dict[str, Any]:
         train = self.run.train
-        whole = train["steps"] or train["epochs"] * max(len(self.split("test").base) // train["batch"], 1)
-        return epochs_as_steps(train, whole) | {"items": train["batches_per_step"]}
+        items = train["batches_per_step"]
+        batches = train["epochs"] * max(len(self.split("test").base) // train["batch"], 1)
+        return epochs_as_steps(train, train["steps"] or max(batches // items, 1)) | {"items": items}
 
     def build(self) -> SkeletonModel:
         return build_skeleton_model(self.run, self.ws, self.definition, self.split("test").base_classes)
@@ -270,7 +275,8 @@ class OneShotTask(Task):
 
     def scores(self, model: SkeletonModel, measure: Measure, split: str) -> EpisodeScores:
         chosen = self.split(split)
-        settings = parse(OneShot, {"classifier": measure.matcher or "calibration"}, f"{self.run.id}, measure.matcher")
+        asked = {"classifier": measure.matcher or "calibration", **measure.one_shot}
+        settings = parse(OneShot, asked, f"{self.run.id}, measure.one_shot")
         found = self._measure(model, chosen, settings, measure.episode_seed)
         # A query is an episode of its own: its score is 1 for the class that was predicted.
         scores = np.zeros((len(found.labels), 1, len(chosen.novel_classes)), dtype=np.float32)

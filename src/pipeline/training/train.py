@@ -323,6 +323,7 @@ def train_run(
     task = task_of(run, ws)
     here = os.environ.get("PIPELINE_NODE") or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     record = {"run": run.id, "seconds": 0.0, "steps": 0, "workers": get_world_size(), "classes": task.classes()}
+    record |= task.counts()
     record["nodes"] = sorted(set(all_gather_object(here)))
     if run.train:
         record |= _fit(task, report, checkpoint, tracker)

@@ -8,6 +8,7 @@ import json
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,9 +24,11 @@ from pipeline.datasets.semi import (
     prepare_semi,
     read_elements,
     read_semi_lists,
+    semi_videos,
 )
 from pipeline.errors import UserError
 from pipeline.models.sefar.elements import ElementSampler
+from pipeline.plan import Plan
 
 torch.set_num_threads(1)
 
@@ -198,7 +201,7 @@ def test_lists_become_an_index_and_labels_by_rate(listed, tmp_path, capsys):
     assert (splits.count("train"), splits.count("val"), splits.count("test")) == (15, 5, 4)
     assert clips["video/1_00"].label == "class 001" and clips["video/1_00"].path == "video/1_00.mp4"
     labelled = json.loads((tmp_path / "out" / "labelled.json").read_text())
-    assert labelled == {"10": ["video/0_00", "video/1_00"], "5": ["video/0_00"]}
+    assert labelled.pop("train") == 20 and labelled == {"10": ["video/0_00", "video/1_00"], "5": ["video/0_00"]}
     assert all(clips[name].split == "train" for name in labelled["10"])
     out = capsys.readouterr().out
     assert "train: 20 (published: 20)" in out and "labelled at 5 %: 1 (published: 1)" in out
@@ -268,10 +271,51 @@ def test_largest_remainders_make_the_total():
 
 def test_classes_without_a_label():
     videos = _videos(200, 3)
-    assert _counts(draw_labelled(videos, 0.05, seed=0)[0]) == {0: 10, 1: 1}
+    assert _counts(draw_labelled(videos, 0.05, seed=0)[0]) == {0: 9, 1: 1}  # 5 % of 203 are ten, that one among them
     with pytest.raises(UserError, match="leaves 1 classes without a label, such as class 1 with 3 videos"):
         draw_labelled(videos, 0.05, seed=0, absent="error")
-    assert len(draw_labelled(_videos(*[94] * 101), 0.01, seed=0)[0]) == 101  # UCF101 1 %: one a class
+    few = draw_labelled(_videos(*[94] * 101), 0.01, seed=0)[0]  # fewer labels than classes: some have none
+    assert len(few) == 95 and max(_counts(few).values()) == 1
+
+
+def test_a_rate_is_a_share_of_all_training_videos():
+    """5 % of FineDiving's 2,251 are 113, whatever the sizes of its 52 classes and whatever validation took."""
+    sizes = [347, 280, 210, 180, 160, 140, 120, 100, 90, 80, 70, *[14] * 27, *[7] * 13, 5]
+    assert len(sizes) == 52 and sum(sizes) == 2251
+    labelled = draw_labelled(_videos(*sizes), 0.05, seed=0)[0]
+    assert len(labelled) == 113 and len(_counts(labelled)) == 52
+    left = _videos(*[round(0.95 * size) for size in sizes])
+    assert len(left) < 2251
+    labelled = draw_labelled(left, 0.05, seed=0, total=2251)[0]
+    assert len(labelled) == 113 and len(_counts(labelled)) == 52
+
+
+def test_validation_takes_nothing_from_the_labels(tmp_path):
+    (tmp_path / "videos").mkdir()
+    rows = [(f"{i}.mp4", f"c{i % 4}", "train" if i < 200 else "test") for i in range(240)]
+    for path, *_ in rows:
+        (tmp_path / "videos" / path).touch()
+    table = "path,label,split\n" + "".join(",".join(row) + "\n" for row in rows)
+    (tmp_path / "videos.csv").write_text(table)
+    spec = {"root": str(tmp_path / "videos"), "labels": str(tmp_path / "videos.csv"), "validation": 0.2}
+    clips = read_index(prepare_semi(spec, tmp_path / "out"))
+    train = [clip for clip in clips if clip.split == "train"]
+    assert len(train) == 160
+    store = SimpleNamespace(
+        clips=[clip.clip for clip in clips], labels=[clip.label for clip in clips],
+        splits=[clip.split for clip in clips], classes=lambda: ["c0", "c1", "c2", "c3"],
+    )  # fmt: skip
+    found = semi_videos(store, tmp_path / "out", 10, 0)
+    assert len(found.labelled) == 20 and len(found.unlabelled) == 140
+
+
+def test_paper_rows_of_semi_supervised_sets_spend_no_label_on_a_checkpoint(repo):
+    plan = Plan.read(repo / "config", {"scale": "paper"})
+    runs = [run for run in plan.runs.values() if plan.datasets[run.dataset].spec["kind"] == "semi"]
+    assert len(runs) > 60 and {run.selection for run in runs} == {"last"}
+    assert {repr(run.frames["store"]["size"]) for run in runs} == {"320"}  # the short side: aspect kept
+    demo = Plan.read(repo / "config", {"scale": "demo"})
+    assert {run.selection for run in demo.runs.values() if run.method == "sefar"} == {"val"}
 
 
 @pytest.mark.parametrize(("rate", "absent", "words"), [(5, "one", "no share"), (0.1, "non", "did you mean 'one'")])
