@@ -551,6 +551,9 @@ def plan(
     write: Annotated[bool, typer.Option("--write", help="Write the specs that the other commands read.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs whose wall time is wanted.")] = 8,
     table: Annotated[str, typer.Option(help="Only the tables of this number: 4, fig3 (default: all).")] = "",
+    check: Annotated[
+        bool, typer.Option("--check", help="Show each training's texts, frames, length, labels; say what is wrong.")
+    ] = False,
 ) -> None:
     """Say what the tables need: cells, trainings, sweeps, time; at paper scale GPU hours, disk and questions."""
     from pipeline.estimate import print_plan
@@ -561,6 +564,12 @@ def plan(
         raise unknown("table", table, planned.numbers())
     if write:
         planned.write_specs(results / "specs")
+    if check:
+        from pipeline.paper import check_plan, print_check
+
+        found = check_plan(planned)
+        print_check(found)
+        raise typer.Exit(1 if found.faults else 0)
     print_plan(planned, results, gpus)
 
 

@@ -34,8 +34,11 @@ from packaging.version import Version
 
 from pipeline.config import LLM
 from pipeline.datasets.coverage import read_coverage
+from pipeline.datasets.splits import read_lists
+from pipeline.errors import UserError
 from pipeline.experiment import Asset
 from pipeline.plan import Plan, store_key
+from pipeline.text import DEBERTA
 from pipeline.workspace import Workspace
 
 Status = Literal["ok", "warn", "fail"]
@@ -378,7 +381,8 @@ def _dataset(plan: Plan, ws: Workspace, asset: Asset) -> Check:
     needed = {"root": "its files", "lists": "lists", "labels": "table of labels", "missing": "list of missing samples"}
     if asset.spec["kind"] != "semi":
         needed["texts"] = "texts"
-    if any("encoder_run" in run.model and run.dataset == asset.key for run in plan.runs.values()):
+    runs = [run for run in plan.runs.values() if run.dataset == asset.key]
+    if any("encoder_run" in run.model for run in runs):
         needed["names"] = "names of classes"
     there, gone = [], []
     for option, what in needed.items():
@@ -388,6 +392,16 @@ def _dataset(plan: Plan, ws: Workspace, asset: Asset) -> Check:
         elif isinstance(given, str) and not (option == "texts" and asset.options.get("describe")):
             good = _holds_something(Path(given).expanduser())
             (there if good else gone).append((option, f"{what} ({given})"))
+    if asset.spec["kind"] == "list" and "lists" not in {option for option, _ in gone}:
+        try:
+            read_lists(asset.options)
+        except UserError as error:
+            gone.append(("lists", f"lists that can be used ({error})"))
+    for name in sorted({run.model["corpus"] for run in runs if run.model.get("corpus")}):
+        given = asset.options.get("corpora", {}).get(name, "")
+        if not isinstance(given, dict):
+            good = bool(given) and _holds_something(Path(given).expanduser())
+            (there if good else gone).append(("corpora", f"corpus {name} ({given or 'no such key under corpora'})"))
     found = "; ".join(
         f"{word}: {', '.join(text for _, text in items)}"
         for word, items in (("there", there), ("missing", gone))
@@ -446,6 +460,23 @@ def check_backbones(plan: Plan, ws: Workspace) -> Iterator[Check]:
             )
         else:
             yield Check("backbones", "ok", f"{asset.name}: {source if isinstance(source, str) else 'random weights'}")
+    for source, key in sorted(text_encoders(plan)):
+        if Path(source).expanduser().is_dir() or _cached(source):
+            yield Check("backbones", "ok", f"text encoder: {source}")
+        else:
+            remedy = f"it is fetched at first use; without internet, set {key} of the method to a folder with a copy"
+            yield Check("backbones", "warn", f"text encoder: {source} is not in the hub's cache", remedy)
+
+
+def text_encoders(plan: Plan) -> set[tuple[str, str]]:
+    """(name or folder, key that says it) of the networks that turn texts of skeleton methods into features."""
+    found = set()
+    for run in plan.runs.values():
+        if run.model.get("text") == "deberta":
+            found.add((run.model.get("text_source") or DEBERTA, "model.text_source"))
+        if isinstance(tower := run.model.get("text_tower"), str):
+            found.add((tower, "model.text_tower"))
+    return found
 
 
 def _cached(name: str) -> bool:

@@ -14,7 +14,7 @@ import re
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 SCORES = ("vv", "vt", "both")
 SCORED = ("accuracy_pct", "opposite_pct")
@@ -125,8 +125,16 @@ class Measure(Frozen):
     alpha_grid: tuple[float, ...] = ()
     matcher: str | None = None
     """Matcher at test where it differs from the one in training."""
+    one_shot: dict[str, Any] = Field(default_factory=dict)
+    """Of a test of skeletons, where it is another than the default: `feature`, and `calibration` with its settings."""
     part: str = ""
     """Of params_m: the tuned parameters whose names begin so, all without it."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, make: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `one_shot` where it is empty: identities are those of before there was such a key."""
+        made = make(self)
+        return {key: value for key, value in made.items() if value or key != "one_shot"}
 
     def settled(self) -> Measure:
         """The same measurement with the keys that cannot matter for it set to one value.
@@ -151,7 +159,7 @@ class Measure(Frozen):
     @property
     def scoring(self) -> dict[str, Any]:
         """The part that decides which episodes are scored, and how: the key of the cached scores."""
-        return self.model_dump(include={"way", "shot", "query", "episodes", "episode_seed", "matcher"})
+        return self.model_dump(include={"way", "shot", "query", "episodes", "episode_seed", "matcher", "one_shot"})
 
 
 class Cell(Frozen):

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.config import Config, merge, parse
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest
+from pipeline.measures import check_measure
 from pipeline.tables.spec import INSIDE, Column, Paper, Row, Table, read_papers, table_stem
 
 # Keys of a data set's definition that say where and how on this machine, not what.
@@ -24,9 +25,11 @@ DATASET_OPTIONS = (
     "homepage", "note", "download", "available", "min_coverage", "videos",
 )  # fmt: skip
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
-METHOD_KEYS = ("model", "models", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")
+METHOD_KEYS = ("model", "models", "options", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
-OPTIONAL_TRAIN = ("stored_views", "compile")  # of every few-shot recipe; one that is off is as one that is not there
+SWITCHES = ("compile", "bn_apart", "bn_undecayed")
+OPTIONAL_TRAIN = ("stored_views", *SWITCHES)  # of every few-shot recipe; one that is off is as one that is not there
+OPTIONAL_SEMI = ("randaugment",)  # of every recipe with unlabelled videos, likewise
 ENCODER_KEYS = ("method", "backbone", "model", "train")
 PRETRAINED = "pretrained"  # folder of backbones that come with the repository
 READ_POLICY = ("single", "alignment", "axes")  # of a skeleton policy: what is done when a stored clip is read
@@ -168,17 +171,18 @@ class Plan:
         dataset = self.dataset(name, where)
         if odd := set(method) - set(METHOD_KEYS):
             raise unknown("key", min(odd), METHOD_KEYS, f"{self.config.folder}/methods/{delta['method']}.yaml")
-        train = merge(method.get("train", {}), method.get("schedules", {}).get(name, {}))
+        train = self._scheduled(method, name, delta.get("train", {}))
         scheduled = {key for schedule in method.get("schedules", {}).values() for key in schedule}
         if odd := scheduled - _known(method, "train"):
             here = f"{self.config.folder}/methods/{delta['method']}.yaml, schedules"
             raise unknown("train key", min(odd), _known(method, "train"), here)
         budget = settings.budgets.get(delta["method"], {})
         if "episodes_per_step" in train:  # a scale's rates and lengths are of episodes; others have their budgets
-            own = {*train, *OPTIONAL_TRAIN}
+            own = {*train, *_optional(train)}
             train = merge(train, {key: value for key, value in settings.train.items() if key in own})
         train = merge(train, budget.get("train", {}))
-        model = merge(method.get("model", {}), method.get("models", {}).get(name, {}))
+        options = method.get("options", {})
+        model = merge(options | method.get("model", {}), method.get("models", {}).get(name, {}))
         model = merge(model, {key: value for key, value in settings.model.items() if key in model})
         for part in ("model", "train"):
             known = _known(method, part)
@@ -197,14 +201,19 @@ class Plan:
             train["base_set"] = self._base_set(dataset, str(train["base_set"]), where)
         if train.get("shot") == "test":
             train["shot"] = measure.shot
-        text = _texts_of(dataset, model | delta.get("model", {}))
+        if isinstance(train.get("query"), Mapping):
+            train["query"] = _of_shots(train["query"], train["shot"], where)
+        model = merge(model, delta.get("model", {}))
+        model = {key: value for key, value in model.items() if key not in options or value != options[key]}
+        check_measure(measure, model, where)
+        text = _texts_of(dataset, model)
         if encoder := self._encoder(method, delta, train, seed, where):
             model, text = model | {"encoder_run": encoder.id}, _names_of(dataset)
         if train.get("steps") == 0:
             train = {}  # nothing is trained, so nothing of a recipe matters
         run = Run(
             method=delta["method"],
-            model=merge(model, delta.get("model", {})),
+            model=model,
             train=train,
             dataset=dataset.key,
             frames=merge(self.frames(dataset), self._method_frames(method, delta["method"], dataset)),
@@ -216,6 +225,13 @@ class Plan:
             recipe=method.get("recipe", 1),
         )
         return Cell(run=run, measure=measure)
+
+    def _scheduled(self, method: Mapping[str, Any], dataset: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe of a method on a data set, and on one of its base sets (`schedules: {DATASET/BASE SET: ...}`)."""
+        train, schedules = method.get("train", {}), method.get("schedules", {})
+        train = merge(train, schedules.get(dataset, {}))
+        base_set = asked.get("base_set", train.get("base_set"))
+        return merge(train, schedules.get(f"{dataset}/{base_set}", {}))
 
     def _encoder(
         self, method: Mapping[str, Any], delta: Mapping[str, Any], train: Mapping[str, Any], seed: int, where: str
@@ -471,21 +487,39 @@ class Plan:
 def _known(method: Mapping[str, Any], part: str) -> set[str]:
     """Keys that the part `train` or `model` of a method may have."""
     keys = set(method.get(part, {}))
-    return keys | set(OPTIONAL_TRAIN) if part == "train" and "episodes_per_step" in keys else keys
+    return keys | set(_optional(keys)) if part == "train" else keys | set(method.get("options", {}))
+
+
+def _optional(keys: Iterable[str]) -> tuple[str, ...]:
+    """Keys that a recipe with `keys` may have besides."""
+    keys = set(keys)
+    return (OPTIONAL_TRAIN if "episodes_per_step" in keys else ()) + (OPTIONAL_SEMI if "unlabelled" in keys else ())
 
 
 def _settled(train: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A recipe without the optional keys that are off; raises UserError for a value, or a recipe, that is none of
     theirs."""
-    views = train.get("stored_views", 0)
-    if isinstance(views, bool) or not isinstance(views, int) or views < 0:
-        raise UserError(f"{where}: train.stored_views is {views!r}; give a number of views, or 0 for fresh ones")
-    if not isinstance(train.get("compile", False), bool):
-        raise UserError(f"{where}: train.compile is {train['compile']!r}; give true or false")
-    settled = {key: value for key, value in train.items() if value or key not in OPTIONAL_TRAIN}
-    if "episodes_per_step" not in train and (odd := set(settled) & set(OPTIONAL_TRAIN)):
-        raise UserError(f"{where}: train.{min(odd)} is for methods that train on episodes of videos; leave it out")
+    for key, unit in (("stored_views", "views, or 0 for fresh ones"), ("randaugment", "operations, or 0 for none")):
+        number = train.get(key, 0)
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise UserError(f"{where}: train.{key} is {number!r}; give a number of {unit}")
+    for key in SWITCHES:
+        if not isinstance(train.get(key, False), bool):
+            raise UserError(f"{where}: train.{key} is {train[key]!r}; give true or false")
+    every = (*OPTIONAL_TRAIN, *OPTIONAL_SEMI)
+    settled = {key: value for key, value in train.items() if value or key not in every}
+    if odd := {key for key in settled if key in every} - set(_optional(train)):
+        kind = "with unlabelled videos" if min(odd) in OPTIONAL_SEMI else "on episodes of videos"
+        raise UserError(f"{where}: train.{min(odd)} is for methods that train {kind}; leave it out")
     return settled
+
+
+def _of_shots(queries: Mapping[int, int], shot: int, where: str) -> int:
+    """Queries a class of a recipe that has another number for other shots: that of the most shots up to `shot`."""
+    fewer = [shots for shots in queries if isinstance(shots, int) and shots <= shot]
+    if not fewer:
+        raise UserError(f"{where}: train.query is {dict(queries)} and says nothing of {shot} shots; give a number")
+    return queries[max(fewer)]
 
 
 def _content(path: str | None) -> str:

@@ -193,6 +193,11 @@ def test_data_sets_of_the_scale(repo, tmp_path, clean):
     assert "lists (" in said()[1].found.partition("missing: ")[2]  # empty folders are nothing
     for key in ("root", "lists"):
         (folder / key / "file").write_text("x")
+    assert "no *_few_shot.txt" in said()[1].found
+    (folder / "lists" / "test_few_shot.txt").write_text("test0/77\n")
+    unnamed = said()[1]  # SSv2-Full without its label files
+    assert unnamed.status == "fail" and "what 1 classes are called, such as class 0 of test" in unnamed.found
+    (folder / "lists" / "class_names.json").write_text('{"test": ["jump"]}')
     plan, partly = said()
     assert partly.status == "fail" and partly.found.startswith("hmdb51: there: its files")
     assert partly.found.endswith(f"missing: texts ({folder / 'texts.json'})")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 from pipeline.errors import UserError
@@ -56,6 +58,23 @@ def test_models_of_the_frame_methods(plans):
     assert _cell(plan, "hyrsm", "hmdb51").run.model["position_a"] == 10
     full = _cell(plan, "molo", "ssv2_full").run.model
     assert (full["class_weight"], full["reconstruction_weight"], full["motion_weight"]) == (0.8, 0.4, 0.3)
+
+
+def test_options_are_in_the_identity_where_they_are_used(repo, plans):
+    plan = plans["demo"]
+    options = plan.config.entry("methods", "lga", "the test")["options"]
+    plain = _cell(plan, "lga", "hmdb51").run
+    assert not set(options) & set(plain.model)  # as before there were such options
+    assert _cell(plan, "lga", "hmdb51", model=options).run.id == plain.id
+    other = _cell(plan, "lga", "hmdb51", model={"divisor": "frames", "pooled": "backbone"}).run
+    assert other.model == plain.model | {"divisor": "frames"} and other.id != plain.id
+    assert _cell(_overlaid(repo, model={"distance": "norm"}), "lga", "hmdb51").run.model["distance"] == "norm"
+    with pytest.raises(UserError, match="unknown model key 'divisior'.*did you mean 'divisor'"):
+        _cell(plan, "lga", "hmdb51", model={"divisior": "frames"})
+    from pipeline.models.methods import LGA
+
+    made = inspect.signature(LGA).parameters  # what the class takes where nothing is said
+    assert {key: made[key].default for key in options} == options
 
 
 # Trainings
@@ -153,6 +172,42 @@ def test_frames_are_chosen_as_the_recipe_says_and_stored_as_the_data_set_does(pl
     assert kept[0] == kept[1] == kept[2]  # one store of frames serves every method
 
 
+def test_task_adapters_see_an_eighth_of_the_video_each_on_kinetics_too(plans):
+    """Released: of 300 frames the middle ones 18 to 281; CLIP-FSAR's grid on Kinetics takes 2 to 263."""
+    from pipeline.datasets.sampling import sample_positions
+
+    seen = {}
+    for method in ("task_adapter", "task_adapter_pp", "clip_finetune", "clip_fsar"):
+        frames = _cell(plans["paper"], method, "kinetics100").run.frames
+        shown = sample_positions(300, frames["number"], frames["test_sampling"])
+        seen[method] = (frames["sampling"], int(shown[0]), int(shown[-1]))
+    assert seen.pop("clip_fsar")[0] == "kinetics_grid"
+    assert set(seen.values()) == {("segment_random", 18, 281)}
+
+
+@pytest.mark.parametrize("method", ["hyrsm", "hyrsm_pp"])
+def test_queries_of_hyrsm_are_fewer_with_more_shots(plans, method):
+    """As released: 40 videos an episode, whatever the shots."""
+    for shot, query in ((1, 7), (3, 5), (5, 3), (2, 7), (4, 5), (9, 3)):
+        train = _cell(plans["paper"], method, "ssv2_small", measure={"shot": shot}).run.train
+        assert (train["shot"], train["query"]) == (shot, query)
+    assert _cell(plans["demo"], method, "ssv2_small").run.train["query"] == 1
+    assert _cell(plans["paper"], method, "hmdb51", train={"query": 2}).run.train["query"] == 2
+    with pytest.raises(UserError, match=r"train.query is \{3: 5\} and says nothing of 1 shots"):
+        _cell(plans["paper"], "trx", "hmdb51", train={"query": {3: 5}})
+
+
+def test_batch_norm_of_the_resnets_is_trained_as_released(plans):
+    for method, keys in {"hyrsm": 2, "hyrsm_pp": 2, "molo": 2, "trx": 1, "strm": 1, "lga": 0}.items():
+        for data in ("hmdb51", "ssv2_full"):
+            train = _cell(plans["paper"], method, data).run.train
+            assert [train.get(key, False) for key in ("bn_apart", "bn_undecayed")] == [keys > 0, keys > 1], method
+            demo = _cell(plans["demo"], method, data).run.train
+            assert not {"bn_apart", "bn_undecayed"} & set(demo)  # its numbers are of before
+    with pytest.raises(UserError, match="train.bn_apart is 'yes'; give true or false"):
+        _cell(plans["paper"], "hyrsm", "hmdb51", train={"bn_apart": "yes"})
+
+
 # Errors
 
 
@@ -175,3 +230,45 @@ def test_errors_are_not_passed_over(repo, overlay, message):
     with pytest.raises(UserError, match=message) as caught:
         _overlaid(repo, **overlay)
     assert "\n" not in str(caught.value)
+
+
+# Semi-supervised sets
+
+
+def test_fixmatch_has_a_strong_view(plans):
+    assert _cell(plans["paper"], "fixmatch", "gym99").run.train["randaugment"] == 2
+    assert "randaugment" not in _cell(plans["demo"], "fixmatch", "gym99").run.train
+    assert _cell(plans["paper"], "sefar", "gym99", train={"randaugment": 1}).run.train["randaugment"] == 1
+    with pytest.raises(UserError, match="train.randaugment is -1; give a number of operations"):
+        _cell(plans["paper"], "fixmatch", "gym99", train={"randaugment": -1})
+
+
+# Skeletons
+
+
+def test_texts_of_skeleton_methods_are_encoded_as_the_papers_do(plans):
+    """CrossGLG: DeBERTa; GAP: CLIP's text tower, trained along, with its own sentences. The demo downloads nothing."""
+    for scale, plan in plans.items():
+        runs = [run for run in plan.runs.values() if run.model["type"] in ("CrossGLG", "GAP")]
+        found = {
+            (run.model["type"], run.model["text"], run.model.get("text_tower"), run.model["corpus"]) for run in runs
+        }
+        guided = {
+            ("CrossGLG", "deberta" if scale == "paper" else "lsa", None, corpus) for corpus in ("", "gemini", "qwen")
+        }
+        clip = ("clip", "openai/clip-vit-base-patch32", "gap") if scale == "paper" else ("lsa", None, "")
+        assert found == guided | {("GAP", *clip)}, scale
+
+
+def test_motionberts_batches_fit_every_base_set_of_the_tables(plans):
+    """Batches of 16 classes x 2 need 16 classes; NTU-60 has base sets of 10."""
+    runs = [run for run in plans["paper"].runs.values() if run.train.get("per_class")]
+    found = {}
+    for run in runs:
+        bases = plans["paper"].datasets[run.dataset].spec["protocol"]["bases"]
+        classes = bases[run.train["base_set"]]
+        classes = classes if isinstance(classes, int) else len(classes)
+        assert run.train["batch"] // run.train["per_class"] <= classes, run.id
+        found[run.dataset.split("-")[0], classes] = run.train["per_class"]
+    assert len(runs) > 10 and {key for key, per_class in found.items() if per_class != 2} == {("ntu60_hrnet", 10)}
+    assert found["ntu60_hrnet", 10] == 4

@@ -199,6 +199,14 @@ def texts_of(wildcards):
     return [given] if given and os.path.exists(given) else []
 
 
+def corpora_of(wildcards):
+    """Files of further words for the classes that are there; a folder counts by its files."""
+    given = known(PLAN.datasets, wildcards.dataset, "data set").options.get("corpora", {}).values()
+    paths = [Path(path) for path in given if isinstance(path, str)]
+    files = [file for path in paths for file in (path.iterdir() if path.is_dir() else [path])]
+    return sorted(str(file) for file in files if file.is_file())
+
+
 def asked_of(wildcards):
     """What language models are asked for the texts, so that other questions are asked anew; else nothing."""
     from pipeline.text.prompts import identity

@@ -64,6 +64,7 @@ rule describe_classes:
     input:
         "results/data/{dataset}/index.csv",
         texts_of,
+        corpora_of,
     output:
         "results/data/{dataset}/texts.json",
     log:

@@ -95,7 +95,7 @@ class Labeller:
         of_class = {name: [item.features for item in support if item.clip.label == name] for name in self.classes}
         self.shots = {name: len(clips) for name, clips in of_class.items()}
         self.alpha = model.alpha(max(self.shots.values())) if alpha is None else alpha
-        self.corpus = corpus if model.model.wants_text else None
+        self.corpus = corpus.named(self.classes)[0] if corpus and model.model.wants_text else None
         if alpha is not None and self.corpus is None:
             raise UserError("alpha weighs videos against texts; give texts, to a method that reads them, or no alpha")
         self._texts = None if self.corpus is None else model.class_texts(self.corpus, self.classes)[None]

@@ -80,7 +80,7 @@ def listed_classes(definition: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _count_list(definition: Mapping[str, Any], where: str, console: Console) -> list[str]:
-    listed, names = read_lists(definition)
+    listed, names = read_lists(definition, numbered=True)
     clips = [Clip(clip.path, clip.path, names[clip.split, clip.label], clip.split) for clip in listed]
     return check_counts(clips, definition.get("expected", {}), _indented(console))
 

@@ -67,11 +67,12 @@ class FramePolicy:
     """How frames are stored.
 
     size: (height, width) in pixels; the whole frame is resized to it, its aspect not kept, bilinear
-    (CLIP-FSAR: 256x256). frames: frames kept of a clip at most, evenly spaced (the middles of equal
-    segments); 0 keeps all. codec: jpeg or raw (uint8 RGB). quality: of the JPEGs, 1 to 100.
+    (CLIP-FSAR: 256x256). One number is the short side, and the aspect is kept (SeFAR, TRX). frames: frames kept of a
+    clip at most, evenly spaced (the middles of equal segments); 0 keeps all. codec: jpeg or raw (uint8 RGB).
+    quality: of the JPEGs, 1 to 100.
     """
 
-    size: tuple[int, int] = (256, 256)
+    size: tuple[int, int] | int = (256, 256)
     frames: int = 32
     codec: str = "jpeg"
     quality: int = 95
@@ -86,12 +87,16 @@ class FramePolicy:
             if name not in names:
                 raise unknown("entry", name, names, "the frame policy")
         size, frames = policy.get("size", cls().size), policy.get("frames", cls().frames)
-        pair = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)
-        if not pair or min(size) < 8:
-            raise UserError(f"frame policy: size must be [height, width] of 8 or more, not {size}")
+        sides = size if isinstance(size, Sequence) and len(size) == 2 else (size,)
+        if not all(isinstance(side, int) for side in sides) or isinstance(size, bool) or min(sides) < 8:
+            raise UserError(
+                f"frame policy: size must be [height, width] of 8 or more, or the short side alone, not {size}"
+            )
         if not isinstance(frames, int) or frames < 0:
             raise UserError(f"frame policy: frames must be 0 (all) or more, not {frames}")
-        made = cls(**{**policy, "size": tuple(size)})
+        made = cls(**{**policy, "size": tuple(sides) if len(sides) == 2 else size})
+        if made.codec == "raw" and len(sides) == 1:
+            raise UserError("frame policy: raw frames have one size; give size as [height, width], or codec: jpeg")
         if made.codec not in CODECS:
             raise unknown("codec", made.codec, CODECS, "the frame policy")
         if not isinstance(made.quality, int) or not 1 <= made.quality <= 100:
@@ -100,7 +105,7 @@ class FramePolicy:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON, one form for policies that store the same; raw frames have no quality."""
-        made = {**asdict(self), "size": list(self.size)}
+        made = {**asdict(self), "size": self.size if isinstance(self.size, int) else list(self.size)}
         if self.codec == "raw":
             del made["quality"]
         return made
@@ -173,9 +178,17 @@ def probe_clips(root: str | Path, clips: Sequence[Clip], workers: int = 1) -> li
     return list(guarded_map(probe_clip, [str(Path(root) / clip.path) for clip in clips], workers))
 
 
+def _stored_size(size: tuple[int, int] | int, height: int, width: int) -> tuple[int, int]:
+    """Height and width at which a frame is stored."""
+    if not isinstance(size, int):
+        return size
+    factor = size / min(height, width)
+    return max(round(height * factor), size), max(round(width * factor), size)
+
+
 def _encode(policy: FramePolicy, frame: np.ndarray) -> bytes:
     """One RGB frame (H, W, 3), resized and in the store's codec."""
-    height, width = policy.size
+    height, width = _stored_size(policy.size, *frame.shape[:2])
     frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
     if policy.codec == "raw":
         return frame.tobytes()
@@ -691,7 +704,7 @@ class FrameStore:
                 self._table = {name: table[name] for name in table.files}
         except (OSError, ValueError) as error:
             raise self._damaged("table.npz") from error
-        self._height, self._width = self.manifest["policy"]["size"]
+        self._size = self.manifest["policy"]["size"]
         self._maps: dict[int, mmap.mmap] = {}
 
     def _why_missing(self) -> str:
@@ -748,11 +761,25 @@ class FrameStore:
             raise IndexError(f"clip {self.clips[i]} has {n} frames, asked for {positions.tolist()}")
         shard = int(self._table["shard"][i])
         blob = memoryview(self._map(shard))
-        out = np.empty((len(positions), self._height, self._width, 3), dtype=np.uint8)
-        for frame, row in zip(out, self._table["first"][i] + positions, strict=True):
+        parts = []
+        for row in self._table["first"][i] + positions:
             start, size = self._table["start"][row], self._table["size"][row]
-            self._decode(np.frombuffer(blob[start : start + size], dtype=np.uint8), frame, shard)
+            parts.append(np.frombuffer(blob[start : start + size], dtype=np.uint8))
+        out = np.empty((len(parts), *self._shape(parts, shard), 3), dtype=np.uint8)
+        for frame, data in zip(out, parts, strict=True):
+            self._decode(data, frame, shard)
         return out
+
+    def _shape(self, parts: Sequence[np.ndarray], shard: int) -> tuple[int, int]:
+        """Height and width of stored frames of a clip; where only the short side is set, as the first of them is."""
+        if not isinstance(self._size, int):
+            return tuple(self._size)
+        image = cv2.imdecode(parts[0], cv2.IMREAD_GRAYSCALE) if len(parts) and parts[0].size else None
+        if image is None:
+            if len(parts):
+                raise self._damaged(_blob(self.folder, shard).name)
+            return self._size, self._size
+        return image.shape
 
     def _decode(self, data: np.ndarray, frame: np.ndarray, shard: int) -> None:
         if self.manifest["policy"]["codec"] == "raw":

@@ -130,7 +130,6 @@ def make_texts(asset: Asset, ws: Workspace) -> Path:
         UserError: there is no corpus, or a class is missing in it.
     """
     from pipeline.datasets.index import read_index
-    from pipeline.text.corpus import load_corpus
 
     given = asset.options.get("texts")
     if asset.spec["kind"] == "synthetic" or "reads" in asset.spec:
@@ -145,16 +144,35 @@ def make_texts(asset: Asset, ws: Workspace) -> Path:
             "classes in the form that docs/add-a-dataset.md shows and name the file in `texts:`, or set `describe:` "
             "to have a language model write them"
         )
-    corpus = load_corpus(source)
-    for name in sorted({clip.label for clip in read_index(ws.dataset(asset.key) / "index.csv")}):
-        corpus.label(name)  # raises, naming the class and the file
+    labels = sorted({clip.label for clip in read_index(ws.dataset(asset.key) / "index.csv")})
     target = ws.dataset(asset.key) / "texts.json"
     for name, other in _corpora(asset, ws).items():
-        for label in corpus.classes:
-            load_corpus(other).label(label)
-        _copy(other, target.with_name(f"texts-{name}.json"))
-    _copy(source, target)
+        _put_texts(asset, other, target.with_name(f"texts-{name}.json"), labels)
+    _put_texts(asset, source, target, labels)
     return target
+
+
+def _put_texts(asset: Asset, source: Path, target: Path, labels: list[str]) -> None:
+    """Copy a corpus to `target`, with the classes called as in the data set; what is spelt apart is printed.
+
+    Raises:
+        UserError: classes have no text; they are named.
+    """
+    from pipeline.datasets.names import told
+    from pipeline.text.corpus import load_corpus
+
+    corpus = load_corpus(source)
+    named, found = corpus.named(labels)
+    named.require(labels)
+    for label in labels:
+        named.label(label)
+    lines = told(found, "has the texts of")
+    for line in lines:
+        print(f"{asset.name}: {line}")
+    if lines:
+        named.save(target)
+    else:
+        _copy(source, target)
 
 
 def describe_classes(asset: Asset, ws: Workspace, asked: Mapping[str, Any], name: str) -> Path:
@@ -177,7 +195,7 @@ def describe_classes(asset: Asset, ws: Workspace, asked: Mapping[str, Any], name
 
 
 def _corpora(asset: Asset, ws: Workspace) -> dict[str, Path]:
-    """Files with the words of further language models, by name."""
+    """Files with further words for the classes, by name: of other language models, or GAP's own (a folder)."""
     if "reads" in asset.spec:  # a generated set, whose grammar has other voices
         from pipeline.datasets.synthetic.grammar import corpora
 
@@ -186,13 +204,21 @@ def _corpora(asset: Asset, ws: Workspace) -> dict[str, Path]:
             made[voice] = ws.dataset(asset.key) / f".texts-{voice}.json"
             write_json(made[voice], content)
         return made
-    given = {
-        name: describe_classes(asset, ws, path, name) if isinstance(path, dict) else Path(path)
-        for name, path in asset.options.get("corpora", {}).items()
-    }
-    if absent := [name for name, path in given.items() if not path.is_file()]:
-        raise UserError(f"data set {asset.name}: no file {given[absent[0]]}, of the corpus {absent[0]!r}")
-    return given
+    made = {}
+    for name, given in asset.options.get("corpora", {}).items():
+        if isinstance(given, dict):
+            made[name] = describe_classes(asset, ws, given, name)
+        elif Path(given).is_dir():
+            from pipeline.models.skeleton.gap import released_corpus
+
+            classes = asset.spec.get("classes", ())
+            corpus = released_corpus(given, tuple(classes.values() if isinstance(classes, dict) else classes))
+            made[name] = corpus.save(ws.dataset(asset.key) / f".texts-{name}.json")
+        elif Path(given).is_file():
+            made[name] = Path(given)
+        else:
+            print(f"{asset.name}: nothing at {given}, so no corpus {name!r}; a method that reads it cannot be trained")
+    return made
 
 
 def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: int, nodes: int = 1) -> Path:

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.index import SPLITS, Clip, read_index, write_index, write_prepared, write_text
+from pipeline.datasets.randaugment import rand_augment
 from pipeline.datasets.splits import _lines, _locate, check_keys, required, video_stem
 from pipeline.errors import UserError, unknown
 from pipeline.models.sefar.elements import ElementSampler
@@ -41,12 +42,14 @@ PAPER_COUNTS = {
     "vt_10": (108, 972, 446, 6),
     "vt_20": (216, 864, 446, 6),
     "ucf101_1": (101, 9436, 3783, 101),
+    "ucf101_5": (477, 9060, 3783, 101),
     "ucf101_10": (1010, 8527, 3783, 101),
     "hmdb51_40": (2094, 3142, 1530, 51),
     "hmdb51_50": (2618, 2618, 1530, 51),
     "hmdb51_60": (3141, 2095, 1530, 51),
 }
 ABSENT = ("one", "error")
+_LINE = re.compile(r"(.*[^\s,])(?:\s+|\s*,\s*)(\d+)")
 
 
 # ---------------------------------------------------------------------------------------------------- lists
@@ -78,27 +81,28 @@ class SemiSplit:
 def read_video_list(path: str | Path) -> list[ListedVideo]:
     """Read a list of SeFAR's and SVFormer's form, plain or gzipped: lines of a path, a space, the class's number.
 
-    Raises UserError naming the line that is no such thing (SeFAR's 5% list of UCF101 has commas), and for a video
-    that is listed twice.
+    In place of the space may be a comma, as in SeFAR's 5 % list of UCF101. Raises UserError naming the line that is no
+    such thing, and for a video that is listed twice.
     """
     videos, seen = [], set()
     for number, line in enumerate(_lines(Path(path)), start=1):
         if not line.strip():
             continue
-        name, _, label = line.strip().rpartition(" ")
-        if not (name.strip() and label.isdecimal()):
+        if (match := _LINE.fullmatch(line.strip())) is None:
             raise UserError(f"{path}, line {number}: {line[:80]!r} is not 'path label'; correct it")
+        name, label = match[1], int(match[2])
         if name in seen:
             raise UserError(f"{path}, line {number}: {name} is listed twice; keep one line")
         seen.add(name)
-        videos.append(ListedVideo(name.strip(), int(label)))
+        videos.append(ListedVideo(name, label))
     if not videos:
         raise UserError(f"the list {path} holds no video; fetch it again")
     return videos
 
 
 def read_semi_lists(folder: str | Path) -> SemiSplit:
-    """Read train.csv (labelled), unlabel.csv and test.csv of a folder, or any of them with .gz.
+    """Read train.csv (labelled), unlabel.csv (or unlabe.csv, a name of SeFAR's) and test.csv of a folder, or any of
+    them with .gz.
 
     Raises UserError when one is missing or wrong, or a video is in two of them.
     """
@@ -117,23 +121,23 @@ def read_semi_lists(folder: str | Path) -> SemiSplit:
 
 
 def _find(folder: Path, name: str) -> Path:
-    plain = folder / f"{name}.csv"
-    zipped = folder / f"{name}.csv.gz"
-    if zipped.is_file() and not plain.is_file():
-        return zipped
-    return plain
+    names = (name, "unlabe") if name == "unlabel" else (name,)
+    files = [folder / f"{stem}{suffix}" for stem in names for suffix in (".csv", ".csv.gz")]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 # --------------------------------------------------------------------------------------------- label rates
 def draw_labelled(
-    videos: Sequence[ListedVideo], rate: float, seed: int, absent: str = "one"
+    videos: Sequence[ListedVideo], rate: float, seed: int, absent: str = "one", total: int = 0
 ) -> tuple[list[ListedVideo], list[str]]:
     """Choose which of the training videos keep their labels: (labelled, paths of all others), sorted by path.
 
     Each class gives its share: rate times its videos, rounded down, and the classes with the largest remainders
     (of equal ones those with the lowest number) one more, until round(rate * all) are found. Where a class would
-    have none, `absent` says: "one" labels one video of it, on top of the others, "error" raises. The draw depends
-    on the paths and the seed, not on the order of the videos.
+    have none, `absent` says: "one" labels one video of it in place of one of the class with the most labels, as far
+    as there are as many labels as classes; "error" raises. total: number of training videos of which `rate` is the
+    share, where some of them are no candidates (held out for validation). The draw depends on the paths and the seed,
+    not on the order of the videos.
 
     Raises UserError for a rate outside 0..1, an unknown policy, or as above.
     """
@@ -144,14 +148,14 @@ def draw_labelled(
     by_class: dict[int, list[ListedVideo]] = {}
     for video in sorted(videos):
         by_class.setdefault(video.label, []).append(video)
-    counts = _proportional({label: len(by_class[label]) for label in sorted(by_class)}, rate)
-    if empty := [label for label, count in counts.items() if not count]:
-        if absent == "error":
-            raise UserError(
-                f"a label rate of {rate:g} leaves {len(empty)} classes without a label, such as class {empty[0]} with "
-                f"{len(by_class[empty[0]])} videos; raise the rate or set absent: one"
-            )
-        counts |= dict.fromkeys(empty, 1)
+    sizes = {label: len(by_class[label]) for label in sorted(by_class)}
+    counts = _proportional(sizes, rate * (total or len(videos)) / max(len(videos), 1))
+    if (empty := [label for label, count in counts.items() if not count]) and absent == "error":
+        raise UserError(
+            f"a label rate of {rate:g} leaves {len(empty)} classes without a label, such as class {empty[0]} with "
+            f"{len(by_class[empty[0]])} videos; raise the rate or set absent: one"
+        )
+    counts = _one_each(counts)
     rng = np.random.default_rng(seed)
     chosen: set[ListedVideo] = set()
     for label, count in counts.items():
@@ -167,8 +171,21 @@ def _proportional(sizes: dict[int, int], rate: float) -> dict[int, int]:
     return {label: count + (label in by_remainder[:missing]) for label, count in counts.items()}
 
 
+def _one_each(counts: Mapping[int, int]) -> dict[int, int]:
+    """The same sum, with one at least for each as far as it reaches, taken from the largest (the first of equals)."""
+    counts = dict(counts)
+    for label in [label for label, count in counts.items() if not count]:
+        largest = max(counts, key=lambda other: counts[other])
+        if counts[largest] < 2:
+            break
+        counts[largest] -= 1
+        counts[label] = 1
+    return counts
+
+
 # --------------------------------------------------------------------------------------- prepared data sets
 LABELLED = "labelled.json"
+TRAIN = "train"  # in that file: number of training videos, those for validation among them, of which a rate is a share
 VALIDATION_SEED = 3  # of the videos that are held out to select a checkpoint
 
 
@@ -203,7 +220,9 @@ def prepare_semi(spec: Mapping[str, Any], out_folder: str | Path) -> Path:
         raise UserError(f"none of the {len(clips)} videos of the lists is found in {root}; correct the root")
     placed = [replace(clip, path=path or clip.path) for clip, path in zip(clips, found, strict=True)]
     missing = [(clip.path, "the file is missing") for clip, path in zip(clips, found, strict=True) if not path]
-    write_text(folder / LABELLED, json.dumps({rate: sorted(names) for rate, names in rates.items()}, indent=1) + "\n")
+    content: dict[str, Any] = {rate: sorted(names) for rate, names in rates.items()}
+    content[TRAIN] = sum(clip.split != "test" for clip in clips)
+    write_text(folder / LABELLED, json.dumps(content, indent=1) + "\n")
     index = write_prepared(folder, root, placed, missing, 1)
     _report(placed, rates, spec.get("expected", {}))
     return index
@@ -308,7 +327,7 @@ class SemiVideos(NamedTuple):
 def semi_videos(store: FrameStore, folder: str | Path, rate: float, seed: int) -> SemiVideos:
     """Which training clips of a store are labelled at a rate in per cent: as published, else drawn with the seed.
 
-    A class of which the draw would label none has one labelled video, on top of the others.
+    A class of which the draw would label none has one labelled video in place of another class's, if there are so many.
     Raises UserError for a wrong rate, or when no published video is in the store.
     """
     classes = store.classes()
@@ -319,7 +338,7 @@ def semi_videos(store: FrameStore, folder: str | Path, rate: float, seed: int) -
         chosen = set(names)
     else:
         videos = [ListedVideo(store.clips[i], number[store.labels[i]]) for i in train]
-        chosen = {video.path for video in draw_labelled(videos, rate / 100, seed)[0]}
+        chosen = {video.path for video in draw_labelled(videos, rate / 100, seed, total=published.get(TRAIN, 0))[0]}
     labelled = [i for i in train if store.clips[i] in chosen]
     if not labelled:
         raise UserError(f"no video that is labelled at {rate:g} % is in {store.folder}; prepare the data set again")
@@ -334,12 +353,14 @@ class ElementView:
 
     In training (with a generator) the frames are scaled so that their short side is `scale` times the crop, drawn
     evenly between the two numbers, one random square is cut out, and the clip is mirrored with probability `flip`;
-    224 pixels and 8/7..10/7 are SeFAR's 256..320. Without a generator the largest square in the middle is taken.
+    224 pixels and 8/7..10/7 are SeFAR's 256..320. randaugment: so many operations of `rand_augment` follow. Without a
+    generator the largest square in the middle is taken.
     """
 
     crop: int
     scale: tuple[float, float] = (8 / 7, 10 / 7)
     flip: float = 0.5
+    randaugment: int = 0
     mean: Sequence[float] = (0.45,) * 3
     std: Sequence[float] = (0.225,) * 3
 
@@ -356,6 +377,8 @@ class ElementView:
         if side != self.crop:
             size = (self.crop, self.crop)
             square = np.stack([cv2.resize(np.ascontiguousarray(frame), size) for frame in square])
+        if rng is not None:
+            square = rand_augment(square, self.randaugment, rng)
         pixels = square.astype(np.float32) / 255
         pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))

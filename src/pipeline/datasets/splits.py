@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from pipeline.datasets.frames import VIDEO_SUFFIXES, Failure, natural_key, probe_clips
 from pipeline.datasets.index import SPLITS, Clip, read_index, write_prepared
+from pipeline.datasets.names import match_names, told
 from pipeline.errors import UserError, unknown
 
 # Published sizes of the few-shot splits: {split: (classes, clips)}.
@@ -31,6 +33,7 @@ OTHER_KEYS = (
     "kind", "name", "texts", "corpora", "describe", "download", "workers", "licence", "homepage", "note", "frames",
     "expected", "min_coverage",
 )  # fmt: skip
+NAMING = ("*.list", "*.list.gz", "*train.json*", "*validation.json*")  # files that name the class of a video
 MIN_CLIPS = 2  # one to support a class and one to ask for it
 _LINE = re.compile(r"(train|val|test)(\d+)/+(.+)")
 
@@ -90,9 +93,12 @@ def assign_splits(classes: Sequence[str], spec: Mapping[str, Any], where: str) -
         lists = {split: class_list(value, split) for split, value in given.items()}
     assigned: dict[str, str] = {}
     for split, names in lists.items():
-        for name in names:
-            if name not in classes:
-                raise unknown("class", name, classes, f"the {split} split of {where}")
+        found = match_names(names, classes, f"the {split} split of {where}")
+        for line in told(found, "is the class"):
+            print(f"{where}: {line}")
+        for wanted, name in found.items():
+            if name is None:
+                raise unknown("class", wanted, classes, f"the {split} split of {where}")
             if name in assigned:
                 raise UserError(f"{where}: the class {name!r} is in {assigned[name]} and {split}; keep one of them")
             assigned[name] = split
@@ -151,30 +157,45 @@ def read_few_shot_list(path: str | Path) -> list[ListedClip]:
 
 
 def class_names(
-    clips: Sequence[ListedClip], given: Mapping[str, Sequence[str]], named: Mapping[str, str]
+    clips: Sequence[ListedClip],
+    given: Mapping[str, Sequence[str]],
+    named: Mapping[str, str],
+    numbered: bool = False,
 ) -> dict[tuple[str, int], str]:
     """{(split, label): class name} of a few-shot list.
 
     given: names by split, in the order of the labels; CLIP-FSAR publishes them for train and test. A split
-    that it lacks takes its names from `named` ({id of a video: class}, from a list of CMN's form), else
-    from the folders that the videos lie in, else they are "val class 0", ... Raises UserError when a split
-    has more labels than names, or two classes have one name.
+    that it lacks takes its names from `named` ({id of a video: class}: `read_named_list`), else from the folders
+    that the videos lie in, else, with `numbered`, they are "val class 0", ... Raises UserError when a split has more
+    labels than names, two classes have one name, one class has two, or a class has none.
     """
     names: dict[tuple[str, int], str] = {}
     for clip in clips:
-        key = (clip.split, clip.label)
-        if key in names:
-            continue
+        key, name = (clip.split, clip.label), ""
         if clip.split not in given:
-            names[key] = _name_of(clip, named)
+            name = _name_of(clip, named)
         elif clip.label < len(given[clip.split]):
-            names[key] = given[clip.split][clip.label]
+            name = given[clip.split][clip.label]
         else:
             raise UserError(
                 f"the {clip.split} list has the label {clip.label}, beyond its "
                 f"{len(given[clip.split])} names; list and names are not of one data set: fetch both again"
             )
+        if name and names.setdefault(key, name) != name:
+            raise UserError(
+                f"the {clip.split} class {clip.label} of the lists is both {names[key]!r} and {name!r} ({clip.path}); "
+                "lists and names are not of one data set: fetch both again"
+            )
+    keys = list(dict.fromkeys((clip.split, clip.label) for clip in clips))
+    if (unnamed := [key for key in keys if key not in names]) and not numbered:
+        split, label = unnamed[0]
+        raise UserError(
+            f"the lists do not say what {len(unnamed)} classes are called, such as class {label} of {split}; put files "
+            "that name their videos beside the lists (of Something-Something v2 its own label files, "
+            f"something-something-v2-train.json and -validation.json), or {split}: [names] into class_names.json"
+        )
     seen: dict[str, tuple[str, int]] = {}
+    names = {key: names.get(key, f"{key[0]} class {key[1]}") for key in keys}
     for key, name in names.items():
         if name in seen:
             raise UserError(f"the class {name!r} is both {seen[name]} and {key} in the lists; correct the names")
@@ -183,11 +204,11 @@ def class_names(
 
 
 def _name_of(clip: ListedClip, named: Mapping[str, str]) -> str:
+    """Empty where nothing says it."""
     stem = video_stem(clip.path)
     if stem in named:
         return named[stem]
-    folder = os.path.basename(os.path.dirname(clip.path))
-    return display_label(folder) if folder else f"{clip.split} class {clip.label}"
+    return display_label(os.path.basename(os.path.dirname(clip.path)))
 
 
 def display_label(label: str) -> str:
@@ -204,9 +225,22 @@ def video_stem(path: str) -> str:
 
 
 def read_named_list(path: str | Path) -> dict[str, str]:
-    """{id of a video: class name} from lines `<class name>/<id>` (CMN's and TRX's lists)."""
-    rows = (line.strip().rpartition("/") for line in _lines(Path(path)))
-    return {video_stem(clip): name for name, slash, clip in rows if slash}
+    """{id of a video: class name} from lines `<class name>/<id>` (CMN's and TRX's lists), or from Something-Something
+    v2's own label files (JSON: a list of {id, template}).
+
+    Raises UserError for a JSON file of another form.
+    """
+    path = Path(path)
+    if ".json" not in path.suffixes:
+        rows = (line.strip().rpartition("/") for line in _lines(path))
+        return {video_stem(clip): name for name, slash, clip in rows if slash}
+    try:
+        return {str(video["id"]): str(video["template"]) for video in json.loads("\n".join(_lines(path)))}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is no list of {{id, template}}, as Something-Something v2 has it ({error}); fetch it again, or "
+            "take it out of the folder of the lists"
+        ) from None
 
 
 def prepare_list(spec: Mapping[str, Any], out_folder: str | Path, workers: int = 1) -> Path:
@@ -218,8 +252,8 @@ def prepare_list(spec: Mapping[str, Any], out_folder: str | Path, workers: int =
     - lists: a folder with `train_few_shot.txt`, `val_few_shot.txt`, `test_few_shot.txt` (a prefix, `.gz`
       and missing splits are allowed) and `class_names.json`; or {train: file, val: file, test: file,
       class_names: file}.
-    - names_from: more files of lines `<class name>/<id>` (by default every `*.list` of the folder), for
-      splits that class_names.json lacks.
+    - names_from: more files of `read_named_list` (by default every `*.list`, `*train.json` and `*validation.json` of
+      the folder), for splits that class_names.json lacks.
     - probe: whether to decode a frame of each video now (false: the frame store finds the unreadable ones).
     - min_clips: clips that every class must have (2).
 
@@ -244,16 +278,17 @@ def prepare_list(spec: Mapping[str, Any], out_folder: str | Path, workers: int =
     return write_prepared(out_folder, root, clips, unreadable, int(spec.get("min_clips", MIN_CLIPS)))
 
 
-def read_lists(spec: Mapping[str, Any]) -> tuple[list[ListedClip], dict[tuple[str, int], str]]:
+def read_lists(spec: Mapping[str, Any], numbered: bool = False) -> tuple[list[ListedClip], dict[tuple[str, int], str]]:
     """The lines of a data set's few-shot lists, and its class names; no video is looked for.
 
-    spec: `lists` and `names_from` as in `prepare_list`. Raises UserError when lists are missing or wrong.
+    spec: `lists` and `names_from` as in `prepare_list`. numbered: classes that nothing names are called by their
+    numbers, which is enough to count. Raises UserError when lists are missing or wrong.
     """
     files, named_files = _list_files(required(spec, "lists"), spec.get("names_from"))
     listed = [clip for split in SPLITS if split in files for clip in read_few_shot_list(files[split])]
     given = _read_names(files["class_names"]) if "class_names" in files else {}
     named = {clip: name for file in named_files for clip, name in read_named_list(file).items()}
-    return listed, class_names(listed, given, named)
+    return listed, class_names(listed, given, named, numbered)
 
 
 def check_keys(spec: Mapping[str, Any], keys: Sequence[str]) -> None:
@@ -285,7 +320,7 @@ def _list_files(lists: Any, names_from: Any) -> tuple[dict[str, Path], list[Path
             files[key] = found[0]
     if not any(split in files for split in SPLITS):
         raise UserError(f"there is no *_few_shot.txt in {folder}; fetch the lists or correct the folder")
-    return files, extra or sorted([*folder.glob("*.list"), *folder.glob("*.list.gz")])
+    return files, extra or sorted(path for pattern in NAMING for path in folder.glob(pattern))
 
 
 def _read_names(path: Path) -> dict[str, list[str]]:

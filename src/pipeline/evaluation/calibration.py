@@ -13,6 +13,8 @@ from pydantic import Field
 from pipeline.errors import UserError
 from pipeline.experiment import Frozen
 
+KEY = "measure.one_shot.calibration"  # where its settings stand
+
 
 class Calibration(Frozen):
     """How exemplars are turned into a classifier; the defaults are the released code's."""
@@ -64,7 +66,7 @@ def tukey(features: np.ndarray, settings: Calibration, signed: bool = False) -> 
     if settings.tukey == "none":
         return features
     if settings.tukey == "power" and (features < 0).any():
-        raise UserError("measure.tukey is power, and some features are negative; set auto, signed or none")
+        raise UserError(f"{KEY}.tukey is power, and some features are negative; set auto, signed or none")
     if settings.tukey == "signed" or (settings.tukey == "auto" and signed):
         return np.sign(features) * np.abs(features) ** settings.beta
     return features**settings.beta
@@ -80,7 +82,7 @@ def calibrate(
     Raises UserError when there are fewer base classes than `nearest`.
     """
     if settings.nearest > len(base.means):
-        raise UserError(f"measure.nearest is {settings.nearest}, but there are {len(base.means)} base classes")
+        raise UserError(f"{KEY}.nearest is {settings.nearest}, but there are {len(base.means)} base classes")
     distances = np.linalg.norm(exemplars[:, None] - base.means, axis=-1)
     chosen = np.argsort(distances, axis=1, kind="stable")[:, : settings.nearest]
     means = (base.means[chosen].sum(1) + exemplars) / (settings.nearest + 1)

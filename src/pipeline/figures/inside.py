@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.figures.joints import blocks, importance, skeletons
+from pipeline.figures.joints import blocks, importance, novel, skeletons
 from pipeline.figures.single import inspected
 from pipeline.figures.strip import strip, words
 from pipeline.figures.style import COLOURS, MARKS, canvas, parts
@@ -125,6 +125,12 @@ KINDS: dict[str, Kind] = {
         ("joints", "base_classes", "base_attention"),
         "Attention that a joint gets of all joints, of its equal share; means over heads, frames and clips of base "
         "classes. Block 1 is the first.",
+    ),
+    "novel": Kind(
+        novel,
+        ("joints", "novel_classes", "novel_attention"),
+        "Attention that a joint gets of all joints, of its equal share; means over blocks, heads, frames and clips of "
+        "novel classes.",
     ),
     "skeletons": Kind(
         skeletons,

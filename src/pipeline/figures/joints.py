@@ -91,6 +91,24 @@ def skeletons(table: Table, found: list[Record], looks: Looks) -> Figure:
     return figure
 
 
+def novel(table: Table, found: list[Record], looks: Looks) -> Figure:
+    """Attention on each joint in novel classes, a line a class: a panel a method (Figure A1)."""
+    places = inspected(found, looks)
+    names = [_wrapped(str(name), 26) for name in places[0][1]["novel_classes"]]
+    values = [look["novel_attention"].mean(1) for _, look in places]
+    top = np.percentile(values, ROBUST)
+    with canvas(1, len(places), (3.2 * len(places) + 2.4, 0.34 * len(names) + 1.9), sharey=True) as (figure, axes):
+        for axis, (record, look), seen in zip(axes[0], places, values, strict=True):
+            picture = matrix(axis, seen, 0, top)
+            axis.set_title(record.row, fontsize=10)
+            axis.set_xlabel(table.figure.x)
+            joint_ticks(axis, look["joints"], 6)
+        axes[0][0].set_yticks(range(len(names)), names, fontsize=7)
+        axes[0][0].set_ylabel(table.figure.y)
+        _bar(figure, picture, axes, "attention (1: equal share)")
+    return figure
+
+
 # Parts
 
 

@@ -153,6 +153,11 @@ def build_skeleton_model(
     kind, texts = MODELS.get(run.model["type"]), None
     if kind.wants_text:
         name = f"texts-{run.model['corpus']}.json" if run.model.get("corpus") else "texts.json"
+        if not (ws.dataset(run.dataset) / name).is_file() and run.model.get("corpus"):
+            raise UserError(
+                f"{run.id}: {run.dataset.rsplit('-', 1)[0]} has no corpus {run.model['corpus']!r}; name its file, "
+                "folder or language model under corpora: in the data set's definition, and make texts.json again"
+            )
         corpus = load_corpus(ws.dataset(run.dataset) / name)
         cache = ws.root / "text"
         texts = kind.read_texts(corpus, base_classes, graph, cache, run.model["text"], run.model.get("text_source"))

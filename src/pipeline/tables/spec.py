@@ -63,7 +63,7 @@ class Sweep(Strict):
     axis: str = Field(description="the swept key, for instance model.atoms")
 
 
-INSIDE = ("tsne", "attention", "phases", "importance", "blocks", "skeletons")
+INSIDE = ("tsne", "attention", "phases", "importance", "blocks", "skeletons", "novel")
 """Kinds of figures that show what trained models see: drawn from an inspection of each run beside its cells."""
 
 
@@ -72,13 +72,13 @@ class Figure(Strict):
 
     kind: Literal[
         "lines", "bars", "scatter", "spread", "reliability", "confusion", "alpha",
-        "tsne", "attention", "phases", "importance", "blocks", "skeletons",
+        "tsne", "attention", "phases", "importance", "blocks", "skeletons", "novel",
     ] = Field(
         description="lines: against the numbers in the names; bars: a group a column; scatter: second column on first; "
         "spread, reliability: single predictions of the teacher, from columns of teacher_spread_pct; confusion: a "
         "matrix a row, from the column of opposite_pct; alpha: accuracy against it, a panel a place; of inspected "
         "runs, tsne: features of clips; attention: of frames, and scores by stage; phases: of clips, with their "
-        "texts; importance: of joints, beside the text's; blocks, skeletons: spatial attention"
+        "texts; importance: of joints, beside the text's; blocks, skeletons, novel: spatial attention"
     )  # fmt: skip
     x: str = Field("", description="label of the axis, with its unit; frames and poses have none")
     y: str = Field("", description="label of the axis, with its unit")

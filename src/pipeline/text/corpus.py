@@ -1,7 +1,7 @@
 """The text of a data set: what a language model wrote about each class, as one JSON file.
 
     {"classes": {name: {"label": str, "atomic": {"1": [s], "2": [s, s], ...}, "stages": [s, s, s],
-    "global": str, "joints": {joint: s}}},
+    "global": str, "joints": {joint: s}, "parts": {part: [s, ...]}}},
      "provenance": {...}}
 
 Every field of a class but its label may be missing: a method asks for what it needs.
@@ -20,9 +20,10 @@ from typing import Any
 import yaml
 
 from pipeline.datasets.index import write_text
+from pipeline.datasets.names import match_names
 from pipeline.errors import UserError, unknown
 
-FIELDS = ("label", "atomic", "stages", "global", "joints")
+FIELDS = ("label", "atomic", "stages", "global", "joints", "parts")
 STAGES = 3  # beginning, process, end (Task-Adapter++)
 BODY_PARTS = ("head", "hand", "arm", "hip", "leg", "foot")  # of GAP and USLLF, in their order
 
@@ -72,6 +73,21 @@ class Corpus:
     def joints(self, name: str) -> dict[str, str]:
         """What each joint does, by joint."""
         return dict(self._field(name, "joints", "texts of joints"))
+
+    def parts(self, name: str) -> dict[str, list[str]]:
+        """Alternative sentences about each part of the body, by part (GAP's own texts)."""
+        return dict(self._field(name, "parts", "texts of parts"))
+
+    def named(self, names: Iterable[str]) -> tuple[Corpus, dict[str, str | None]]:
+        """The corpus with its classes called as in `names`, and whose text each of `names` has (None: no text).
+
+        Spellings differ in case, brackets and other marks (`datasets.names`); other classes stay as they are. Raises
+        UserError where two classes could be meant.
+        """
+        found = match_names(names, self.classes, str(self.path))
+        meant = {name: self.classes[theirs] for name, theirs in found.items() if theirs is not None}
+        others = {name: entry for name, entry in self.classes.items() if name not in found.values()}
+        return Corpus(others | meant, self.provenance, self.path), found
 
     def require(self, names: Iterable[str]) -> None:
         """Raise UserError unless every class of `names` has an entry."""
@@ -227,6 +243,9 @@ def _check_entry(name: str, entry: Any, path: Path) -> None:
     for joint, text in entry.get("joints", {}).items():
         if not _is_text(text):
             raise UserError(f"{where} has no text for the joint {joint!r}; correct it")
+    parts = entry.get("parts", {})
+    if not isinstance(parts, Mapping) or not all(map(_is_choice, parts.values())):
+        raise UserError(f"{where} needs a list of non-empty texts for each of its parts; correct it")
 
 
 def _is_text(value: Any) -> bool:
@@ -235,3 +254,7 @@ def _is_text(value: Any) -> bool:
 
 def _are_texts(value: Any, count: int) -> bool:
     return isinstance(value, list) and len(value) == count and all(map(_is_text, value))
+
+
+def _is_choice(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))

@@ -21,10 +21,10 @@ from torch import Tensor
 from pipeline.errors import UserError, unknown
 from pipeline.models.backbones.clip import quiet
 from pipeline.models.skeleton.graph import SkeletonGraph, side_of, unsided
+from pipeline.text import DEBERTA
 from pipeline.text.corpus import Corpus
 
 KINDS = ("deberta", "lsa")
-DEBERTA = "microsoft/deberta-v2-xlarge"
 LSA_DIMENSIONS = 128
 BATCH = 32  # sentences in one pass of DeBERTa
 

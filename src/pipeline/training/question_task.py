@@ -14,6 +14,7 @@ from pipeline.datasets.questions import EVENT, Question, class_names, draw_quest
 from pipeline.errors import UserError, unknown
 from pipeline.evaluation.scores import EpisodeScores
 from pipeline.experiment import Measure
+from pipeline.measures import MATCHERS
 from pipeline.models.build import build_question_model, load_weights
 from pipeline.models.questions import QuestionModel
 from pipeline.training.semi_task import LabelledTask, OneItem, SemiTask
@@ -21,7 +22,7 @@ from pipeline.training.tasks import epochs_as_steps, task_of
 
 ORDER, DRAWN, ASKED = 4, 5, 6  # streams of random numbers
 AT_ONCE = 16  # questions that are answered at a time
-SCORINGS = ("mean", "sum")
+SCORINGS = MATCHERS["QuestionModel"]
 
 
 class QuestionItems(Dataset):

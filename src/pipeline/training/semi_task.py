@@ -85,7 +85,8 @@ class SemiItems(Dataset):
         self.batch, self.per_epoch, self.epochs = train["batch"], per_epoch, train["epochs"]
         self.others = train["unlabelled"] * self.batch if len(videos.unlabelled) else 0
         self.warm = train["warm_epochs"] if self.others else self.epochs
-        self.strong = ElementView(side, tuple(train["scale"]), train["flip"])
+        self.labelled = ElementView(side, tuple(train["scale"]), train["flip"])
+        self.strong = ElementView(side, tuple(train["scale"]), train["flip"], train.get("randaugment", 0))
         self.weak = ElementView(side, tuple(train["scale"]), 0.0)
 
     def __len__(self) -> int:
@@ -98,7 +99,7 @@ class SemiItems(Dataset):
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, 2, i]))
         chosen = self._order(epoch)[place * self.batch : (place + 1) * self.batch]
         item: dict[str, Any] = {
-            "labelled": self._read(self.videos.labelled[chosen], self.strong, rng),
+            "labelled": self._read(self.videos.labelled[chosen], self.labelled, rng),
             "labels": torch.from_numpy(self.videos.labels[chosen]),
             "episode": torch.tensor(i),
         }
@@ -148,6 +149,11 @@ class LabelledTask(Task):
     def classes(self) -> dict[str, int]:
         found = {split: len(self.store.classes(split)) for split in ("train", "val", "test")}
         return found | ({"labelled": len(np.unique(self.videos.labels))} if self.run.train else {})
+
+    def counts(self) -> dict[str, int]:
+        if not self.run.train:
+            return {}
+        return {"labelled_videos": len(self.videos.labelled), "unlabelled_videos": len(self.videos.unlabelled)}
 
     def clips(self, split: str) -> list[int]:
         """The videos of a split. Raises UserError where it has none."""

@@ -58,6 +58,10 @@ class Task:
         """Number of classes of each split."""
         raise NotImplementedError
 
+    def counts(self) -> dict[str, int]:
+        """What else of the data `train.json` tells."""
+        return {}
+
     def schedule(self) -> dict[str, Any]:
         """The recipe with all lengths in optimiser steps, and `items`, the iterations of all workers in one step."""
         raise NotImplementedError
@@ -130,7 +134,9 @@ class FewShotTask(Task):
         return {**self.run.train, "items": self.run.train["episodes_per_step"]}
 
     def build(self) -> FewShotModel:
-        return build_model(self.run, self.ws, self.store)
+        model = build_model(self.run, self.ws, self.store)
+        model.apart = self.run.train.get("bn_apart", False)
+        return model
 
     def items(self, model: FewShotModel) -> EpisodeDataset:
         train = self.run.train
@@ -164,8 +170,8 @@ class FewShotTask(Task):
         model.eval()
         scores = score_split(
             self.run, model, self.ws, self.store, self.selection_split,
-            way=self.run.train["way"], shot=1, query=1, episodes=self.run.train["validation_episodes"],
-            seed=SELECTION_SEED,
+            way=self.run.train["way"], shot=self.run.train["shot"], query=1,
+            episodes=self.run.train["validation_episodes"], seed=SELECTION_SEED,
         )  # fmt: skip
         model.train(training)
         return scores
@@ -256,8 +262,9 @@ class OneShotTask(Task):
 
     def schedule(self) -> dict[str, Any]:
         train = self.run.train
-        whole = train["steps"] or train["epochs"] * max(len(self.split("test").base) // train["batch"], 1)
-        return epochs_as_steps(train, whole) | {"items": train["batches_per_step"]}
+        items = train["batches_per_step"]
+        batches = train["epochs"] * max(len(self.split("test").base) // train["batch"], 1)
+        return epochs_as_steps(train, train["steps"] or max(batches // items, 1)) | {"items": items}
 
     def build(self) -> SkeletonModel:
         return build_skeleton_model(self.run, self.ws, self.definition, self.split("test").base_classes)
@@ -280,7 +287,8 @@ class OneShotTask(Task):
         return "loss_contrast", model.contrastive * contrastive_chance(self.run.train["batch"], model.temperature)
 
     def scores(self, model: SkeletonModel, measure: Measure, split: str, keep: bool = False) -> EpisodeScores:
-        settings = parse(OneShot, {"classifier": measure.matcher or "calibration"}, f"{self.run.id}, measure.matcher")
+        asked = {"classifier": measure.matcher or "calibration", **measure.one_shot}
+        settings = parse(OneShot, asked, f"{self.run.id}, measure.one_shot")
         return self._measure(model, self.split(split), settings, measure.episode_seed)
 
     def _measure(self, model: SkeletonModel, split: OneShotSplit, settings: OneShot, seed: int) -> EpisodeScores:

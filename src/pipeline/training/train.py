@@ -326,6 +326,7 @@ def train_run(
     task = task_of(run, ws)
     here = os.environ.get("PIPELINE_NODE") or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     record = {"run": run.id, "seconds": 0.0, "steps": 0, "workers": get_world_size(), "classes": task.classes()}
+    record |= task.counts()
     record["nodes"] = sorted(set(all_gather_object(here)))
     if run.train:
         record |= _fit(task, report, checkpoint, tracker)
@@ -384,6 +385,10 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
 def _parameter_groups(model: BaseModel, train: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Parameters, by parts of their names, whose weight decay or learning rate is another."""
     groups = {name: {"decay_mult": 0.0} for name in UNDECAYED}
+    if train.get("bn_undecayed"):  # in torchvision's names those of the shortcuts have no "bn", so they are decayed
+        kind = torch.nn.modules.batchnorm._NormBase
+        norms = (name for name, module in model.named_modules() if isinstance(module, kind))
+        groups |= {f"{name}.": {"decay_mult": 0.0} for name in norms if "downsample" not in name}
     if train.get("head_learning_rate"):
         factor = train["head_learning_rate"] / train["learning_rate"]
         groups |= {prefix: {"lr_mult": factor} for prefix in model.head_prefixes}

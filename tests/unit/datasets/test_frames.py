@@ -446,3 +446,21 @@ def test_memory_does_not_grow_with_the_clips(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 2e6  # the 52 more clips hold 20 MB
+
+
+def test_the_short_side_alone_keeps_the_aspect(tmp_path):
+    """A square of the frame is then a square of the video; clips of different aspects stand in one store."""
+    for name, (height, width) in {"wide": (48, 96), "high": (90, 40)}.items():
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        for i in range(3):
+            cv2.imwrite(str(tmp_path / "clips" / name / f"{i}.jpg"), np.full((height, width, 3), 40 * i, np.uint8))
+    write_index(tmp_path / "index.csv", [Clip(name, name, "a", "train") for name in ("wide", "high")])
+    build_frame_store(tmp_path / "index.csv", tmp_path / "clips", tmp_path / "store", {"size": 32, "frames": 0})
+    store = FrameStore(tmp_path / "store", {"size": 32, "frames": 0})
+    assert [store.read(i).shape for i in (0, 1)] == [(3, 32, 64, 3), (3, 72, 32, 3)]
+    assert store.read(1, [2]).shape == (1, 72, 32, 3) and abs(int(store.read(1, [2]).mean()) - 80) < 3
+    assert store.manifest["policy"]["size"] == 32
+    for wrong, words in (({"size": 4}, "or the short side alone, not 4"), ({"size": True}, "not True"),
+                         ({"size": 32, "codec": "raw"}, "raw frames have one size")):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            FramePolicy.parse(wrong)

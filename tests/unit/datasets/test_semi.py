@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +24,11 @@ from pipeline.datasets.semi import (
     prepare_semi,
     read_elements,
     read_semi_lists,
-    read_video_list,
+    semi_videos,
 )
 from pipeline.errors import UserError
 from pipeline.models.sefar.elements import ElementSampler
+from pipeline.plan import Plan
 
 torch.set_num_threads(1)
 
@@ -54,10 +60,79 @@ def test_svformer_lists_are_read_too(reference_data):
     assert (len(split.labelled), len(split.unlabelled), len(split.test)) == PAPER_COUNTS["ucf101_1"][:3]
 
 
-def test_the_broken_list_is_named(reference_data):
-    path = reference_data / "lists" / "sefar" / "list_ucf_5" / "train.csv"
-    with pytest.raises(UserError, match=r"train.csv, line 1: .* is not 'path label'"):
-        read_video_list(path)
+def test_lines_with_commas(tmp_path):
+    """SeFAR's 5 % list of UCF101 has them, and calls its unlabelled part unlabe.csv."""
+    _write(tmp_path, train="/a, b/v one.avi,45\n/c,3.avi , 8\n", unlabe="d.avi 1\n", test="e.avi 45")
+    split = read_semi_lists(tmp_path)
+    assert split.labelled == (ListedVideo("/a, b/v one.avi", 45), ListedVideo("/c,3.avi", 8))
+    assert split.unlabelled == ("d.avi",)
+
+
+@pytest.mark.parametrize("part", ["train", "unlabel", "test"])
+@pytest.mark.parametrize(
+    "name", ["gym99", "gym288", "gym_new", "ub", "fx", "ub_s1", "fx_s1", "hmdb51_semi", "ucf101_semi"]
+)
+def test_the_lists_can_be_fetched(repo, name, part):
+    """A folder for each published rate, whose lists `download` puts where `prepare_semi` looks for them."""
+    made = yaml.safe_load((repo / "config" / "datasets" / f"{name}.yaml").read_text())
+    rates = [key for key in made["expected"] if key.isdecimal()]
+    places = [file["to"] for file in made["download"]["files"]]
+    assert [place for place in places if place.endswith(f"/{part}.csv")] == [
+        f"lists/{rate}/{part}.csv" for rate in rates
+    ]
+    assert made["lists"] == f"data/{name}/lists" and len(rates) >= 2
+
+
+def test_what_is_fetched_are_the_published_lists(repo, reference_data):
+    """Address, length and hash of each file, against the files themselves."""
+    lists = reference_data / "lists"
+    sources = dict(line.split("\t")[:2] for line in (lists / "MANIFEST.tsv").read_text().splitlines()[1:])
+    by_url = {}
+    for place, source in sources.items():
+        repository, _, rest = source.partition("@")
+        by_url[f"https://raw.githubusercontent.com/{repository}/{rest.replace(':', '/', 1)}"] = lists / place
+    checked = 0
+    for name in ("gym99", "gym_new", "fx_s1", "hmdb51_semi", "ucf101_semi"):
+        made = yaml.safe_load((repo / "config" / "datasets" / f"{name}.yaml").read_text())
+        for file in made["download"]["files"]:
+            path = by_url[file["url"]]
+            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"]), path
+            checked += 1
+    assert checked == 3 * 2 + 1 + 6 + 6 + 9 + 9
+
+
+def test_tables_of_videos_are_written_from_the_sets_own_files(repo, tmp_path):
+    """The recipe for FineDiving and SSv2, whose lists of labels nobody publishes."""
+    told = {("Women10m_r1", 3): ("407C", 70.5, 3.2, None, [1, 1, 2]), ("01", 7): ("5253B", 80.0, 3.0, None, [4, 6, 6])}
+    folder = tmp_path / "data" / "finediving" / "Annotations"
+    folder.mkdir(parents=True)
+    for name, content in {"fine-grained_annotation_aqa": told, "train_split": [("01", 7)],
+                          "test_split": [("Women10m_r1", 3)]}.items():  # fmt: skip
+        (folder / f"{name}.pkl").write_bytes(pickle.dumps(content))
+    frames = tmp_path / "data" / "finediving" / "videos" / "01" / "7"
+    frames.mkdir(parents=True)
+    for number in range(3):
+        (frames / f"{number}.jpg").write_bytes(b"x")
+    labels = tmp_path / "ssv2"
+    labels.mkdir()
+    for name, number in (("train", 5), ("validation", 6)):
+        content = [{"id": str(number), "template": "Opening [something]", "label": "opening a box"}]
+        (labels / f"something-something-v2-{name}.json").write_text(json.dumps(content))
+    script = repo / "docs" / "examples" / "semi" / "videos_csv.py"
+    for kind, where in (("finediving", folder), ("ssv2", labels)):
+        subprocess.run([sys.executable, script, kind, where], cwd=tmp_path, check=True)
+    read = lambda path: path.read_text().split()  # noqa: E731
+    head = "path,label,split"
+    assert read(tmp_path / "data/finediving/videos.csv") == [head, "01/7,5253B,train", "Women10m_r1/3,407C,test"]
+    assert read(tmp_path / "data/diving_10m/videos.csv") == [head, "Women10m_r1/3,407C,test"]
+    steps = (tmp_path / "data/diving_5253b/videos.csv").read_text().splitlines()
+    assert steps == [head, "01_7_step4,step 4,train", "01_7_step6,step 6,train"]
+    linked = tmp_path / "data/diving_5253b/videos/01_7_step6"
+    assert sorted(path.name for path in linked.iterdir()) == ["1.jpg", "2.jpg"]
+    assert (labels / "videos.csv").read_text().splitlines() == [
+        head, "5.webm,Opening [something],train", "6.webm,Opening [something],test"
+    ]  # fmt: skip
 
 
 def _write(folder, **lists: str):
@@ -126,7 +201,7 @@ def test_lists_become_an_index_and_labels_by_rate(listed, tmp_path, capsys):
     assert (splits.count("train"), splits.count("val"), splits.count("test")) == (15, 5, 4)
     assert clips["video/1_00"].label == "class 001" and clips["video/1_00"].path == "video/1_00.mp4"
     labelled = json.loads((tmp_path / "out" / "labelled.json").read_text())
-    assert labelled == {"10": ["video/0_00", "video/1_00"], "5": ["video/0_00"]}
+    assert labelled.pop("train") == 20 and labelled == {"10": ["video/0_00", "video/1_00"], "5": ["video/0_00"]}
     assert all(clips[name].split == "train" for name in labelled["10"])
     out = capsys.readouterr().out
     assert "train: 20 (published: 20)" in out and "labelled at 5 %: 1 (published: 1)" in out
@@ -196,10 +271,51 @@ def test_largest_remainders_make_the_total():
 
 def test_classes_without_a_label():
     videos = _videos(200, 3)
-    assert _counts(draw_labelled(videos, 0.05, seed=0)[0]) == {0: 10, 1: 1}
+    assert _counts(draw_labelled(videos, 0.05, seed=0)[0]) == {0: 9, 1: 1}  # 5 % of 203 are ten, that one among them
     with pytest.raises(UserError, match="leaves 1 classes without a label, such as class 1 with 3 videos"):
         draw_labelled(videos, 0.05, seed=0, absent="error")
-    assert len(draw_labelled(_videos(*[94] * 101), 0.01, seed=0)[0]) == 101  # UCF101 1 %: one a class
+    few = draw_labelled(_videos(*[94] * 101), 0.01, seed=0)[0]  # fewer labels than classes: some have none
+    assert len(few) == 95 and max(_counts(few).values()) == 1
+
+
+def test_a_rate_is_a_share_of_all_training_videos():
+    """5 % of FineDiving's 2,251 are 113, whatever the sizes of its 52 classes and whatever validation took."""
+    sizes = [347, 280, 210, 180, 160, 140, 120, 100, 90, 80, 70, *[14] * 27, *[7] * 13, 5]
+    assert len(sizes) == 52 and sum(sizes) == 2251
+    labelled = draw_labelled(_videos(*sizes), 0.05, seed=0)[0]
+    assert len(labelled) == 113 and len(_counts(labelled)) == 52
+    left = _videos(*[round(0.95 * size) for size in sizes])
+    assert len(left) < 2251
+    labelled = draw_labelled(left, 0.05, seed=0, total=2251)[0]
+    assert len(labelled) == 113 and len(_counts(labelled)) == 52
+
+
+def test_validation_takes_nothing_from_the_labels(tmp_path):
+    (tmp_path / "videos").mkdir()
+    rows = [(f"{i}.mp4", f"c{i % 4}", "train" if i < 200 else "test") for i in range(240)]
+    for path, *_ in rows:
+        (tmp_path / "videos" / path).touch()
+    table = "path,label,split\n" + "".join(",".join(row) + "\n" for row in rows)
+    (tmp_path / "videos.csv").write_text(table)
+    spec = {"root": str(tmp_path / "videos"), "labels": str(tmp_path / "videos.csv"), "validation": 0.2}
+    clips = read_index(prepare_semi(spec, tmp_path / "out"))
+    train = [clip for clip in clips if clip.split == "train"]
+    assert len(train) == 160
+    store = SimpleNamespace(
+        clips=[clip.clip for clip in clips], labels=[clip.label for clip in clips],
+        splits=[clip.split for clip in clips], classes=lambda: ["c0", "c1", "c2", "c3"],
+    )  # fmt: skip
+    found = semi_videos(store, tmp_path / "out", 10, 0)
+    assert len(found.labelled) == 20 and len(found.unlabelled) == 140
+
+
+def test_paper_rows_of_semi_supervised_sets_spend_no_label_on_a_checkpoint(repo):
+    plan = Plan.read(repo / "config", {"scale": "paper"})
+    runs = [run for run in plan.runs.values() if plan.datasets[run.dataset].spec["kind"] == "semi"]
+    assert len(runs) > 60 and {run.selection for run in runs} == {"last"}
+    assert {repr(run.frames["store"]["size"]) for run in runs} == {"320"}  # the short side: aspect kept
+    demo = Plan.read(repo / "config", {"scale": "demo"})
+    assert {run.selection for run in demo.runs.values() if run.method == "sefar"} == {"val"}
 
 
 @pytest.mark.parametrize(("rate", "absent", "words"), [(5, "one", "no share"), (0.1, "non", "did you mean 'one'")])

@@ -14,6 +14,7 @@ from pipeline.datasets.splits import (
     prepare_list,
     read_class_list,
     read_few_shot_list,
+    read_lists,
 )
 from pipeline.errors import UserError
 
@@ -95,7 +96,29 @@ def test_names_of_a_split_without_names(tmp_path):
     lists = write_lists(tmp_path / "lists")
     listed = read_few_shot_list(lists / "test_few_shot.txt")
     assert class_names(listed, {}, {"77": "Opening a box"}) == {("test", 0): "Opening a box"}
-    assert class_names(listed, {}, {}) == {("test", 0): "test class 0"}
+    assert class_names(listed, {}, {"79": "Opening a box"}) == {("test", 0): "Opening a box"}  # any of its videos
+    with pytest.raises(UserError, match="is both 'Opening a box' and 'Closing a box'"):
+        class_names(listed, {}, {"77": "Opening a box", "79": "Closing a box"})
+    with pytest.raises(UserError, match=r"what 1 classes are called, such as class 0 of test; .*v2-train\.json"):
+        class_names(listed, {}, {})
+    assert class_names(listed, {}, {}, numbered=True) == {("test", 0): "test class 0"}
+
+
+def test_label_files_of_something_something_name_the_classes(tmp_path):
+    """The form in which every registered user gets them: a list of {id, label, template, placeholders}."""
+    lists = write_lists(tmp_path / "lists")
+    (lists / "class_names.json").write_text(json.dumps({"train": ["jump", "sit down"]}))
+    labels = [{"id": "78", "label": "opening a box", "template": "Opening [something]", "placeholders": ["a box"]}]
+    for file in ("something-something-v2-validation.json", "train.json"):
+        (lists / file).write_text(json.dumps(labels))
+        names = read_lists({"lists": lists})[1]
+        assert names["test", 0] == "Opening [something]" and names["val", 0] == "Pull Up"
+        (lists / file).unlink()
+    with pytest.raises(UserError, match="do not say what 1 classes are called"):
+        read_lists({"lists": lists})
+    (lists / "train.json").write_text('{"Opening [something]": "97"}')  # labels.json under another name
+    with pytest.raises(UserError, match=r"train\.json is no list of {id, template}"):
+        read_lists({"lists": lists})
 
 
 def test_wrong_lists(tmp_path):
@@ -134,15 +157,20 @@ def test_published_lists_have_the_published_counts(reference_data, name, tmp_pat
         listed = [clip for clips in few.values() for clip in clips[:2]]
     for clip in listed:
         (root / clip.path).touch()
-    index = prepare_list({"root": root, "lists": folder}, tmp_path / "out")
-    found = read_index(index)
+    spec = {"root": root, "lists": folder}
+    if name == "ssv2_full":  # nothing that is published names its validation classes
+        with pytest.raises(UserError, match=r"what 12 classes are called, such as class 2 of val"):
+            prepare_list(spec, tmp_path / "out")
+        labels = [{"id": c.path, "template": f"Doing thing {c.label}"} for c in listed if c.split == "val"]
+        spec["names_from"] = str(tmp_path / "labels.json")
+        (tmp_path / "labels.json").write_text(json.dumps(labels))
+    found = read_index(prepare_list(spec, tmp_path / "out"))
     if name == "ssv2_full":
         counts = {split: n for split, (n, _) in PAPER_COUNTS[name].items()}
         assert check_counts(found, {"classes": counts}, QUIET) == []
     else:
         assert check_counts(found, name, QUIET) == []
-    fallback = {clip.label for clip in found if " class " in clip.label}
-    assert fallback == ({f"val class {i}" for i in range(12)} if name == "ssv2_full" else set())
+    assert not [clip.label for clip in found if " class " in clip.label]
 
 
 def test_all_of_ssv2_full(reference_data):

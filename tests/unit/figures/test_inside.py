@@ -26,7 +26,7 @@ from pipeline.workspace import Workspace
 
 PICTURES = {
     ("lga", "fig4"): 4, ("lga", "figphases"): 6, ("task_adapter", "fig11"): 5, ("crossglg", "fig4"): 3,
-    ("crossglg", "fig5"): 5, ("crossglg", "fig6"): 9,
+    ("crossglg", "fig5"): 5, ("crossglg", "fig6"): 9, ("crossglg", "figA1"): 5,
 }  # fmt: skip
 """Number of panels of each, colour bars among them."""
 

@@ -196,3 +196,30 @@ def test_coherence_counts_supports_once_for_every_query():
             supports += list(related)
     want = sum(coherence_loss(torch.stack(videos), 1, 51.0, 20.0) for videos in (supports, queries))
     assert_close(got, 0.5 * want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_supports_and_queries_have_statistics_of_their_own(apart):
+    """As the released code, in which they pass the network one after the other."""
+    model, norm, seen = HyRSM({**BACKBONE, "dim": 16}, base_classes=7), torch.nn.BatchNorm2d(3), {}
+    encode = model.encode
+
+    def normed(clips):
+        return encode(norm(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])), None
+
+    def relate_queries(queries):
+        seen["queries"] = queries
+        return queries
+
+    model.encode_training, model.relate_queries, model.apart = normed, relate_queries, apart
+    given = episodes(count=1, way=2, shots=1, queries=4)
+    norm.eval()
+    model.eval()
+    torch.manual_seed(0)
+    model.loss(**given)
+    still = seen["queries"]
+    norm.train()
+    model.loss(**given | {"support": given["support"] + 9})  # only the statistics of all videos know of it
+    of_all = seen["queries"]
+    assert norm.num_batches_tracked == (2 if apart else 1)
+    assert torch.allclose(of_all, still, atol=0.2) is apart

@@ -311,13 +311,14 @@ def _bare(kind, dim, scale=1.0, **attributes):
     return model.eval()
 
 
-def _lga(dim, seed, heads=4, atoms=3, segmenter="cluster", overlap=1, matcher="ab_mhm", residual=True):
+def _lga(dim, seed, heads=4, atoms=3, segmenter="cluster", overlap=1, matcher="ab_mhm", residual=True, **switches):
     torch.manual_seed(seed)
     neck = PhaseFusion(dim, heads, 24, "L", "cross", residual)
     nn.init.normal_(neck.block.norm.weight, 1, 0.2)
     nn.init.normal_(neck.block.norm.bias, 0, 0.2)
     return _bare(
-        LGA, dim, 1.7, neck=neck, atoms=atoms, segmenter=segmenter, overlap=overlap, matcher=matcher, lam=0.5
+        LGA, dim, 1.7, neck=neck, atoms=atoms, segmenter=segmenter, overlap=overlap, matcher=matcher, lam=0.5,
+        **{"divisor": "own", "distance": "cosine", "pooled": "backbone", **switches},
     )  # fmt: skip
 
 
@@ -417,6 +418,40 @@ def test_video_text_loss_scores_are_those_of_the_match():
         model.relate_queries(query), model.prototypes(torch.randn(1, 5, 2, 8, 16), texts[None]), texts[None]
     )
     torch.testing.assert_close(model.video_text(query[0], texts), scores["vt"][0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_lgas_matchers_are_divided_alike_where_asked():
+    """Eq. 2 divides AB-MHM by T, the released Bi-MHM and OTAM are sums: eight times steeper logits in Table 4."""
+    query, support = torch.randn(1, 4, 8, 16), torch.randn(1, 3, 2, 8, 16)
+    texts = torch.randn(1, 3, 3, 16)
+
+    def logits(matcher, divisor):
+        model = _lga(16, 2, matcher=matcher, divisor=divisor)
+        return model.match(model.relate_queries(query), model.prototypes(support, texts), texts)["vv"]
+
+    for matcher in ("ab_mhm", "bi_mhm", "otam"):
+        torch.testing.assert_close(logits(matcher, "none"), 8 * logits(matcher, "frames"))
+        own = "frames" if matcher == "ab_mhm" else "none"
+        torch.testing.assert_close(logits(matcher, "own"), logits(matcher, own))
+
+
+@torch.no_grad()
+def test_lgas_equations_as_they_are_printed():
+    """Eq. 2 prints the norm of a difference, and Eq. 4 pools the frames that Eq. 1 has fused."""
+    query, support, texts = torch.randn(1, 4, 8, 16), torch.randn(1, 3, 1, 8, 16), torch.randn(1, 3, 3, 16)
+    model = _lga(16, 5, distance="norm", pooled="fused")
+    seen, prototypes = model.relate_queries(query), model.prototypes(support, texts)
+    scores = model.match(seen, prototypes, texts)
+    total, pooled = 0.0, []
+    for k in range(3):
+        of_query, of_class = seen.features[0, 1, k][seen.mask[0, 1, k]], prototypes.features[0, 2, k]
+        apart = torch.linalg.norm(of_query[:, None] - of_class[prototypes.mask[0, 2, k]], dim=-1)
+        total += apart.amin(0).sum() + apart.amin(1).sum()
+        pooled.append(cosine_similarity(of_query.mean(0)[None], texts[0, 2, k][None]))
+    torch.testing.assert_close(scores["vv"][0, 1, 2], -total / 8, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scores["vt"][0, 1, 2], 1.7 * sum(pooled).squeeze(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.video_text(query[0], texts[0]), scores["vt"][0], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -359,20 +359,24 @@ def test_what_is_done_with_sub_actions(build):
 
 # --------------------------------------------------------------------------------------------------------- scores
 @torch.no_grad()
-def test_the_two_cosines_of_query_and_prototype(build):
+def test_the_cosines_of_query_and_prototype(build):
     query, support, texts = (
         torch.randn(1, 2, FRAMES, 12),
         torch.randn(1, WAY, SHOT, FRAMES, 12),
         torch.randn(1, 3, 3, 12),
     )
-    for cosine in ("frames", "means"):
+    for cosine in ("frames", "means", "aligned"):
         model = build(cosine=cosine)
         scores = model.match(query, model.prototypes(support, texts), texts)
         for q, n in itertools.product(range(2), range(WAY)):
             one, two = query[0, q], support[0, n].mean(0)
             by_frame = [F.cosine_similarity(one[t], two[u], 0) for t in range(FRAMES) for u in range(FRAMES)]
-            want = sum(by_frame) / FRAMES**2 if cosine == "frames" else F.cosine_similarity(one.mean(0), two.mean(0), 0)
-            _close(scores["vv"][0, q, n], want)
+            want = {
+                "frames": sum(by_frame) / FRAMES**2,
+                "means": F.cosine_similarity(one.mean(0), two.mean(0), 0),
+                "aligned": sum(by_frame[:: FRAMES + 1]) / FRAMES,
+            }
+            _close(scores["vv"][0, q, n], want[cosine])
         _close(scores["both"], scores["vv"] * scores["vt"], 0)
         _close(model.training_logits(scores), 64 * scores["both"], 0)
 

@@ -453,6 +453,32 @@ def test_the_score_that_is_trained_selects_the_checkpoint(world, monkeypatch):
         assert outcome(found.trained, found.labels)["accuracy"] == accuracy
 
 
+@pytest.mark.parametrize("shot", [1, 3, 5])
+def test_a_checkpoint_is_selected_with_the_shots_it_is_trained_with(world, monkeypatch, shot):
+    asked, labels = {}, torch.zeros(2, 1, dtype=torch.int64).numpy()
+    scores = EpisodeScores(torch.zeros(2, 1, 2).numpy(), None, labels)
+    monkeypatch.setattr(tasks, "score_split", lambda *_, **settings: asked.update(settings) or scores)
+    run = world.run(method="hyrsm", train={"shot": shot})
+    task_of(run, world.ws).validate(torch.nn.Identity())
+    assert (asked["shot"], asked["query"], asked["way"]) == (shot, 1, run.train["way"])
+
+
+def test_batch_norm_without_weight_decay():
+    """Released HyRSM and MoLo: none on what has "bn" in its name, so on all but the norms of the shortcuts."""
+    from pipeline.models.backbones.resnet import ResNetBackbone
+    from pipeline.training.train import _parameter_groups
+
+    model = torch.nn.ModuleDict({"backbone": ResNetBackbone({"depth": 18})})
+    groups = _parameter_groups(model, {"bn_undecayed": True})
+    undecayed = {
+        name for name, _ in model.named_parameters() if groups.get(max((k for k in groups if k in name), default=""))
+    }
+    norms = {f"{name}.{kind}" for name, module in model.named_modules()
+             if isinstance(module, torch.nn.BatchNorm2d) for kind in ("weight", "bias")}  # fmt: skip
+    assert undecayed == {name for name in norms if "downsample" not in name} and len(norms - undecayed) == 6
+    assert not [name for name, _ in model.named_parameters() if any(k in name for k in _parameter_groups(model, {}))]
+
+
 @pytest.mark.parametrize(("selection", "split"), [("val", "val"), ("test", "test")])
 def test_the_selection_looks_at_its_own_split(world, tmp_path, monkeypatch, selection, split):
     seen, original = [], tasks.score_split

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.datasets.index import Clip, write_csv
+from pipeline.datasets.names import match_name
 from pipeline.datasets.skeletons.readers import Item, Source
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Frozen
@@ -133,9 +134,9 @@ def class_sets(protocol: OneShotProtocol, source: Source) -> ClassSets:
 
 def _class_name(ref: ClassRef, source: Source, key: str) -> str:
     if isinstance(ref, str):
-        if ref not in source.classes:
+        if (name := match_name(ref, source.classes, f"the protocol, key {key}")) is None:
             raise unknown("class", ref, source.classes, f"the protocol, key {key}")
-        return ref
+        return name
     place = ref - source.first_class
     if not 0 <= place < len(source.classes):
         raise UserError(

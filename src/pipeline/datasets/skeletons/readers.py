@@ -535,7 +535,17 @@ class PysklSource(Source):
                 continue
             raw = int(note["label"]) + self.first_class  # labels of pickles start at 0
             label = self._label(raw, str(self.root)) if self.spec.classes else f"class {raw}"
+            self._agrees(clip, raw)
             yield Item(clip, clip, label, subset_of.get(clip, ""))
+
+    def _agrees(self, clip: str, number: int) -> None:
+        """Raises UserError where a name of NTU RGB+D (S001C002P003R002A013) says another class than the label."""
+        parsed = ntu.parse_name(clip) if isinstance(self.spec.classes, list) and self.spec.classes else None
+        if parsed and parsed.action != number:
+            raise UserError(
+                f"{self.root}: {clip} is class {number} by its label and {parsed.action} by its name; labels of "
+                "pickles start at 0 and names at A001: set first_class: 1, or give `classes` as {label: name}"
+            )
 
     def read(self, path: str) -> Pose:
         note = self._notes[path]

@@ -4,6 +4,7 @@ from pipeline.models.matching.distances import (
     cosine_distance,
     cosine_similarity,
     episode_distances,
+    norm_distances,
     unit_similarity,
 )
 from pipeline.models.matching.fusion import (
@@ -28,6 +29,7 @@ __all__ = [
     "episode_distances",
     "fuse",
     "merge_shots",
+    "norm_distances",
     "otam",
     "otam_bidirectional",
     "phase_text_similarity",

@@ -45,3 +45,10 @@ def episode_distances(query: Tensor, prototypes: Tensor, eps: float = EPS) -> Te
     (n_query, frames_q), (n_proto, frames_s) = query.shape[-3:-1], prototypes.shape[-3:-1]
     distance = cosine_distance(query.flatten(-3, -2), prototypes.flatten(-3, -2), eps)
     return distance.unflatten(-1, (n_proto, frames_s)).unflatten(-3, (n_query, frames_q)).transpose(-3, -2)
+
+
+def norm_distances(query: Tensor, prototypes: Tensor, eps: float = EPS) -> Tensor:
+    """As `episode_distances`, but the length of the difference of two frames (LGA, Eq. 2 as printed); no `eps`."""
+    (n_query, frames_q), (n_proto, frames_s) = query.shape[-3:-1], prototypes.shape[-3:-1]
+    distance = torch.cdist(query.flatten(-3, -2), prototypes.flatten(-3, -2))
+    return distance.unflatten(-1, (n_proto, frames_s)).unflatten(-3, (n_query, frames_q)).transpose(-3, -2)

@@ -6,6 +6,8 @@ at least one frame on both sides; the segmenters see to that.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -49,16 +51,24 @@ def abmhm(d: Tensor, seg_q: Tensor, seg_s: Tensor, frames: int | None = None) ->
     return per_phase.sum(-1) / (frames or d.shape[-2])
 
 
-def abmhm_phases(fq: Tensor, mq: Tensor, fs: Tensor, ms: Tensor, eps: float = EPS, frames: int | None = None) -> Tensor:
+def abmhm_phases(
+    fq: Tensor,
+    mq: Tensor,
+    fs: Tensor,
+    ms: Tensor,
+    eps: float = EPS,
+    frames: int | None = None,
+    distances: Callable[[Tensor, Tensor, float], Tensor] = episode_distances,
+) -> Tensor:
     """AB-MHM of all pairs of an episode, from the features that a fusion gives a frame in each phase.
 
     fq (..., Q, L, Tq, D) with mq (..., Q, L, Tq), fs (..., N, L, Ts, D) with ms (..., N, L, Ts) -> (..., Q,
-    N). Divided by `frames` (default Tq). Works phase by phase, so its memory is that of one phase's
-    distances.
+    N). Divided by `frames` (default Tq). distances: of frames, as `episode_distances` gives them. Works phase
+    by phase, so its memory is that of one phase's distances.
     """
     total = 0
     for k in range(fq.shape[-3]):
-        d = episode_distances(fq[..., k, :, :], fs[..., k, :, :], eps)
+        d = distances(fq[..., k, :, :], fs[..., k, :, :], eps)
         total = total + bimhm(d, mq[..., k, :].unsqueeze(-2), ms[..., k, :].unsqueeze(-3))
     return total / (frames or fq.shape[-2])
 

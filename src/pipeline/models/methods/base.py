@@ -67,6 +67,9 @@ class FewShotModel(BaseModel):
     """Queries come one a class, in the order of the classes: a bug that some released code rests on."""
     condensed: bool = False
     """What `condense` gives of a video is what `match` takes of it, as a query and as a shot."""
+    apart: bool = False
+    """In training supports and queries pass `encode_training` one after the other, so that BatchNorm has statistics
+    of each (`train.bn_apart`)."""
     episodes_at_once: int = 200
     """Episodes that are matched in one call."""
 
@@ -215,8 +218,13 @@ class FewShotModel(BaseModel):
         if self.class_order:
             query, query_labels = by_class(query, query_labels)
         clips = torch.cat((support.flatten(0, 1), query.flatten(0, 1)))
-        features, extras = self.encode_training(clips)
-        of_support, of_query = features.split((support.shape[:2].numel(), query.shape[:2].numel()))
+        sizes = (support.shape[:2].numel(), query.shape[:2].numel())
+        if self.apart:
+            (of_support, one), (of_query, other) = map(self.encode_training, clips.split(sizes))
+            extras = None if one is None else tree_map(lambda *both: torch.cat(both), one, other)
+        else:
+            features, extras = self.encode_training(clips)
+            of_support, of_query = features.split(sizes)
         of_support = by_class(of_support.unflatten(0, support.shape[:2]), support_labels)[0]
         of_support = of_support.unflatten(1, (class_ids.shape[1], -1))
         of_query = of_query.unflatten(0, query.shape[:2])

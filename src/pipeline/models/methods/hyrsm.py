@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import measures
 from pipeline.compat import MODELS
 from pipeline.errors import UserError, unknown
 from pipeline.models.matching import bimhm, merge_shots, unit_similarity
@@ -18,7 +19,7 @@ from pipeline.models.methods.auxiliary import all_videos
 from pipeline.models.methods.base import EpisodeBatch, FewShotModel, Scores
 from pipeline.models.positions import PositionCode
 
-MATCHERS = ("bi_mhm",)
+MATCHERS = measures.MATCHERS["HyRSM"]
 SHOTS = ("prototype", "distance")
 
 

@@ -8,15 +8,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline import measures
 from pipeline.compat import MODELS
 from pipeline.errors import unknown
-from pipeline.models.matching import abmhm_phases, merge_shots, phase_text_similarity, pool_phases
+from pipeline.models.matching import (
+    abmhm_phases,
+    episode_distances,
+    merge_shots,
+    norm_distances,
+    phase_text_similarity,
+    pool_phases,
+)
 from pipeline.models.methods.base import FewShotModel, Scores
 from pipeline.models.methods.matchers import frame_distance
 from pipeline.models.necks import PhaseFusion
 from pipeline.models.segmentation import segment
 
-MATCHERS = ("ab_mhm", "bi_mhm", "otam")
+MATCHERS = measures.MATCHERS["LGA"]
+DIVISORS = ("own", "frames", "none")
+DISTANCES = {"cosine": episode_distances, "norm": norm_distances}
+POOLED = ("backbone", "fused")
 
 
 class Phases(NamedTuple):
@@ -52,6 +63,12 @@ class LGA(FewShotModel):
         residual: around the attention; Eq. 1 prints none.
         matcher: ab_mhm (Eq. 2), bi_mhm or otam (Table 4); the latter two see one feature a frame.
         lam: softness of OTAM.
+        divisor: own, AB-MHM is divided by T as Eq. 2 prints and the other matchers are not, as they are released, so
+            that their logits are about T times steeper beside the same video-text score; frames, all are divided by T;
+            none, none is.
+        distance: of two frames in AB-MHM: cosine (1 - cosine, 0.01 added to the product of the norms), or norm, the
+            length of their difference, as printed.
+        pooled: what Eq. 4 pools of a query: its backbone frames, or the fused ones, as printed.
 
     Clustering sees detached backbone features. A class with K shots has one segmentation, that of their mean.
     """
@@ -69,11 +86,21 @@ class LGA(FewShotModel):
         matcher: str = "ab_mhm",
         lam: float = 0.5,
         heads: int = 8,
+        divisor: str = "own",
+        distance: str = "cosine",
+        pooled: str = "backbone",
         **kwargs: Any,
     ) -> None:
         super().__init__(backbone, base_texts, **kwargs)
-        if matcher not in MATCHERS:
-            raise unknown("matcher", matcher, MATCHERS)
+        for name, value, known in (
+            ("matcher", matcher, MATCHERS),
+            ("divisor", divisor, DIVISORS),
+            ("distance", distance, DISTANCES),
+            ("pooled", pooled, POOLED),
+        ):
+            if value not in known:
+                raise unknown(name, value, known)
+        self.divisor, self.distance, self.pooled = divisor, distance, pooled
         self.neck = PhaseFusion(
             self.backbone.dim, heads=heads, scale=scale, attention=attention, residual_attention=residual
         )
@@ -103,25 +130,32 @@ class LGA(FewShotModel):
 
     def match(self, query: Query, prototypes: Phases, texts: Tensor | None, matcher: str | None = None) -> Scores:
         """{"vv": -D (Eq. 2, 3), "vt": Eq. 4, where there are texts}, each (E, Q, N)."""
-        name = matcher or self.matcher
+        name, frames = matcher or self.matcher, query.frames.shape[-2]
         if name == "ab_mhm":
-            distance = abmhm_phases(query.features, query.mask, prototypes.features, prototypes.mask)
+            by = 1 if self.divisor == "none" else frames
+            measure = DISTANCES[self.distance]
+            distance = abmhm_phases(*query[1:], *prototypes, frames=by, distances=measure)
         else:
-            frames = Phases(query.features, query.mask).frames()
-            distance = frame_distance(name, frames, prototypes.frames(), self.lam)
+            by = frames if self.divisor == "frames" else 1
+            seen = Phases(query.features, query.mask).frames()
+            distance = frame_distance(name, seen, prototypes.frames(), self.lam) / by
         if texts is None:
             return {"vv": -distance}
-        pooled = self._pool(query.frames, query.mask, texts)
+        pooled = self._pool(query, texts)
         return {"vv": -distance, "vt": self.scale * phase_text_similarity(pooled, texts)}
 
     def video_text(self, features: Tensor, texts: Tensor) -> Tensor:
         """Learnt scale times the sum over phases of the cosine of phase and text (Eq. 4): (B, T, D) -> (B, C)."""
-        pooled = self._pool(features, self.phases(features), texts)
+        mask = self.phases(features)
+        fused = self.neck(features[None], mask[None], None)[0] if self.pooled == "fused" else features.unsqueeze(-3)
+        pooled = self._pool(Query(features, fused, mask), texts)
         return self.scale * phase_text_similarity(pooled[None], texts[None])[0]
 
-    def _pool(self, frames: Tensor, mask: Tensor, texts: Tensor) -> Tensor:
-        """Mean backbone frame of each phase (..., L, D); of the whole video where a class has one text, or the
-        video one phase."""
-        if texts.shape[-2] == mask.shape[-2] > 1:
-            return pool_phases(frames.unsqueeze(-3), mask)
+    def _pool(self, query: Query, texts: Tensor) -> Tensor:
+        """Mean frame of each phase (..., L, D); of the whole video where a class has one text, or the video one
+        phase."""
+        fused = self.pooled == "fused"
+        if texts.shape[-2] == query.mask.shape[-2] > 1:
+            return pool_phases(query.features if fused else query.frames.unsqueeze(-3), query.mask)
+        frames = Phases(query.features, query.mask).frames() if fused else query.frames
         return frames.mean(-2, keepdim=True).expand(*frames.shape[:-2], texts.shape[-2], -1)

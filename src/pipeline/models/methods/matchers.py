@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from pipeline.errors import unknown
+from pipeline.measures import FRAME_MATCHERS
 from pipeline.models.matching import bimhm, episode_distances, otam_bidirectional, prototype_cosine
-
-FRAME_MATCHERS = ("otam", "bi_mhm", "mean")
 
 
 def frame_distance(matcher: str, query: Tensor, prototypes: Tensor, lam: float = 0.5) -> Tensor:

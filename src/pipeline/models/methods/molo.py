@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import measures
 from pipeline.compat import MODELS
 from pipeline.errors import unknown
 from pipeline.models.matching import bimhm, episode_distances, merge_shots
@@ -18,7 +19,7 @@ from pipeline.models.motion import MotionDecoder, MotionMaps, frame_differences
 from pipeline.models.necks import ContextTransformer
 from pipeline.models.positions import PositionCode
 
-MATCHERS = ("bi_mhm",)
+MATCHERS = measures.MATCHERS["MoLo"]
 
 
 class Stream(nn.Module):

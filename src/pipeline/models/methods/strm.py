@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import measures
 from pipeline.compat import MODELS
 from pipeline.errors import unknown
 from pipeline.models.methods.base import EpisodeBatch, FewShotModel, Scores
 from pipeline.models.patch_enrichment import FrameMixer, NearestTuple, PatchEnrichment
 from pipeline.models.trx import TemporalCrossTransformer
 
-MATCHERS = ("strm",)
+MATCHERS = measures.MATCHERS["STRM"]
 
 
 @MODELS.register_module()

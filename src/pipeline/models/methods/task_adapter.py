@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline import measures
 from pipeline.compat import MODELS
 from pipeline.errors import UserError, unknown
 from pipeline.models.adapters import TextTower, VisionTower
@@ -23,8 +24,8 @@ from pipeline.models.trx import TemporalCrossTransformer
 
 FINETUNES = ("adapters", "full", "none")
 SUBACTIONS = ("single", "average", "stages")
-COSINES = ("frames", "means")
-TASK_MATCHERS = ("cosine", "otam", "bi_mhm", "trx")
+COSINES = ("frames", "means", "aligned")
+TASK_MATCHERS = measures.MATCHERS["TaskAdapter"]
 RELATED_EPISODES = 4
 """Episodes matched in one call when their videos pass through adapted layers; 5-way 5-shot of CLIP ViT-B/16 is then
 half a GB for each kind of intermediate result."""
@@ -51,7 +52,8 @@ class TaskAdapter(FewShotModel):
         transductive: False: a query is seen alone. True, as released: the queries of an episode see each other in
             Task-MSA, and in an alignment over queries.
         cosine: of a query and a prototype: `frames`, the mean of the cosines of all pairs of their frames (Sec. 3.4);
-            `means`, as released, the cosine of their mean frames. Neither knows the order of the frames.
+            `means`, as released, the cosine of their mean frames. Neither knows the order of the frames. `aligned`:
+            the mean of the cosines of frame i with frame i, another reading of "frame-to-frame".
         offset: added to both cosines before their product. CLIP's cosines are positive. Where a small CLIP's are not,
             the product of two would put the worst class first.
         matcher: `cosine`, or `otam`, `bi_mhm`, `trx` (Fig. 10; mean of pairs and triples), whose score is the softmax
@@ -271,6 +273,9 @@ class TaskAdapter(FewShotModel):
     def _cosine(self, query: Tensor, prototypes: Tensor) -> Tensor:
         if self.cosine == "means":
             return unit_similarity(query.mean(-2), prototypes.mean(-2))
+        if self.cosine == "aligned":
+            one, other = (F.normalize(x, dim=-1).flatten(-2) for x in (query, prototypes))
+            return one @ other.transpose(-1, -2) / query.shape[-2]
         mean_query, mean_prototypes = (F.normalize(x, dim=-1).mean(-2) for x in (query, prototypes))
         return mean_query @ mean_prototypes.transpose(-1, -2)
 

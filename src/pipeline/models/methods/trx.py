@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline import measures
 from pipeline.compat import MODELS
 from pipeline.errors import unknown
 from pipeline.models.methods.base import FewShotModel, Scores, in_parts
 from pipeline.models.trx import TemporalCrossTransformer, TupleFrames
 
-MATCHERS = ("trx",)
+MATCHERS = measures.MATCHERS["TRX"]
 
 
 @MODELS.register_module()

@@ -40,6 +40,7 @@ NTU_PARTS = {
     "foot": tuple(range(12, 20)),
 }
 """The released joints on NTU; the hip has the neck (2), so it stands here as it is."""
+WHOLE = "body"  # name of the first text in a corpus
 SHARPNESS = 10.0  # of the target: softmax over 10 for pairs of one class and 0 for others
 WORDS = ("head", "hand", "arm", "hip", "leg", "foot")  # order of the released texts of a class
 
@@ -59,10 +60,13 @@ def part_joints(graph: SkeletonGraph) -> dict[str, tuple[int, ...]]:
 
 # ------------------------------------------------------------------------------------------------- texts
 def corpus_sentences(corpus: Corpus, classes: Sequence[str], graph: SkeletonGraph) -> list[list[list[str]]]:
-    """Texts of P parts from a corpus of joint sentences: N lists of P lists of alternatives.
+    """Texts of P parts from a corpus: N lists of P lists of alternatives.
 
-    The whole body has the label; a part the label, a comma and the sentences of its joints, each once.
+    Those of the corpus, where it has them for each part (`released_corpus`). Else they are made of what it says of
+    joints: the whole body has the label; a part the label, a comma and the sentences of its joints, each once.
     """
+    if all("parts" in corpus.classes.get(name, {}) for name in classes):
+        return [[_part(corpus, name, part) for part in (WHOLE, *PARTS)] for name in classes]
     parts = part_joints(graph)
     rows = []
     for name, said in zip(classes, joint_sentences(corpus, classes, graph), strict=True):
@@ -70,6 +74,26 @@ def corpus_sentences(corpus: Corpus, classes: Sequence[str], graph: SkeletonGrap
         texts = [[f"{label}, {' '.join(dict.fromkeys(said[j] for j in joints))}"] for joints in parts.values()]
         rows.append([[label], *texts])
     return rows
+
+
+def _part(corpus: Corpus, name: str, part: str) -> list[str]:
+    texts = corpus.parts(name)
+    if part not in texts:
+        raise UserError(f"{corpus.path}: the class {name!r} has no texts of the part {part!r}; write them")
+    return texts[part]
+
+
+def released_corpus(folder: str | Path, classes: Sequence[str]) -> Corpus:
+    """GAP's own texts of NTU as a corpus with `parts`; classes: names in the order of the data set (A001 first).
+
+    Raises UserError like `released_sentences`.
+    """
+    rows = released_sentences(folder, range(len(classes)))
+    entries = {
+        name: {"label": row[0][0], "parts": dict(zip((WHOLE, *PARTS), row, strict=True))}
+        for name, row in zip(classes, rows, strict=True)
+    }
+    return Corpus(entries, {"source": "GAP", "folder": Path(folder).name}, Path(folder))
 
 
 def released_sentences(

@@ -1,5 +1,6 @@
 import gzip
 import json
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,6 +72,23 @@ def test_ntu_protocols_are_the_published_ones(repo, reference_data, name, file):
     assert list(class_sets(made.protocol, source).base) == [names[i - 1] for i in published["auxiliary_classes_1based"]]
     lines = (reference_data / "lists" / "label_maps" / "pyskl_nturgbd_120.txt").read_text().splitlines()
     assert names == [line.replace("’", "'") for line in lines][: len(names)]
+
+
+@pytest.mark.parametrize("name, classes", [("ntu60_hrnet", 60), ("ntu120_hrnet", 120)])
+def test_the_protocol_reads_a_pickle_of_poses(repo, tmp_path, name, classes):
+    """Its labels start at 0, the protocol's classes at 1: exemplars are found, and are of the class that they name."""
+    exemplars = definition(repo, name).protocol.exemplars
+    base = [f"S001C001P001R001A{number:03d}" for number in range(1, classes + 1)]
+    notes = [{"frame_dir": clip, "label": int(clip[-3:]) - 1, "img_shape": (480, 640), "total_frames": 5,
+              "keypoint": np.ones((1, 5, 17, 2)), "keypoint_score": np.ones((1, 5, 17))}
+             for clip in [*base, *exemplars]]  # fmt: skip
+    (tmp_path / "poses.pkl").write_bytes(pickle.dumps({"split": {}, "annotations": notes}))
+    made = definition(repo, name, root=str(tmp_path / "poses.pkl"))
+    index = prepare_skeletons(made, tmp_path / "prepared")
+    split = load_split(tmp_path / "prepared", Listing(read_index(index)))
+    assert list(split.exemplar_names) == exemplars
+    assert split.novel_classes == tuple(made.source.classes[int(clip[-3:]) - 1] for clip in exemplars)
+    assert len(split.base_classes) == classes - len(exemplars)
 
 
 def test_kinetics_class_lists(repo, reference_data):

@@ -254,6 +254,19 @@ def test_3d_pickles(tmp_path):
     assert found.read("c1").joints.shape == (1, 5, 25, 3)
 
 
+def test_a_pickle_of_ntu_numbers_its_classes_from_0_and_names_them_from_1(tmp_path):
+    """pyskl's labels are 0 to 59 (119); its names, and the protocol, say A001 to A060 (A120)."""
+    path, names = tmp_path / "a.pkl", [f"S001C003P008R001A{number:03d}" for number in (1, 2, 60)]
+    path.write_bytes(pickle.dumps({"annotations": [annotation(name, int(name[-3:]) - 1) for name in names]}))
+    classes = [f"action {number}" for number in range(1, 61)]
+    found = source(format="pyskl", root=path, joints=17, first_class=1, classes=classes)
+    assert [item.label for item in found.items] == ["action 1", "action 2", "action 60"]
+    with pytest.raises(UserError, match="A001 is class 0 by its label and 1 by its name.*set first_class: 1"):
+        source(format="pyskl", root=path, joints=17, classes=classes)
+    path.write_bytes(pickle.dumps({"annotations": [annotation(names[2], 0)]}))  # labels of one's own
+    assert source(format="pyskl", root=path, joints=17, classes={"0": "falling"}).items[0].label == "falling"
+
+
 class Evil:
     """What unpickling it would run."""
 

@@ -15,6 +15,7 @@ from pipeline.models.skeleton.base import ClassTexts
 from pipeline.models.skeleton.baseline import SkeletonBaseline
 from pipeline.models.skeleton.gap import GAP, PartHeads, TextChoice, alignment_loss, featured, part_joints
 from pipeline.models.skeleton.graph import SKELETONS, get_graph
+from pipeline.text.corpus import Corpus, load_corpus
 
 torch.set_num_threads(1)
 CLASSES = 4
@@ -101,6 +102,31 @@ def test_texts_are_put_together_as_released(golden, reference_data):
         gap.released_sentences(folder, [120])
     with pytest.raises(UserError, match="there is no .*synonym_openai_t01.txt"):
         gap.released_sentences(folder / "absent", [0])
+
+
+def test_the_released_texts_reach_the_model(reference_data, repo, tmp_path):
+    """The folder that a data set names under `corpora` becomes a corpus of its classes, which the method reads."""
+    from pipeline.datasets.index import Clip, write_index
+    from pipeline.datasets.prepare import make_texts
+    from pipeline.plan import Plan
+    from pipeline.workspace import Workspace
+
+    folder = reference_data / "text" / "gap"
+    plan = Plan.read(repo / "config", {"scale": "paper"})
+    classes = plan.dataset("ntu120_oneshot", "the test").spec["classes"]
+    Corpus({name: {"label": name} for name in classes}).save(tmp_path / "texts.json")
+    given = {"texts": str(tmp_path / "texts.json"), "corpora": {"gap": str(folder), "qwen": str(tmp_path / "none")}}
+    plan = Plan.read(repo / "config", {"scale": "paper", "datasets": {"ntu120_oneshot": given}})
+    cell = plan.cell({"method": "gap", "dataset": "ntu120_oneshot"}, 0, "the test")
+    model, asset, ws = cell.run.model, plan.datasets[cell.run.dataset], Workspace(tmp_path / "results")
+    assert (model["text"], model["text_tower"]) == ("clip", "openai/clip-vit-base-patch32") and cell.run.text
+    write_index(ws.dataset(asset.key) / "index.csv", [Clip(name, name, name, "train") for name in classes])
+    make_texts(asset, ws)
+    corpus = load_corpus(ws.dataset(asset.key) / f"texts-{model['corpus']}.json")
+    some = [classes[7], classes[0], classes[119]]
+    texts = gap.GAP.read_texts(corpus, some, get_graph("ntu25"), tmp_path, model["text"], model["text_source"])
+    assert texts.sentences == gap.released_sentences(folder, [7, 0, 119]) and texts.parts is None
+    assert texts.sentences[1][2] == ["drink water, hand grasps cup, arm lifts cup to mouth"]
 
 
 # ------------------------------------------------------------------------------------------------- the parts

@@ -1,0 +1,180 @@
+"""What the runs of a plan are trained on and how, in words, and where that cannot be what the papers say.
+
+`python -m pipeline plan --scale paper --check`: nothing is trained, and no video is looked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.datasets.counts import listed_classes
+from pipeline.datasets.names import match_names
+from pipeline.errors import UserError
+from pipeline.experiment import Asset, Run
+from pipeline.plan import Plan
+
+ABSENT = "not here"
+UNKNOWN = "?"
+
+
+@dataclass(frozen=True, order=True)
+class Line:
+    """One or more runs that are alike but for what a table varies."""
+
+    method: str
+    dataset: str
+    text: str
+    frames: str
+    selection: str
+    length: str
+    labels: str
+    names: str
+
+
+@dataclass
+class Checked:
+    """lines: how many runs each stands for. faults: one a line."""
+
+    lines: Counter[Line] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+
+def check_plan(plan: Plan) -> Checked:
+    """Every run of the plan that is trained, and what is wrong with it."""
+    found, named = Checked(), {}
+    for run in plan.runs.values():
+        asset = plan.datasets[run.dataset]
+        if asset.key not in named:
+            named[asset.key] = names_of(asset)
+            found.faults += named[asset.key][1]
+        if run.train:
+            line = Line(
+                run.method, asset.name, text_of(run), frames_of(run), run.selection, *length_of(run, asset),
+                named[asset.key][0],
+            )  # fmt: skip
+            found.lines[line] += 1
+        found.faults += [f"{run.id}: {fault}" for fault in faults_of(run, asset)]
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ one run
+def text_of(run: Run) -> str:
+    """Which words of the classes a run reads, and what encodes them."""
+    model, corpus = run.model, run.model.get("corpus", "")
+    if model["type"] == "GAP":
+        encoder = f"trained along: {model['text_tower']}" if model.get("text_tower") else model["text"]
+        return f"{corpus or 'joints'}, {encoder}"
+    if model["type"] == "CrossGLG":
+        return f"joints{f' ({corpus})' if corpus else ''}, {model['text']}"
+    if "text" in model:
+        return f"{model['text']}, {model.get('template', '{}')}"
+    return "names" if model["type"] == "QuestionModel" else "-"
+
+
+def frames_of(run: Run) -> str:
+    """How the frames of a clip are chosen, or its skeletons shown."""
+    frames = run.frames
+    if "number" not in frames:
+        feed = frames.get("feed", {})
+        return f"{feed.get('kind', 'graph')}, {feed.get('frames', 64)} frames"
+    size = frames["store"]["size"]
+    stored = f"short side {size}" if isinstance(size, int) else "x".join(map(str, size))
+    chosen = frames.get("elements") or frames["sampling"]
+    return f"{frames['number']} of {stored}, {chosen}, test {frames.get('test_view') or frames['test_sampling']}"
+
+
+def length_of(run: Run, asset: Asset) -> tuple[str, str]:
+    """How long a run is trained at the published size of its set, and how many labels it sees."""
+    train = run.train
+    if "episodes_per_step" in train:
+        return (
+            f"{train['steps']} x {train['episodes_per_step']} episodes, {train['way']}-way {train['shot']}-shot, "
+            f"{train['query']} queries",
+            "-",
+        )
+    clips = clips_of(run, asset)
+    items = train["labelled_per_step"] // train["batch"] if "labelled_per_step" in train else train["batches_per_step"]
+    shown = f"{train['epochs']} epochs"
+    if train.get("steps"):
+        shown += f" in {train['steps']} steps"
+    elif clips:
+        shown += f" in {train['epochs'] * max(clips // train['batch'] // items, 1)} steps"
+    return shown, str(clips or UNKNOWN) + (f" of {train['label_rate']:g} %" if "label_rate" in train else "")
+
+
+def clips_of(run: Run, asset: Asset) -> int:
+    """Labelled clips that a run trains on, as they are published, or as its rate gives them; 0: not known."""
+    expected = {str(key): value for key, value in (asset.options.get("expected") or {}).items()}
+    if rate := run.train.get("label_rate"):
+        return int(expected.get(f"{rate:g}") or round(rate / 100 * expected.get("train", 0)))
+    return int(expected.get(run.train.get("base_set", ""), expected.get("base", 0)))
+
+
+def faults_of(run: Run, asset: Asset) -> Iterator[str]:
+    """Why a run is not what its paper says, or cannot be trained."""
+    model, train, kind = run.model, run.train, asset.spec["kind"]
+    real = kind not in ("synthetic",) and "reads" not in asset.spec
+    if real and model.get("text") == "lsa":
+        yield "its texts are vectors of their own words (lsa); the papers have DeBERTa (CrossGLG) or CLIP (GAP)"
+    if (corpus := model.get("corpus")) and real and corpus not in asset.options.get("corpora", {}):
+        yield f"{asset.name} names no corpus {corpus!r} under corpora"
+    if real and model["type"] == "TaskAdapter" and run.frames["sampling"] != "segment_random":
+        yield f"its frames are chosen by {run.frames['sampling']}; the released ones are one of each eighth"
+    if real and kind == "semi" and train:
+        if run.selection == "val":
+            yield "a checkpoint is selected with labels of more videos than the rate has"
+        if not isinstance(run.frames["store"]["size"], int):
+            yield "its frames are squashed to a square; the paper keeps their aspect"
+    if per_class := train.get("per_class"):
+        bases = asset.spec.get("protocol", {}).get("bases", {})
+        classes = bases.get(train.get("base_set"), 0)
+        count = classes if isinstance(classes, int) else len(classes)
+        if count and train["batch"] // per_class > count:
+            yield f"a batch needs {train['batch'] // per_class} classes and {train['base_set']} are {count}"
+
+
+# --------------------------------------------------------------------------------------------- class names
+def names_of(asset: Asset) -> tuple[str, list[str]]:
+    """Classes that the lists name and how many of them have texts, as far as both are here; and what is wrong."""
+    definition = {**asset.spec, **asset.options}
+    if asset.spec["kind"] in ("synthetic", "semi") or "reads" in asset.spec:
+        return "-", []
+    lists = asset.options.get("lists")
+    if isinstance(lists, str) and not Path(lists).is_dir():
+        return f"lists {ABSENT}", []
+    try:
+        classes = listed_classes(definition, f"config/datasets/{asset.name}.yaml")
+    except UserError as error:
+        return UNKNOWN, [f"{asset.name}: {error}"] if lists else []
+    texts = asset.options.get("texts", "")
+    if not Path(texts).is_file():
+        return f"{len(classes)} classes, texts {ABSENT}", []
+    from pipeline.text.corpus import load_corpus
+
+    matched = match_names(classes, load_corpus(texts).classes, texts)
+    missing = [name for name, other in matched.items() if other is None]
+    apart = sum(other not in (None, name) for name, other in matched.items())
+    said = f"{len(classes)} classes, {len(classes) - len(missing)} with texts ({apart} spelt apart)"
+    return said, [f"{asset.name}: {texts} has no text for {', '.join(missing)}"] if missing else []
+
+
+def print_check(found: Checked) -> None:
+    """The lines as a table, then the faults."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, table = Console(soft_wrap=True), Table(box=None, pad_edge=False)
+    for name in ("method", "data set", "text", "frames", "selection", "length", "labels", "class names", "runs"):
+        table.add_column(name, overflow="fold")
+    for line, count in sorted(found.lines.items()):
+        table.add_row(*vars(line).values(), str(count))
+    Console(width=max(console.width, 240)).print(table)
+    for fault in found.faults:
+        console.print(f"fault: {fault}", highlight=False, markup=False)
+    console.print(f"{found.lines.total()} trainings, {len(found.faults)} faults", highlight=False)
+
+
+__all__ = ["Checked", "Line", "check_plan", "print_check"]

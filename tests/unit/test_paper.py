@@ -1,0 +1,115 @@
+"""Every run at paper scale: texts, frames, checkpoint, length, labels and names are what the papers say."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+
+import pytest
+
+from pipeline.paper import check_plan, print_check
+from pipeline.plan import Plan
+from pipeline.text.corpus import Corpus
+
+
+@pytest.fixture(scope="module")
+def plan(repo):
+    return Plan.read(repo / "config", {"scale": "paper"})
+
+
+@pytest.fixture(scope="module")
+def checked(plan):
+    return check_plan(plan)
+
+
+@pytest.fixture(scope="module")
+def by(checked):
+    """{(method, data set): its lines}."""
+    found = defaultdict(list)
+    for line in checked.lines:
+        found[line.method, line.dataset].append(line)
+    return found
+
+
+def test_every_training_is_looked_at_and_none_is_wrong(plan, checked, capsys):
+    assert checked.faults == []
+    assert checked.lines.total() == sum(bool(run.train) for run in plan.runs.values()) > 400
+    print_check(checked)
+    out = capsys.readouterr().out
+    assert f"{checked.lines.total()} trainings, 0 faults" in out and "short side 320" in out
+
+
+def test_text_encoders(by):
+    for (method, _), lines in by.items():
+        texts = {line.text for line in lines}
+        if method.startswith("crossglg"):
+            assert all(text.endswith("deberta") for text in texts), method
+        if method == "gap":
+            assert texts == {"gap, trained along: openai/clip-vit-base-patch32"}
+        if method in ("trx", "strm", "hyrsm", "hyrsm_pp", "molo", "otam", "infogcn", "sefar"):
+            assert texts == {"-"}, method
+
+
+def test_frames_and_checkpoints(by):
+    for (method, dataset), lines in by.items():
+        frames, selection = {line.frames for line in lines}, {line.selection for line in lines}
+        if method in ("task_adapter", "task_adapter_pp", "clip_finetune"):
+            assert frames == {"8 of 256x256, segment_random, test segment_centre"}, dataset
+        if method in ("lga", "clip_fsar", "hyrsm", "molo"):
+            chosen = "kinetics_grid" if dataset == "kinetics100" else "segment_random"
+            assert all(f", {chosen}, " in shown for shown in frames), (method, dataset)
+        semi = method in ("sefar", "svformer", "fixmatch", "sefar_supervised", "sefar_qa")
+        if semi:
+            assert all(shown.startswith("8 of short side 320") for shown in frames), dataset
+        # skeletons have no validation classes, and labels are worth more than a checkpoint
+        last = semi or dataset.startswith(("ntu", "kinetics_skeleton"))
+        assert selection == {"last" if last else "val"}, (method, dataset)
+
+
+def test_lengths_and_labels_at_the_published_sizes(by):
+    labels = {(dataset, line.labels) for (method, dataset), lines in by.items() if method == "sefar" for line in lines}
+    assert labels >= {
+        ("gym99", "1316 of 5 %"), ("gym99", "2632 of 10 %"), ("gym288", "1466 of 5 %"), ("fx", "540 of 10 %"),
+        ("finediving", "23 of 1 %"), ("finediving", "113 of 5 %"), ("finediving", "225 of 10 %"),
+        ("ucf101_semi", "101 of 1 %"), ("ucf101_semi", "477 of 5 %"), ("hmdb51_semi", "2094 of 40 %"),
+        ("gym_new", "651 of 10 %"), ("ssv2_semi", "8446 of 5 %"),
+    }  # fmt: skip
+    (five,) = {line.length for line in by["sefar", "gym99"] if line.labels == "1316 of 5 %"}
+    assert five == "30 epochs in 600 steps"  # 164 passes of 8, 20 steps of 64 an epoch
+    base = {line.labels: line.length for line in by["infogcn", "ntu120_oneshot"]}
+    assert base == {"18817": "110 epochs in 16170 steps", "37739": "110 epochs in 32340 steps",
+                    "56721": "110 epochs in 48730 steps", "75831": "110 epochs in 65120 steps",
+                    "95001": "110 epochs in 81620 steps"}  # fmt: skip
+    assert {line.length for line in by["hyrsm", "hmdb51"]} == {
+        f"1000 x 8 episodes, 5-way {shot}-shot, {query} queries" for shot, query in ((1, 7), (3, 5), (5, 3))
+    }
+
+
+def test_names_in_lists_and_texts(repo, reference_data, tmp_path):
+    """With the published lists and texts at hand each class is looked for in both."""
+    fewshot, overlay = reference_data / "lists" / "fewshot", {}
+    texts = reference_data / "text" / "task_adapter_pp"
+    for name, file in (("hmdb51", "hmdb51"), ("kinetics100", "kinetics")):
+        classes = json.loads((texts / f"classes_{file}.json").read_text())
+        Corpus({key: {"label": key, "stages": said} for key, said in classes.items()}).save(tmp_path / f"{name}.json")
+        overlay[name] = {"lists": str(fewshot / name), "texts": str(tmp_path / f"{name}.json")}
+    overlay["ssv2_full"] = {"lists": str(fewshot / "ssv2_full")}
+    found = check_plan(Plan.read(repo / "config", {"scale": "paper", "datasets": overlay}))
+    names = {line.dataset: line.names for line in found.lines}
+    assert names["hmdb51"] == "51 classes, 51 with texts (4 spelt apart)"
+    assert names["kinetics100"] == "100 classes, 99 with texts (0 spelt apart)"
+    missing, unnamed = sorted(found.faults)
+    assert missing.endswith("has no text for trimming or shaving beard")
+    assert "ssv2_full: the lists do not say what 12 classes are called" in unnamed
+
+
+@pytest.mark.parametrize(("overlay", "fault"), [
+    ({"methods": {"crossglg": {"model": {"text": "lsa"}}}}, "vectors of their own words"),
+    ({"methods": {"motionbert": {"schedules": {"ntu60_hrnet/20%": {"per_class": 2}}}}}, "16 classes and 20% are 10"),
+    ({"datasets": {"gym99": {"validation": 0.05}}}, "labels of more videos than the rate has"),
+    ({"methods": {"task_adapter": {"frames": {"sampling": "kinetics_grid"}}}}, "chosen by kinetics_grid"),
+    ({"methods": {"gap": {"model": {"corpus": "gip"}}}}, "names no corpus 'gip'"),
+])  # fmt: skip
+def test_faults(repo, overlay, fault):
+    found = check_plan(Plan.read(repo / "config", {"scale": "paper", **overlay}))
+    assert found.faults and all(fault in line for line in found.faults)
