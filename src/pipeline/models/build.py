@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.datasets.skeletons.prepare import SkeletonDefinition
 
 TEXT_KEYS = ("text", "template")
-BACKBONE_SETTINGS = ("drop_path", "activation_checkpointing")  # among the settings of a video classifier
+BACKBONE_SETTINGS = ("drop_path", "activation_checkpointing", "time_init")  # among the settings of a video classifier
 MEMORY = ("activation_checkpointing",)  # of a few-shot model's settings, those of its backbone
 BACKBONES = {"clip": "CLIPBackbone", "resnet": "ResNetBackbone"}
 WEIGHTS = "model.safetensors"

@@ -307,14 +307,15 @@ def test_the_teacher_is_asked_about_a_draw_of_the_test_videos(semi, taught, monk
     ws, run = taught
     task = task_of(run, ws)
     model = load_weights(task.build(), run, ws)
-    every = task.teacher_predictions(model)
-    monkeypatch.setattr("pipeline.training.semi_task.TEACHER_VIDEOS", 10)
-    few = task.teacher_predictions(model)
-    assert len(few["right"]) == 10 and few["right"] == every["right"][:10]
     shown = []
     monkeypatch.setattr(task, "_seen", lambda clip, side, seen=task._seen: shown.append(clip) or seen(clip, side))
     task.teacher_predictions(model)
-    assert shown != sorted(shown) and {task.store.splits[clip] for clip in shown} == {"test"}
+    every = shown.copy()
+    shown.clear()
+    monkeypatch.setattr("pipeline.training.semi_task.TEACHER_VIDEOS", 10)
+    few = task.teacher_predictions(model)
+    assert len(few["right"]) == 10 and shown == every[:10]
+    assert shown != sorted(shown) and {task.store.splits[clip] for clip in every} == {"test"}
 
 
 def test_a_checkpoint_without_a_teacher_asks_the_copy_that_it_would_start_as(semi, taught):

@@ -118,6 +118,10 @@ class ElementTimeSformer(nn.Module):
         drop_path: probability of dropping a branch in the last block; it grows linearly from 0 in the first.
         activation_checkpointing: in train mode, recompute activations in the backward pass.
 
+        time_init: 0, as published: time embeddings and `temporal_fc` start at zero, so that a new network sees each
+            frame on its own and learns over thousands of steps that they have an order. Above 0 they start with normal
+            weights, of this deviation (`temporal_fc`: over the root of the width).
+
     Raises:
         UserError: a file is missing, broken or of another model, or the hub can't be reached.
 
@@ -134,6 +138,7 @@ class ElementTimeSformer(nn.Module):
         frames: Sequence[int],
         drop_path: float = 0.1,
         activation_checkpointing: bool = False,
+        time_init: float = 0.0,
     ) -> None:
         super().__init__()
         weights, shape = None, ARCHITECTURES.get(str(source))
@@ -156,6 +161,14 @@ class ElementTimeSformer(nn.Module):
         self._init_weights()
         if weights is not None:
             self._load(weights, path)
+        if time_init:
+            self._start_over_time(time_init)
+
+    def _start_over_time(self, std: float) -> None:
+        for time in self.time_embed:
+            nn.init.normal_(time, std=std)
+        for block in self.blocks:
+            nn.init.normal_(block.temporal_fc.weight, std=std * self.dim**-0.5)
 
     def patches(self, x: Tensor) -> Tensor:
         """Patch embedding of normalised frames, (B, T, 3, H, W) -> (B, T, P, D), before any position is added.

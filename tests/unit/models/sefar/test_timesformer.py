@@ -154,6 +154,16 @@ def test_a_new_network_sees_each_frame_alone():
     torch.testing.assert_close(model(x[:, :1].expand(-1, 2, -1, -1, -1)), model(x[:, [0, 0]]))
 
 
+def test_a_network_may_know_the_order_of_frames_from_the_start():
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 3, 48, 48)
+    plain, ordered = _tiny((2,)).eval(), _tiny((2,), time_init=0.3).eval()
+    assert (plain(x) - plain(x.flip(1))).abs().max() < 1e-5 < 1e-3 < (ordered(x) - ordered(x.flip(1))).abs().max()
+    assert {n for n, v in plain.state_dict().items() if not v.any()} > {
+        n for n, v in ordered.state_dict().items() if not v.any()
+    }
+
+
 def test_checkpointing_changes_no_gradient():
     grads = []
     x = torch.randn(1, 2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
