@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.estimate import small_work
 from pipeline.plan import Plan
 from pipeline.progress import span
-from pipeline.tables.render import print_table
+from pipeline.tables.console import print_table
 from pipeline.tables.spec import table_stem
 from pipeline.workspace import Workspace
 

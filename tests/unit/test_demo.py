@@ -1,0 +1,96 @@
+"""`make demo` without Snakemake: tables are printed as they come, and a failure is one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline import demo
+from pipeline.errors import UserError
+from pipeline.plan import Plan
+
+
+class Snakemake:
+    """Stands for the process: at its n-th look it has written the n-th file, then it ends."""
+
+    def __init__(self, files, status=0, says=""):
+        self.files, self.status, self.says, self.returncode, self.commands = list(files), status, says, None, []
+
+    def __call__(self, command, stdout, stderr):
+        self.commands.append(command)
+        stdout.write(self.says)
+        return self
+
+    def poll(self):
+        if self.files:
+            path = self.files.pop(0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("made")
+        else:
+            self.returncode = self.status
+        return self.returncode
+
+    def wait(self):
+        self.returncode = self.status
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Papers whose tables were printed, in order."""
+    out = []
+    monkeypatch.setattr(demo, "print_table", lambda plan, paper, number, results: out.append(paper))
+    monkeypatch.setattr(demo.time, "sleep", lambda seconds: None)
+    return out
+
+
+@pytest.fixture(scope="module")
+def plan(repo):
+    return Plan.read(repo / "config", {"scale": "demo"}, number="4")
+
+
+def _run(monkeypatch, plan, results, process):
+    monkeypatch.setattr(demo.subprocess, "Popen", process)
+    demo.run_demo(plan, "4", results, "2")
+
+
+def test_tables_are_printed_as_they_come_the_first_one_first(monkeypatch, plan, shown, tmp_path, capsys):
+    order = ["lga", "sefar", "crossglg", "task_adapter"]
+    process = Snakemake([tmp_path / paper / "table4.csv" for paper in order])
+    _run(monkeypatch, plan, tmp_path, process)
+    assert shown == order
+    (command,) = process.commands
+    assert command[command.index("--prioritize") + 1] == str(tmp_path / "lga" / "table4.csv")
+    assert command[command.index("--") + 1 :][0] == str(tmp_path / "table4.csv")
+    out, err = capsys.readouterr()
+    assert out.count("after ") == 4 and "0 of 50 trainings, 0 of 74 numbers: about " in err
+
+
+def test_tables_that_are_there_are_printed_too(monkeypatch, plan, shown, tmp_path):
+    for paper in ("lga", "task_adapter", "crossglg", "sefar"):
+        path = tmp_path / paper / "table4.csv"
+        path.parent.mkdir()
+        path.write_text("of yesterday")
+        os.utime(path, (1, 1))
+    _run(monkeypatch, plan, tmp_path, Snakemake([]))
+    assert sorted(shown) == ["crossglg", "lga", "sefar", "task_adapter"] and shown[0] == "lga"
+
+
+def test_a_failure_is_one_line_with_the_log(monkeypatch, plan, shown, tmp_path):
+    process = Snakemake([tmp_path / "lga" / "table4.csv"], status=1, says="Building DAG\nerror: no space left\n\n")
+    with pytest.raises(UserError, match=r"error: no space left; see .*logs/demo\.log and `python -m pipeline status`"):
+        _run(monkeypatch, plan, tmp_path, process)
+    assert shown == ["lga"]
+
+
+def test_an_interrupt_waits_for_snakemake(monkeypatch, plan, shown, tmp_path):
+    process = Snakemake([])
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    process.poll = interrupted
+    with pytest.raises(UserError, match="interrupted; the same command goes on from here"):
+        _run(monkeypatch, plan, tmp_path, process)
+    assert process.returncode == 0 and Path(tmp_path / "logs" / "demo.log").is_file()
