@@ -124,6 +124,7 @@ def test_sigterm_keeps_a_checkpoint_and_the_same_command_goes_on(folder, undistu
     assert _curve(results, run) == undisturbed
 
 
+@pytest.mark.fault
 def test_the_end_of_a_shared_cluster_keeps_a_checkpoint(folder, undisturbed, ray_here):
     results, add = folder
     run = add(**LONG)
@@ -141,6 +142,7 @@ def test_the_end_of_a_shared_cluster_keeps_a_checkpoint(folder, undisturbed, ray
     assert _curve(results, run) == undisturbed
 
 
+@pytest.mark.fault
 def test_a_killed_sweep_trains_only_what_is_unfinished(folder, undisturbed, ray_here):
     results, add = folder
     short, long = add(), add(**LONG | {"checkpoint_every": 20})
