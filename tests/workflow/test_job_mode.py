@@ -128,7 +128,7 @@ def test_sigterm_keeps_a_checkpoint_and_the_same_command_goes_on(folder, undistu
 def test_the_end_of_a_shared_cluster_keeps_a_checkpoint(folder, undisturbed, ray_here):
     results, add = folder
     run = add(**LONG)
-    process = _start(results, run, mode="shared", slots=1)
+    process = _start(results, run, mode="shared", slots=1, dashboard=True)
     _wait_for_steps(results, run, process, 3)
     stop = [sys.executable, "-m", "pipeline", "cluster", "stop", "--results", str(results)]
     assert subprocess.run(stop, capture_output=True, text=True, timeout=60).stdout == "stopped\n"
