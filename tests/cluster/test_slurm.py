@@ -223,7 +223,7 @@ def _scancel(project, run):
 
 def _time_limit(project, run):
     """A checkpoint is kept before the limit comes, though the recipe keeps none so early."""
-    job = _send(project, run, minutes=2, stop_minutes=1.9)  # after its first steps
+    job = _send(project, run, minutes=5, stop_minutes=4.9)  # after its first steps
     _until(lambda: not _runs_still(project, job))
     said = (project.folder / f"job-{job}.log").read_text()
     assert "ended by the time limit of its Slurm job, with a checkpoint" in said and "DUE TO TIME LIMIT" not in said

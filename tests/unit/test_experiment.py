@@ -6,6 +6,7 @@ import json
 
 import pytest
 from pydantic import ValidationError
+from tiny import bare_plan
 
 from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest, slug
 from pipeline.plan import Plan
@@ -139,9 +140,9 @@ def test_no_measurement_knob_reaches_the_run(plan, key):
     assert (changed.id != default.id) == (key != "part")  # which is of counts, not of accuracies
 
 
-def test_overlays_reach_what_they_concern(repo, plan):
+def test_overlays_reach_what_they_concern(plan):
     def ids(overlay, method="lga"):
-        cell = _cell(Plan.read(repo / "config", overlay), method=method)
+        cell = _cell(bare_plan(overlay), method=method)
         return cell.run.id, cell.id
 
     run, cell = _cell(plan).run.id, _cell(plan).id
@@ -163,13 +164,13 @@ def test_overlays_reach_what_they_concern(repo, plan):
     assert ids({"methods": {"otam": {"recipe": 2}}}, "otam")[0] != _cell(plan, method="otam").run.id
 
 
-def test_seed_selection_and_scale(plan, repo):
+def test_seed_selection_and_scale(plan):
     assert _cell(plan, seed=1).run.id != _cell(plan).run.id
     assert _cell(plan, selection="test").run.id != _cell(plan, selection="last").run.id != _cell(plan).run.id
     frozen = [_cell(plan, seed=seed, method="clip_freeze") for seed in (0, 1)]
     assert frozen[0].id == frozen[1].id  # nothing is trained, so nothing is seeded or selected
     assert frozen[0].run.selection == "last"
-    quick = Plan.read(repo / "config", {"scale": "quick"})
+    quick = bare_plan({"scale": "quick"})
     assert _cell(quick).run.scale == "quick" and _cell(quick).run.id != _cell(plan).run.id
 
 

@@ -177,6 +177,7 @@ def test_a_store_is_that_of_one_machine(ray_here, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 def test_poses_are_those_of_one_machine_also_after_an_interrupt(ray_here, tmp_path, repo, monkeypatch):
     monkeypatch.syspath_prepend(str(repo / "tests/unit/pose"))
     videos = tmp_path / "videos"
@@ -217,6 +218,7 @@ def _until(found, seconds=300):
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 def test_a_lost_worker_s_portion_is_done_again_but_no_finished_shard(ray_here, tmp_path):
     status, out = _run(ray_here, tmp_path, module=[str(Path(shard_tasks.__file__))])
     assert status == 0 and "\n24\n" in out, out

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIG, OVERLAY
+from tiny import OVERLAY, bare_plan
 
 from benchmarks.counting import HostReads
 from benchmarks.workflow import trainings
@@ -233,7 +233,7 @@ def test_activations_are_recomputed_where_a_key_asks(world, monkeypatch):
     grads, calls = [], []
     for on in (False, True):
         overlay = merge(OVERLAY, {"methods": {"otam": {"model": {"activation_checkpointing": on}}}})
-        run = Plan.read(CONFIG, overlay).cell({"dataset": "hmdb51", "method": "otam"}, 0, "the test").run
+        run = bare_plan(overlay).cell({"dataset": "hmdb51", "method": "otam"}, 0, "the test").run
         task = FewShotTask(run, world.ws)
         model = task.build().train()
         layer = model.backbone.clip.vision_model.encoder.layers[0].mlp

@@ -27,7 +27,7 @@ TINY = {
         "milestones": [2],
     },
     "measure": {"episodes": 40, "val_episodes": 30},
-    "cluster": {"idle_minutes": 1},
+    "cluster": {"idle_minutes": 1, "slots": 1, "dashboard": False},  # started anew by some of the tests
 }
 
 

@@ -124,10 +124,11 @@ def test_sigterm_keeps_a_checkpoint_and_the_same_command_goes_on(folder, undistu
     assert _curve(results, run) == undisturbed
 
 
+@pytest.mark.fault
 def test_the_end_of_a_shared_cluster_keeps_a_checkpoint(folder, undisturbed, ray_here):
     results, add = folder
     run = add(**LONG)
-    process = _start(results, run, mode="shared", slots=1)
+    process = _start(results, run, mode="shared", slots=1, dashboard=True)
     _wait_for_steps(results, run, process, 3)
     stop = [sys.executable, "-m", "pipeline", "cluster", "stop", "--results", str(results)]
     assert subprocess.run(stop, capture_output=True, text=True, timeout=60).stdout == "stopped\n"
@@ -141,6 +142,7 @@ def test_the_end_of_a_shared_cluster_keeps_a_checkpoint(folder, undisturbed, ray
     assert _curve(results, run) == undisturbed
 
 
+@pytest.mark.fault
 def test_a_killed_sweep_trains_only_what_is_unfinished(folder, undisturbed, ray_here):
     results, add = folder
     short, long = add(), add(**LONG | {"checkpoint_every": 20})

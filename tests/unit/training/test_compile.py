@@ -8,12 +8,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CONFIG, OVERLAY
+from tiny import OVERLAY, bare_plan
 
 from pipeline.config import merge
 from pipeline.errors import UserError
 from pipeline.models.build import WEIGHTS, load_trained
-from pipeline.plan import Plan
 from pipeline.training.tasks import task_of
 from pipeline.training.train import train_run
 
@@ -70,7 +69,7 @@ def test_a_tower_without_layers(world, tmp_path):
 
 def test_the_key_is_part_of_the_identity_where_it_is_on():
     def run(overlay=None, **train):
-        plan = Plan.read(CONFIG, merge(OVERLAY, overlay or {}))
+        plan = bare_plan(merge(OVERLAY, overlay or {}))
         return plan.cell({"dataset": "hmdb51", "method": "otam", "train": train}, 0, "the test").run
 
     plain, compiled = run(), run(compile=True)

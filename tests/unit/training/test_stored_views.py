@@ -10,14 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CONFIG, OVERLAY, train_on_workers
+from tiny import OVERLAY, bare_plan, train_on_workers
 from torch.utils.data import DataLoader
 
 from pipeline.config import merge
 from pipeline.errors import UserError
 from pipeline.models.adapters import VisionTower
 from pipeline.models.build import WEIGHTS
-from pipeline.plan import Plan
 from pipeline.training import stored_views as module
 from pipeline.training.stored_views import FILES, Views
 from pipeline.training.tasks import FewShotTask, task_of
@@ -210,7 +209,7 @@ def test_a_method_without_frozen_layers(world, tmp_path, method, settings, messa
 
 def test_the_key_is_part_of_the_identity_where_it_is_on():
     def run(overlay=None, method="task_adapter_pp", **train):
-        plan = Plan.read(CONFIG, merge(OVERLAY, overlay or {}))
+        plan = bare_plan(merge(OVERLAY, overlay or {}))
         return plan.cell({"dataset": "hmdb51", "method": method, "train": train}, 0, "the test").run
 
     plain, four = run(), run(stored_views=4)
