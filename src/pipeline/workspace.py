@@ -100,6 +100,11 @@ class Workspace:
         """The planned cells of a run."""
         return [Cell.model_validate(cell) for cell in self._spec(f"cells-{run_id}")["cells"].values()]
 
+    def read_shown(self, run_id: str) -> dict[str, str]:
+        """Which clip figures show a planned run (`tables.spec.Show`); empty: the first of the test."""
+        path = self.root / "specs" / f"shown-{run_id}.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
     def read_sweep(self, name: str) -> dict[str, Any]:
         """The planned sweep `name`."""
         return self._spec(f"sweep-{name}")
