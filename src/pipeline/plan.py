@@ -458,6 +458,19 @@ class Plan:
         """Ids of the runs that figures look into."""
         return list(dict.fromkeys(run for place in self.tables() for run in self.table_inspections(*place)))
 
+    @cached_property
+    def shown(self) -> dict[str, dict[str, str]]:
+        """Run id -> which clip figures show it (`tables.spec.Show`), where it is not the first of the test."""
+        out: dict[str, dict[str, str]] = {}
+        for paper, number in self.tables():
+            figure = self.papers[paper].tables[number].figure
+            for run in self.table_inspections(paper, number) if figure else ():
+                wish = figure.show.get(self.datasets[self.runs[run].dataset].name)
+                wanted = wish.model_dump(exclude_defaults=True) if wish else {}
+                if out.setdefault(run, wanted) != wanted:
+                    raise UserError(f"{paper}, {number}: another figure shows {run} another clip; name one")
+        return {run: wanted for run, wanted in out.items() if wanted}
+
     def write_specs(self, folder: Path | str) -> None:
         """Write every run, cell, data set and backbone to `folder`, one JSON file each.
 
@@ -470,6 +483,7 @@ class Plan:
             *((f"{key}", asset) for key, asset in {**self.datasets, **self.backbones}.items()),
             *self.stores.items(),
             *((f"sweep-{name}", vars(sweep)) for name, sweep in self.sweeps.items()),
+            *((f"shown-{run}", wanted) for run, wanted in self.shown.items()),
             *(
                 (f"cells-{run}", {"cells": {cell: self.cells[cell] for cell in cells}})
                 for run, cells in self.cells_of.items()

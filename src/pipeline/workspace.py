@@ -120,6 +120,11 @@ class Workspace:
                 raise unknown("cell", cell, planned, f"run {run_id}")
         return [Cell.model_validate(planned[cell]) for cell in wanted or planned]
 
+    def read_shown(self, run_id: str) -> dict[str, str]:
+        """Which clip figures show a planned run (`tables.spec.Show`); empty: the first of the test."""
+        path = self.root / "specs" / f"shown-{run_id}.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
     def read_sweep(self, name: str) -> dict[str, Any]:
         """The planned sweep `name`."""
         return self._spec(f"sweep-{name}")

@@ -130,12 +130,14 @@ def test_every_training_and_model_knob_changes_the_run(plan, method, part):
 OTHER_MEASURE = {
     "metric": "time_ms", "way": 4, "shot": 5, "query": 3, "episodes": 77, "val_episodes": 78, "episode_seed": 9,
     "score": "vt", "alpha": 0.4, "alpha_grid": [0.0, 1.0], "matcher": "otam", "part": "text",
+    "one_shot": {"feature": "hidden"},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", Measure.model_fields)
 def test_no_measurement_knob_reaches_the_run(plan, key):
-    default, changed = _cell(plan), _cell(plan, measure={key: OTHER_MEASURE[key]})
+    on = {"method": "infogcn", "dataset": "ntu120_oneshot"} if key == "one_shot" else {}  # which only skeletons have
+    default, changed = _cell(plan, **on), _cell(plan, measure={key: OTHER_MEASURE[key]}, **on)
     assert changed.run.id == default.run.id
     assert (changed.id != default.id) == (key != "part")  # which is of counts, not of accuracies
 

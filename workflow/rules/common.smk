@@ -201,9 +201,15 @@ def texts_of(wildcards):
 
 def corpora_of(wildcards):
     """Files of further words for the classes that are there; a folder counts by its files."""
-    given = known(PLAN.datasets, wildcards.dataset, "data set").options.get("corpora", {}).values()
+    given = (
+        known(PLAN.datasets, wildcards.dataset, "data set")
+        .options.get("corpora", {})
+        .values()
+    )
     paths = [Path(path) for path in given if isinstance(path, str)]
-    files = [file for path in paths for file in (path.iterdir() if path.is_dir() else [path])]
+    files = [
+        file for path in paths for file in (path.iterdir() if path.is_dir() else [path])
+    ]
     return sorted(str(file) for file in files if file.is_file())
 
 

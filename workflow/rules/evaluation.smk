@@ -13,6 +13,8 @@ rule inspect_run:
         "../envs/pipeline.yaml"
     resources:
         **needs("evaluate"),
+    params:
+        shown=lambda wildcards: json.dumps(PLAN.shown.get(wildcards.run, {})),
     shell:
         "python -m pipeline inspect {wildcards.run} > {log} 2>&1"
 

@@ -221,7 +221,8 @@ def prepare_semi(spec: Mapping[str, Any], out_folder: str | Path) -> Path:
     placed = [replace(clip, path=path or clip.path) for clip, path in zip(clips, found, strict=True)]
     missing = [(clip.path, "the file is missing") for clip, path in zip(clips, found, strict=True) if not path]
     content: dict[str, Any] = {rate: sorted(names) for rate, names in rates.items()}
-    content[TRAIN] = sum(clip.split != "test" for clip in clips)
+    if any(clip.split == "val" for clip in clips):
+        content[TRAIN] = sum(clip.split != "test" for clip in clips)
     write_text(folder / LABELLED, json.dumps(content, indent=1) + "\n")
     index = write_prepared(folder, root, placed, missing, 1)
     _report(placed, rates, spec.get("expected", {}))

@@ -60,7 +60,10 @@ def draw(plan: Plan, paper: str, number: str, results_dir: Path | str = "results
         cells = {(e.row, e.column): [read_cell(cell, results_dir) for cell in e.cells] for e in entries}
         figure = SINGLE[kind](table, found, cells)
     elif kind in INSIDE:
-        looks = {(e.row, e.column): read_look(e.cells[0].run, results_dir, INSIDE[kind].needs) for e in entries}
+        needs, looks = INSIDE[kind].needs, {}
+        for entry in entries:
+            run = entry.cells[0].run
+            looks[entry.row, entry.column] = read_look(run, results_dir, needs, plan.shown.get(run.id))
         figure = INSIDE[kind].draw(table, found, looks)
     else:
         figure = KINDS[kind](table, found)

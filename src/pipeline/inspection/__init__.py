@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.experiment import Run
+from pipeline.experiment import Run, canonical
 from pipeline.workspace import Workspace
 
 Look = Mapping[str, np.ndarray]
@@ -40,24 +40,26 @@ def inspect_run(run: Run, ws: Workspace) -> Path:
     looks = {FewShotModel: few_shot.look, SkeletonModel: skeletons.look}
     for kind, look in looks.items():
         if isinstance(model, kind):
-            return write_look(run, ws, look(task, model))
+            shown = ws.read_shown(run.id)
+            return write_look(run, ws, look(task, model, **shown), shown)
     raise UserError(f"{run.id}: nothing of the method {run.method} is shown in a figure")
 
 
-def write_look(run: Run, ws: Workspace, look: Look) -> Path:
-    """Write the arrays of a run, all or none; returns the file."""
+def write_look(run: Run, ws: Workspace, look: Look, shown: Mapping[str, str] | None = None) -> Path:
+    """Write the arrays of a run and which clip it was `shown`, all or none; returns the file."""
     from pipeline.datasets.index import write_bytes
 
     stream = io.BytesIO()
-    np.savez_compressed(stream, run=np.array(run.id), **look)
+    np.savez_compressed(stream, run=np.array(run.id), shown=np.array(canonical(shown or {})), **look)
     return write_bytes(ws.inspection(run.id), stream.getvalue())
 
 
-def read_look(run: Run, results_dir: Path | str, wanted: Sequence[str]) -> Look:
-    """The arrays of a run.
+def read_look(run: Run, results_dir: Path | str, wanted: Sequence[str], shown: Mapping[str, str] | None = None) -> Look:
+    """The arrays of a run that was `shown` a clip (`tables.spec.Show`; by default the first of the test).
 
     Raises:
-        UserError: the file is missing or damaged, or lacks one of `wanted`; the message has the command to make it.
+        UserError: the file is missing, damaged, of another clip, or lacks one of `wanted`; the message has the command
+            to make it.
     """
     path = Workspace(results_dir).inspection(run.id)
     make = f"`snakemake --config scale={run.scale} -- {path}`"
@@ -70,6 +72,8 @@ def read_look(run: Run, results_dir: Path | str, wanted: Sequence[str]) -> Look:
         raise UserError(f"{path}: damaged ({error}); delete it and make it again with {make}") from None
     if str(look.get("run")) != run.id:
         raise UserError(f"{path}: it is of the run {look.get('run')}; delete it and make it again with {make}")
+    if str(look.get("shown", "{}")) != canonical(shown or {}):
+        raise UserError(f"{path}: it is of another clip; delete it and make it again with {make}")
     if lacking := [name for name in wanted if name not in look]:
         raise UserError(f"{path}: the method {run.method} has no {lacking[0]} to show; leave its row out of the figure")
     return look

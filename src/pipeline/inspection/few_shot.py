@@ -1,10 +1,11 @@
-"""What a few-shot model makes of clips of the test classes that it has never seen.
+"""What a few-shot model makes of clips: of the test, whose classes it has never seen, unless another split is named.
 
-Arrays: `classes` (C,), the first classes of the test. Of n clips of them, `labels` (n,) and `points` (n, 2), the t-SNE
-of what is matched. Of the first clip of each of S classes, `frames` (S, T, h, w, 3) uint8 RGB as the model sees them,
-`seconds` (S, T) in the video (NaN: unknown rate), `phases` (S, T) from 1 and, where a method reads them, `atoms`
-(S, L), the atomic texts of the class. `attention` (S, T, y, x) of the class token on the patches of each frame, which
-sums to 1 over them, of a vision transformer. `stage_scores` (S, C, stages), cosines with the texts, of Task-Adapter.
+Arrays: `classes` (C,), the first classes of the split; one that is named is the first of them. Of n clips of them,
+`labels` (n,) and `points` (n, 2), the t-SNE of what is matched. Of the first clip of each of S classes, `frames`
+(S, T, h, w, 3) uint8 RGB as the model sees them, `seconds` (S, T) in the video (NaN: unknown rate), `phases` (S, T)
+from 1 and, where a method reads them, `atoms` (S, L), the atomic texts of the class. `attention` (S, T, y, x) of the
+class token on the patches of each frame, which sums to 1 over them, of a vision transformer. `stage_scores`
+(S, C, stages), cosines with the texts, of Task-Adapter.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 
 from pipeline.actions.predict import phases_of
 from pipeline.datasets.frames import FrameStore
+from pipeline.datasets.names import match_name
 from pipeline.datasets.sampling import sample_positions
 from pipeline.datasets.transforms import ClipTransform
+from pipeline.errors import unknown
 from pipeline.evaluation.few_shot import class_texts, read_clip, split_clips
 from pipeline.models.build import class_sentences
 from pipeline.models.methods.base import FewShotModel
@@ -38,24 +41,47 @@ PERPLEXITY = 15.0
 
 
 @torch.inference_mode()
-def look(task: FewShotTask, model: FewShotModel) -> dict[str, np.ndarray]:
-    """The arrays of a trained model."""
-    classes = task.store.classes("test")[:CLASSES]
-    clips = shown_clips(task.store, classes)
-    labels = [classes.index(task.store.labels[clip]) for clip in clips]
+def look(
+    task: FewShotTask, model: FewShotModel, split: str = "test", label: str = "", clip: str = ""
+) -> dict[str, np.ndarray]:
+    """The arrays of a trained model; label and clip (a name of the index): what is shown first.
+
+    Raises:
+        UserError: the split has no such class, or the class no such clip.
+    """
+    classes = shown_classes(task.store, split, label)
+    clips = shown_clips(task.store, classes, split, clip)
+    labels = [classes.index(task.store.labels[number]) for number in clips]
     firsts = [clips[labels.index(number)] for number in range(len(classes))][:STRIPS]
     features = torch.cat(list(_matched(task, model, clips)))
     out = {"classes": np.array(classes), "labels": np.array(labels), "points": tsne(features)}
     return out | _strips(task, model, firsts, classes)
 
 
-def shown_clips(store: FrameStore, classes: Sequence[str]) -> list[int]:
-    """Numbers of the first clips of each class of the test."""
-    chosen = {name: [] for name in classes}
-    for clip in split_clips(store, "test"):
-        if len(chosen.get(store.labels[clip], range(CLIPS))) < CLIPS:
-            chosen[store.labels[clip]].append(clip)
-    return [clip for name in classes for clip in chosen[name]]
+def shown_classes(store: FrameStore, split: str = "test", label: str = "") -> list[str]:
+    """The first classes of a split; `label` goes before the others, whatever its spelling."""
+    classes = store.classes(split)
+    if not label:
+        return classes[:CLASSES]
+    if (found := match_name(label, classes, f"the split {split}")) is None:
+        raise unknown("class", label, classes, f"the split {split}, figure: show")
+    return [found, *(name for name in classes if name != found)][:CLASSES]
+
+
+def shown_clips(store: FrameStore, classes: Sequence[str], split: str = "test", clip: str = "") -> list[int]:
+    """Numbers of the first clips of each class of a split; the one named `clip`, of the first class, is the first."""
+    chosen: dict[str, list[int]] = {name: [] for name in classes}
+    clips = split_clips(store, split)
+    if clip:
+        named = [number for number in clips if store.clips[number] == clip and store.labels[number] == classes[0]]
+        if not named:
+            of_class = [store.clips[number] for number in clips if store.labels[number] == classes[0]]
+            raise unknown("clip", clip, of_class, f"the class {classes[0]!r}, figure: show")
+        clips = [*named, *(number for number in clips if number != named[0])]
+    for number in clips:
+        if len(chosen.get(store.labels[number], range(CLIPS))) < CLIPS:
+            chosen[store.labels[number]].append(number)
+    return [number for name in classes for number in chosen[name]]
 
 
 def _matched(task: FewShotTask, model: FewShotModel, clips: Sequence[int]) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import UserError
 from pipeline.evaluation.one_shot import as_tested, sequences
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.models.skeleton.graph import SkeletonGraph
@@ -27,9 +28,17 @@ CLASSES, CLIPS = 8, 16  # of base and of novel classes, and of each of them at m
 
 
 @torch.inference_mode()
-def look(task: OneShotTask, model: SkeletonModel) -> dict[str, np.ndarray]:
-    """The arrays of a trained model."""
-    split, graph = task.split("test"), model.encoder.graph
+def look(
+    task: OneShotTask, model: SkeletonModel, split: str = "test", label: str = "", clip: str = ""
+) -> dict[str, np.ndarray]:
+    """The arrays of a trained model; split: test, or val for the validation classes in place of the novel ones.
+
+    Raises:
+        UserError: a class or clip is named, of which no figure of skeletons shows one alone.
+    """
+    if label or clip or split == "train":
+        raise UserError("a figure of skeletons shows several classes of test or val; name the split alone under show")
+    split, graph = task.split(split), model.encoder.graph
     out = {"joints": np.array(graph.names), "parents": np.array(graph.parents)}
     base = [split.base[split.base_labels == label] for label in range(len(split.base_classes))][:CLASSES]
     seen = _seen(task, model, base)

@@ -67,6 +67,14 @@ INSIDE = ("tsne", "attention", "phases", "importance", "blocks", "skeletons", "n
 """Kinds of figures that show what trained models see: drawn from an inspection of each run beside its cells."""
 
 
+class Show(Strict):
+    """Which clip of a data set an inspected run is shown, where it is another than the first of the test."""
+
+    split: Literal["train", "val", "test"] = "test"
+    label: str = Field("", description="its class; empty: the first of the split")
+    clip: str = Field("", description="its name, as in index.csv; empty: the first of the class")
+
+
 class Figure(Strict):
     """How a sheet is drawn."""
 
@@ -83,6 +91,7 @@ class Figure(Strict):
     x: str = Field("", description="label of the axis, with its unit; frames and poses have none")
     y: str = Field("", description="label of the axis, with its unit")
     series: Literal["rows", "columns"] = Field("rows", description="of lines: what one line is")
+    show: dict[str, Show] = Field({}, description="data set -> the clip that is shown, of tsne, attention and phases")
 
 
 class Table(Strict):

@@ -315,7 +315,7 @@ def test_paper_rows_of_semi_supervised_sets_spend_no_label_on_a_checkpoint(repo)
     assert len(runs) > 60 and {run.selection for run in runs} == {"last"}
     assert {repr(run.frames["store"]["size"]) for run in runs} == {"320"}  # the short side: aspect kept
     demo = Plan.read(repo / "config", {"scale": "demo"})
-    assert {run.selection for run in demo.runs.values() if run.method == "sefar"} == {"val"}
+    assert "val" in {run.selection for run in demo.runs.values() if run.method == "sefar"}  # its generated videos
 
 
 @pytest.mark.parametrize(("rate", "absent", "words"), [(5, "one", "no share"), (0.1, "non", "did you mean 'one'")])

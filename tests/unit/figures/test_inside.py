@@ -20,6 +20,7 @@ from pipeline.inspection import few_shot, inspect_run, read_look, skeletons, wri
 from pipeline.inspection.few_shot import class_token_attention, tsne
 from pipeline.models.skeleton.crossglg import CrossGLG
 from pipeline.models.skeleton.graph import get_graph
+from pipeline.plan import Plan
 from pipeline.tables.spec import INSIDE
 from pipeline.training.tasks import task_of
 from pipeline.workspace import Workspace
@@ -289,3 +290,40 @@ def test_made_up_arrays_are_named_as_the_real_ones(plan, few, joints):
         made = look(run)
         for name in set(real) - {"run"}:
             assert made[name].ndim == real[name].ndim, (method, name)
+
+
+def test_a_figure_names_split_class_and_clip(world):
+    store = world.store
+    classes = store.classes("train")
+    label = classes[-1]
+    assert few_shot.shown_classes(store, "train", label.upper())[0] == label
+    assert few_shot.shown_classes(store)[0] == store.classes("test")[0]
+    clips = [i for i, (name, split) in enumerate(zip(store.labels, store.splits, strict=True))
+             if (name, split) == (label, "train")]  # fmt: skip
+    shown = few_shot.shown_classes(store, "train", label)
+    assert few_shot.shown_clips(store, shown, "train")[0] == clips[0]
+    assert few_shot.shown_clips(store, shown, "train", store.clips[clips[-1]])[0] == clips[-1]
+    with pytest.raises(UserError, match="unknown class 'hopping' in the split train"):
+        few_shot.shown_classes(store, "train", "hopping")
+    with pytest.raises(UserError, match="unknown clip 'none' in the class"):
+        few_shot.shown_clips(store, shown, "train", "none")
+
+
+def test_what_is_shown_is_planned_and_checked(repo, tmp_path):
+    plan = Plan.read(repo / "config", {"scale": "paper"}, "task_adapter", "fig11")
+    wanted = {"split": "train", "label": "Pouring [something] into [something]"}
+    runs = plan.table_inspections("task_adapter", "fig11")
+    assert plan.shown == dict.fromkeys(runs, wanted) and len(runs) == 3
+    plan.write_specs(tmp_path / "specs")
+    ws, run = Workspace(tmp_path), plan.runs[runs[0]]
+    assert ws.read_shown(run.id) == wanted and ws.read_shown("other") == {}
+    write_look(run, ws, {"classes": np.array(["a"])}, wanted)
+    assert read_look(run, tmp_path, ("classes",), wanted)["classes"] == ["a"]
+    with pytest.raises(UserError, match="it is of another clip; delete it"):
+        read_look(run, tmp_path, ("classes",))
+    assert not Plan.read(repo / "config", None, "task_adapter", "fig11").shown  # the demo's set is another
+    other = {"show": {"ssv2_small": {"split": "val"}}}
+    sheet = plan.config.entry("tables", "task_adapter", "the test")["tables"]["fig11"]
+    twice = {"task_adapter": {"tables": {"fig11b": sheet | {"figure": sheet["figure"] | other}}}}
+    with pytest.raises(UserError, match="another figure shows .* another clip"):
+        assert Plan.read(repo / "config", {"scale": "paper", "tables": twice}, "task_adapter").shown

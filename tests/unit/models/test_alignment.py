@@ -169,3 +169,15 @@ def test_what_is_built():
     ):
         with pytest.raises(UserError, match=message):
             build()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_layers_of_it_over_one_next_frame_attend_to_nothing(layers):
+    """Table 7: with the default window k layers are F(i-1) + k F(i), without a parameter; with two next frames not."""
+    frames = _randn(2, 3, 5, 6)
+    module = CrossAlignment(6, layers)
+    assert not list(module.parameters())
+    _close(module(frames), frames[..., :-1, :] + layers * frames[..., 1:, :])
+    wider = CrossAlignment(6, layers, window=2)(frames) - module(frames)
+    assert wider[..., :-1, :].abs().max() > 0.1 and wider[..., -1, :].abs().max() < 1e-5  # the last has one next frame
