@@ -161,6 +161,14 @@ class Measure(Frozen):
         """The part that decides which episodes are scored, and how: the key of the cached scores."""
         return self.model_dump(include={"way", "shot", "query", "episodes", "episode_seed", "matcher", "one_shot"})
 
+    @property
+    def scored(self) -> str:
+        """What is worked out for it: the same for cells that are read off the same scores."""
+        measure = self.settled()
+        if measure.metric in SCORED:
+            return canonical(measure.scoring)
+        return canonical({"metric": measure.metric, "part": measure.part, **measure.scoring})
+
 
 class Cell(Frozen):
     """One number: a run and a measurement of it."""

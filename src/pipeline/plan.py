@@ -381,19 +381,20 @@ class Plan:
 
     @cached_property
     def measured_together(self) -> dict[str, tuple[str, list[str]]]:
-        """Jobs that measure: name -> (run id, ids of cells of the run that the same tables need).
+        """Jobs that measure: name -> (run id, ids of cells of the run whose scores the same tables need).
 
-        So a target asks for no cell that it does not need. Cells that all tables of a run share have the run's id as
-        the name of their job, others the id of their first cell.
+        So a target scores nothing that it does not need; cells that are read off the same scores, as those of another
+        alpha, come with them. The only job of a run has the run's id as its name, others the id of their first cell.
         """
-        tables: dict[str, dict[tuple[str, str], None]] = {}
+        tables: dict[tuple[str, str], set[tuple[str, str]]] = {}
         for entry in self.entries:
             for cell in entry.cells:
-                tables.setdefault(cell.id, {})[entry.paper, entry.table] = None
+                tables.setdefault((cell.run.id, cell.measure.scored), set()).add((entry.paper, entry.table))
         parts: dict[tuple[str, frozenset], list[str]] = {}
         for run, cells in self.cells_of.items():
             for cell in cells:
-                parts.setdefault((run, frozenset(tables[cell])), []).append(cell)
+                read_by = frozenset(tables[run, self.cells[cell].measure.scored])
+                parts.setdefault((run, read_by), []).append(cell)
         return {
             run if len(cells) == len(self.cells_of[run]) else cells[0]: (run, cells)
             for (run, _), cells in parts.items()

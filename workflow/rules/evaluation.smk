@@ -19,7 +19,7 @@ rule inspect_run:
         "python -m pipeline inspect {wildcards.run} > {log} 2>&1"
 
 
-# One job measures the cells of a run that the same tables need: a target measures no cell of another one. A cell that
+# One job measures the cells of a run whose scores the same tables need: a target scores nothing of another one. A cell that
 # is there stays (`update`), and jobs of one run wait for each other, so that each video is encoded once.
 for name, (run_id, cells) in PLAN.measured_together.items():
 
