@@ -274,7 +274,7 @@ def _killed_snakemake(project, run):
     assert status == 0, out[-6000:]
 
 
-FAULTS = (_time_limit, _killed_snakemake, _scancel, _killed_worker, _killed_head)
+FAULTS = (_killed_head, _killed_snakemake, _time_limit, _scancel, _killed_worker)  # those that wait most come first
 
 
 @pytest.fixture(scope="module")

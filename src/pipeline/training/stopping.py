@@ -56,7 +56,7 @@ def stoppable(run: Run, ws: Workspace, minutes: float) -> Iterator[None]:
         return
     flag, wanted, over = stop_file(ws, run.id), threading.Event(), threading.Event()
     flag.unlink(missing_ok=True)
-    reason = ["a signal"]
+    reason, kept = ["a signal"], threading.Event()
     left = seconds_to_work(slurm_job(), minutes)
     before = signal.signal(signal.SIGTERM, lambda *_: wanted.set())
 
@@ -67,6 +67,8 @@ def stoppable(run: Run, ws: Workspace, minutes: float) -> Iterator[None]:
             return
         keep_checkpoints([flag], KEEP_SECONDS, over.is_set)
         if not over.is_set():
+            if not flag.exists():
+                kept.set()
             wanted.set()
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
@@ -77,9 +79,10 @@ def stoppable(run: Run, ws: Workspace, minutes: float) -> Iterator[None]:
     except BaseException:  # Ray Train makes of a SIGINT what it likes: an exit, an error of a dead actor
         if not wanted.is_set():
             raise
-        raise UserError(
-            f"{run.id}: ended by {reason[0]}, with a checkpoint; the same command goes on from it"
-        ) from None
+        how = "with a checkpoint; the same command goes on from it"
+        if not kept.is_set():
+            how = "without a new checkpoint; the same command goes on from the one before, or begins again"
+        raise UserError(f"{run.id}: ended by {reason[0]}, {how}") from None
     finally:
         over.set()
         wanted.set()
