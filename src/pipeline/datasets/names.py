@@ -69,7 +69,7 @@ def composed(name: str) -> str:
 
 def folded(name: str) -> str:
     """The name without case, composed, with / between folders."""
-    return composed(unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./").casefold())
+    return composed(composed(name.replace("\\", "/")).removeprefix("./").casefold())
 
 
 class Names:

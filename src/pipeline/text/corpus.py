@@ -13,14 +13,13 @@ import hashlib
 import json
 import re
 import sys
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.index import write_text
-from pipeline.datasets.names import match_names
+from pipeline.datasets.names import composed, match_names
 from pipeline.errors import UserError, unknown
 from pipeline.textfiles import load_json, load_yaml, read_text
 
@@ -145,15 +144,11 @@ def load_corpus(path: str | Path) -> Corpus:
     content = _parse(path, load_json)
     if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
         raise UserError(f'{path} is not a corpus: it needs {{"classes": {{name: {{...}}}}}}; write it again')
-    classes = {_composed(name): entry for name, entry in content["classes"].items()}
-    if len(classes) < len(content["classes"]):
-        twice = next(name for name in content["classes"] if name != _composed(name) in content["classes"])
-        raise UserError(f"{path} has the class {twice!r} twice, in composed and decomposed letters; keep one")
+    classes: dict[str, Any] = {}
+    for name, entry in content["classes"].items():  # letters may be escaped, and so not composed yet
+        if classes.setdefault(composed(name), entry) is not entry:
+            raise UserError(f"{path} has the class {name!r} twice, in composed and decomposed letters; keep one")
     return Corpus(classes, content.get("provenance", {}), path)
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def import_task_adapter(path: str | Path) -> Corpus:
