@@ -7,19 +7,21 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import av
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.lines import Line, least, timed
 from benchmarks.world import World
-from pipeline.datasets.frames import FramePolicy, FrameStore, build_frame_store, encode_clip
+from pipeline.datasets.frames import FramePolicy, FrameStore, build_frame_store, encode_clip, encode_frame
 from pipeline.datasets.index import read_index
 from pipeline.datasets.synthetic import generate
 from pipeline.training.tasks import FewShotTask
 
 TOPIC = "4 data"
-FASTER, WAIT = 10.0, 5.0
+FASTER, WAIT, SLOWER = 10.0, 5.0, 1.1
 FRAMES = 8
 SIDE = 256
 """Pixels of the stored frames at paper scale."""
@@ -50,7 +52,70 @@ def measure(
             ),
             Line(TOPIC, f"build of the store ({codec}), a clip", None, 1 / rate, note=f"with its start {built:.1f} s"),
         ]  # fmt: skip
-    return lines + waiting(world, steps, loader_workers)
+    return lines + decoding(folder / "films", repeats=2 * repeats) + waiting(world, steps, loader_workers)
+
+
+def decoding(folder: Path, count: int = 150, size: tuple[int, int] = (320, 240), repeats: int = 5) -> list[Line]:
+    """What a frame of a film costs when a store of 32 JPEGs a clip is built, beside decord, which seeks to each.
+
+    Seconds are the processor's: of one core. In AVIs with B frames decord gives other frames than asked for.
+    """
+    policy = FramePolicy((SIDE, SIDE), 32, "jpeg")
+    lines = []
+    for name, codec, between in (("H.264 mp4", "libx264", 3), ("XviD avi", "mpeg4", 2)):
+        path = _film(folder / name.replace(" ", "."), codec, between, count, size)
+        plain, fast = (_least_cpu(partial(way, path, policy), repeats) / count for way in (_by_decord, encode_clip))
+        lines.append(
+            Line(
+                TOPIC, f"build of a store from {name}, a frame: decord, or as here", 1e3 * plain, 1e3 * fast, unit="ms",
+                targets=(("share", SLOWER),), note=f"{1 / plain:.0f} and {1 / fast:.0f} frames a second and core",
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _film(path: Path, codec: str, between: int, count: int, size: tuple[int, int]) -> Path:
+    """A patterned square that moves over a patterned ground."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width, height = size
+    rng = np.random.default_rng(0)
+    ground = cv2.resize(rng.integers(0, 255, (height // 8, width // 8, 3), np.uint8), size)
+    patch = cv2.resize(rng.integers(0, 255, (8, 8, 3), np.uint8), (height // 3, height // 3))
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.max_b_frames = between
+        if path.suffix == ".avi":
+            stream.codec_context.codec_tag, stream.codec_context.bit_rate = "XVID", 1_000_000
+        for i in range(count):
+            picture = ground.copy()
+            left, top = 2 * i % (width - height // 3), i % (height - height // 3)
+            picture[top : top + height // 3, left : left + height // 3] = patch
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+    return path
+
+
+def _by_decord(path: Path, policy: FramePolicy) -> None:
+    """The wanted frames by decord, stored as `encode_clip` stores them."""
+    import decord
+
+    reader = decord.VideoReader(str(path), num_threads=1)
+    wanted = policy.places(np.arange(len(reader), dtype=float)).tolist()
+    for start in range(0, len(wanted), 16):  # a few at full size at a time
+        for frame in reader.get_batch(wanted[start : start + 16]).asnumpy():
+            encode_frame(policy, frame)
+
+
+def _least_cpu(work: Callable[[], object], repeats: int) -> float:
+    """The least processor time of some calls, after one that warms up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.process_time()
+        work()
+        times.append(time.process_time() - began)
+    return min(times)
 
 
 def _epoch(store: FrameStore) -> None:

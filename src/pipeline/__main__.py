@@ -368,6 +368,7 @@ def inspect(run: RunId, results: Results = Path("results")) -> None:
 Model = Annotated[str, typer.Option("--model", help="Folder of an exported model, in place of a run.")]
 OwnRun = Annotated[str, typer.Option("--run", help="Id of a trained run, or its beginning.")]
 Method = Annotated[str, typer.Option("--method", help="The trained run of this method, if there is one only.")]
+Pattern = Annotated[str, typer.Option(help="Regular expression: only files whose name it matches are clips or frames.")]
 StripPrefix = Annotated[bool, typer.Option("--strip-prefix", help="01_wave is the class wave.")]
 
 
@@ -384,6 +385,7 @@ def predict(
     ] = None,
     truth: Annotated[bool, typer.Option("--truth", help="--query has class folders: print the accuracy.")] = False,
     strip_prefix: StripPrefix = False,
+    pattern: Pattern = "",
     pictures: Annotated[int, typer.Option(min=0, help="Draw the first so many clips.")] = 8,
     out: Annotated[Path, typer.Option(help="Folder for predictions.json and the pictures.")] = Path("predictions"),
     workers: Workers = 1,
@@ -393,7 +395,7 @@ def predict(
     from pipeline.actions.command import Asked, predict_clips
     from pipeline.actions.model import find_model
 
-    asked = Asked(support, query, texts, alpha, truth, strip_prefix, pictures, workers)
+    asked = Asked(support, query, texts, alpha, truth, strip_prefix, pictures, workers, pattern)
     print(predict_clips(find_model(model, run, method, results), asked, out))
 
 
@@ -405,6 +407,7 @@ def embed(
     model: Model = "",
     labelled: Annotated[bool, typer.Option("--labelled", help="Folders are classes.")] = False,
     strip_prefix: StripPrefix = False,
+    pattern: Pattern = "",
     out: Annotated[Path, typer.Option(help="A file NAME.npz, or a folder of shards.")] = Path("features.npz"),
     workers: Workers = 1,
     nodes: Nodes = 1,
@@ -421,7 +424,7 @@ def embed(
     if nodes > 1 and out.suffix == ".npz":
         raise UserError(f"over several nodes features go into a folder of shards, and {out} is a file: --out features")
     _share(Workspace(results), nodes, workers, interface)
-    found = labelled_clips(clips, strip_prefix) if labelled else loose_clips(clips)
+    found = labelled_clips(clips, strip_prefix, pattern) if labelled else loose_clips(clips, pattern)
     if out.suffix == ".npz":
         from pipeline.actions.command import embed_clips
         from pipeline.actions.model import find_model

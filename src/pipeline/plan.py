@@ -22,7 +22,7 @@ from pipeline.tables.spec import INSIDE, Column, Paper, Row, Table, read_papers,
 # Keys of a data set's definition that say where and how on this machine, not what.
 DATASET_OPTIONS = (
     "root", "lists", "labels", "names", "missing", "texts", "corpora", "describe", "expected", "workers", "licence",
-    "homepage", "note", "download", "available", "min_coverage", "videos",
+    "homepage", "note", "download", "available", "min_coverage", "videos", "duplicates",
 )  # fmt: skip
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_KEYS = ("model", "models", "options", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")

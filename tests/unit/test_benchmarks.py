@@ -93,7 +93,7 @@ def test_data(small, tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "guarded_map", lambda function, jobs, *_: (function(job) for job in jobs))
     monkeypatch.setattr(data, "SIDE", 32)
     lines = data.measure(small, tmp_path, 1, (12, 14), 64, steps=2, repeats=1, loader_workers=0)
-    assert [line.equal for line in lines] == [True, None, True, None, None, None]
+    assert [line.equal for line in lines] == [True, None, True, None, None, None, None, None]
     assert "KB a clip (13 frames of 32 pixels)" in lines[0].note and all(line.fast > 0 for line in lines)
 
 

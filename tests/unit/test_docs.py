@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -162,3 +163,19 @@ def test_the_readme_tells_every_command_that_ci_calls(repo):
     commands = [line for line in (repo / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
     told = re.findall(r"^(make [\w-]+) +# ", (repo / "README.md").read_text(), re.M)
     assert commands and set(commands) <= set(told)
+
+
+def test_every_key_of_a_skeleton_set_is_described():
+    from pipeline.datasets.skeletons.feeder import Feed
+    from pipeline.datasets.skeletons.prepare import SkeletonDefinition
+    from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
+    from pipeline.datasets.skeletons.protocols import OneShotProtocol
+    from pipeline.datasets.skeletons.readers import Format, SourceSpec
+
+    page = (DOCS / "add-a-dataset.md").read_text()
+    section = page[page.index("## Skeletons") : page.index("## Identity")]
+    keys = [key for model in (SourceSpec, OneShotProtocol, SkeletonPolicy, Feed) for key in model.model_fields]
+    assert not [key for key in (*keys, *get_args(Format)) if f"`{key}`" not in section]
+    (example,) = (text for text in blocks("add-a-dataset.md", "yaml") if "kind: skeletons" in text)
+    made = SkeletonDefinition.read(yaml.safe_load(example), "the example")
+    assert made.policy.center == 0 and made.source.joint_names[0] == "torso"

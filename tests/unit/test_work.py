@@ -6,6 +6,7 @@ import csv
 from collections import Counter
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -109,8 +110,7 @@ def test_training_and_test_decode_no_video(world, tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("a video was opened")
 
-    monkeypatch.setattr(decoding.decord, "VideoReader", refuse)
-    monkeypatch.setattr(decoding.av, "open", refuse)
+    monkeypatch.setattr(av, "open", refuse)
     ws, run = world.elsewhere(tmp_path), world.run(method="otam")
     dataset = world.plan.datasets[run.dataset]
     clip = read_index(world.ws.dataset(run.dataset) / "index.csv")[0]

@@ -39,6 +39,7 @@ class Asked:
     strip_prefix: bool = False
     pictures: int = 8
     workers: int = 1
+    pattern: str = ""
 
 
 def predict_clips(model: ActionModel, asked: Asked, out: Path, say: Say = print) -> Path:
@@ -49,8 +50,11 @@ def predict_clips(model: ActionModel, asked: Asked, out: Path, say: Say = print)
     Raises:
         UserError: a folder, class or text is missing, or no clip can be read.
     """
-    support = labelled_clips(asked.support, asked.strip_prefix)
-    queries = labelled_clips(asked.query, asked.strip_prefix) if asked.truth else loose_clips(asked.query)
+    support = labelled_clips(asked.support, asked.strip_prefix, asked.pattern)
+    if asked.truth:
+        queries = labelled_clips(asked.query, asked.strip_prefix, asked.pattern)
+    else:
+        queries = loose_clips(asked.query, asked.pattern)
     corpus = load_corpus(asked.texts) if asked.texts else None
     bad: list[dict[str, str]] = []
     labeller = Labeller(model, _encoded(model, support, "support", asked.workers, bad), corpus, asked.alpha)
@@ -103,7 +107,7 @@ def _encoded(
     found = []
     for item in model.encode(clips, workers):
         if isinstance(item, Encoded):
-            blank = Sampled(item.seen.pixels[:0], item.seen.positions, item.seen.fps, item.seen.source_frames)
+            blank = Sampled(item.seen.pixels[:0], item.seen.positions, item.seen.seconds, item.seen.source_frames)
             found.append(Encoded(item.clip, item.features, blank))
         else:
             _report(*item, what, bad)

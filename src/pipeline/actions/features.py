@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.progress import bar
 from pipeline.shards import Parts, make_shards, read_arrays, shard_file
 
-FORMAT = 1  # of the folder's files
+FORMAT = 2  # of the folder's files and of the frames that were encoded; 1 had another decoder's
 SHARD = 256  # clips: with 8 x 512 float32 of each, 4 MB
 
 
@@ -65,6 +65,7 @@ def embed_folder(
     model = name.load()
     listed = hashlib.sha256(json.dumps([[clip.name, clip.label] for clip in clips]).encode()).hexdigest()
     identity = {"format": FORMAT, "run": model.about.run, "shard": SHARD, "clips": listed}
+    identity |= {"pattern": clips[0].pattern} if clips[0].pattern else {}
     gpus = int(model.device == "cuda")
     del model  # a worker loads its own
     try:
@@ -114,20 +115,20 @@ def _write_shards(
         shard_file(out, number).unlink(missing_ok=True)
     if Path(clips[0].path).absolute() == root:  # a clip by itself
         root = root.parent
-    make = partial(_make_shards, name=name, root=root, out=out, workers=workers)
+    make = partial(_make_shards, name=name, root=root, out=out, workers=workers, pattern=clips[0].pattern)
     with bar("features", len(names), "clips", len(names) - sum(map(len, missing.values()))) as shown:
         make_shards(make, missing, shown, nodes, workers, (root, out), gpus)
 
 
 def _make_shards(
-    parts: Parts, advance: Callable[[], None], *, name: ModelName, root: Path, out: Path, workers: int
+    parts: Parts, advance: Callable[[], None], *, name: ModelName, root: Path, out: Path, workers: int, pattern: str
 ) -> Iterator[Path]:
     """Make shards of the clips at `parts`, as `pipeline.shards.Make` says."""
     model = None
     for number, part in parts.items():
         if not shard_file(out, number).exists():
             model = model or name.load()
-            clips = [OwnClip(clip, str(root / clip)) for clip in part]
+            clips = [OwnClip(clip, str(root / clip), pattern=pattern) for clip in part]
             write_bytes(shard_file(out, number), _pack(model, clips, workers, advance))
         yield shard_file(out, number)
 

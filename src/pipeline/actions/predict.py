@@ -131,12 +131,11 @@ class Labeller:
             for i in order
         ]
         seen = query.seen
-        seconds = (seen.positions / seen.fps).round(3).tolist() if seen.fps else []
         return Prediction(
             query.clip,
             top,
             seen.positions.tolist(),
-            seconds,
+            seen.seconds.round(3).tolist(),
             phases_of(model, query.features),
             self._atoms(top[0].label),
         )

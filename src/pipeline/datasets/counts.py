@@ -120,9 +120,9 @@ def _count_one_shot(definition: Mapping[str, Any], where: str, console: Console)
 
 
 def _read_available(path: Path) -> list[str]:
-    from pipeline.datasets.splits import _lines
+    from pipeline.textfiles import read_lines
 
-    return [line for line in map(str.strip, _lines(path)) if line]
+    return [line for line in map(str.strip, read_lines(path)) if line]
 
 
 def _indented(console: Console) -> Any:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
+import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Failure, natural_key, probe_clips
+from pipeline.datasets.duplicates import check_duplicates
+from pipeline.datasets.frames import Failure, probe_clips
 from pipeline.datasets.index import SPLITS, Clip, write_csv, write_prepared
+from pipeline.datasets.located import locate, report_map, without_suffix
+from pipeline.datasets.names import composed, near_path
 from pipeline.datasets.splits import (
     MIN_CLIPS,
     assign_splits,
@@ -21,13 +24,14 @@ from pipeline.datasets.splits import (
     class_list,
     display_label,
     required,
-    video_stem,
 )
+from pipeline.datasets.videos import IMAGE_SUFFIXES, VIDEO_SUFFIXES, natural_key
 from pipeline.errors import UserError, unknown
+from pipeline.textfiles import read_table, slashed
 
 __all__ = ["class_folders", "clips_below", "display_label", "normalise_label", "prepare_folder"]
 
-KEYS = ("root", "labels", "splits", "min_clips", "strip_prefix", "map")
+KEYS = ("root", "labels", "splits", "min_clips", "strip_prefix", "map", "pattern")
 NUMBER_PREFIX = r"\d+[\s._-]+"
 
 
@@ -73,6 +77,9 @@ def prepare_folder(spec: Mapping[str, Any], out_folder: str | Path, workers: int
     - splits: see `splits.assign_splits`; not needed when the CSV file gives them. Classes in no split are
       left out.
     - min_clips: clips that every class must have (2). strip_prefix, map: see `normalise_label`.
+    - pattern: a regular expression; only files whose name it matches count, videos and pictures alike. Needed where a
+      folder holds both, or pictures of several series.
+    - duplicates: see `check_duplicates`.
 
     Every clip is opened and decoded at its start and near its end: `clips.csv` records frames, fps and
     size, and `unreadable.csv` those left out, with the reason. Raises UserError on a wrong configuration,
@@ -81,8 +88,12 @@ def prepare_folder(spec: Mapping[str, Any], out_folder: str | Path, workers: int
     check_keys(spec, KEYS)
     root = Path(required(spec, "root"))
     if not root.is_dir():
-        raise UserError(f"there is no folder {root}; correct the data set's root")
-    found = list(_from_table(root, Path(spec["labels"])) if spec.get("labels") else _from_folders(root))
+        raise UserError(f"there is no folder {root}; correct the data set's root{near_path(root)}")
+    pattern = checked_pattern(spec.get("pattern", ""))
+    if spec.get("labels"):
+        found = _placed(root, list(_from_table(root, Path(spec["labels"]))), Path(out_folder))
+    else:
+        found = list(_from_folders(root, pattern))
     labels = _labels({item.raw for item in found}, spec)
     split_of = _splits(found, labels, spec, root)
     kept = [item for item in found if item.path and labels[item.raw] in split_of]
@@ -91,7 +102,8 @@ def prepare_folder(spec: Mapping[str, Any], out_folder: str | Path, workers: int
         Clip(name, item.path, labels[item.raw], split_of[labels[item.raw]])
         for name, item in zip(_clip_names(kept), kept, strict=True)
     ]
-    probes = probe_clips(root, clips, workers)
+    check_duplicates(root, clips, spec.get("duplicates", "error"))
+    probes = probe_clips(root, clips, workers, pattern)
     both = list(zip(clips, probes, strict=True))
     unreadable = [(clip.path, probe.reason) for clip, probe in both if isinstance(probe, Failure)]
     index = write_prepared(out_folder, root, clips, unreadable, int(spec.get("min_clips", MIN_CLIPS)))
@@ -104,39 +116,51 @@ def prepare_folder(spec: Mapping[str, Any], out_folder: str | Path, workers: int
     return index
 
 
-def class_folders(root: str | Path) -> dict[str, list[str]]:
+def checked_pattern(pattern: str) -> str:
+    """The pattern; raises UserError when it is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"pattern {pattern!r} is not a regular expression ({error}); correct it") from None
+    return pattern
+
+
+def class_folders(root: str | Path, pattern: str = "") -> dict[str, list[str]]:
     """{name of a class folder: paths below `root` of the clips in it}, in natural order; an empty folder has none.
 
-    A clip is a video file or a folder of jpg/png frames, perhaps in subfolders. Raises UserError when `root` has no
-    class folders.
+    A clip is a video file or a folder of jpg/png frames, perhaps in subfolders, of names that `pattern` matches. Raises
+    UserError when `root` has no class folders, or a folder holds pictures beside videos.
     """
     found: dict[str, list[str]] = {}
-    for item in _from_folders(Path(root)):
+    for item in _from_folders(Path(root), pattern):
         found.setdefault(item.raw, []).extend([item.path] if item.path else [])
     return found
 
 
-def clips_below(root: str | Path) -> list[str]:
-    """Paths below the folder `root` of all clips in it, at any depth, in natural order; "" if it is itself one."""
+def clips_below(root: str | Path, pattern: str = "") -> list[str]:
+    """Paths below the folder `root` of all clips in it, at any depth, in natural order; "" if it is itself one.
+
+    Raises UserError when a folder holds pictures beside videos.
+    """
     root = Path(root)
-    if _holds_images(root):
+    if _is_clip(root, pattern):
         return [""]
-    return [path.removeprefix("./") for path in _clips_below(root, ".", set())]
+    return [path.removeprefix("./") for path in _clips_below(root, ".", set(), pattern)]
 
 
-def _from_folders(root: Path) -> Iterator[_Found]:
+def _from_folders(root: Path, pattern: str) -> Iterator[_Found]:
     """Clips of each class folder; an empty one gives an item without path."""
     names = [name for name in _entries(root) if (root / name).is_dir()]
     if not names:
         raise UserError(f"{root} has no class folders; make one folder a class, or give labels: a CSV file")
     for name in names:
-        if _holds_images(root / name):
+        if _is_clip(root / name, pattern):
             raise UserError(f"{root / name} holds frames directly; put the frames of each clip in a folder of its own")
-        paths = list(_clips_below(root, name, set()))
+        paths = list(_clips_below(root, name, set(), pattern))
         yield from (_Found(path, name) for path in paths or [""])
 
 
-def _clips_below(root: Path, folder: str, seen: set[str]) -> Iterator[str]:
+def _clips_below(root: Path, folder: str, seen: set[str], pattern: str) -> Iterator[str]:
     """Paths (below root) of videos and frame folders in `folder`, in natural order."""
     real = os.path.realpath(root / folder)
     if real in seen:
@@ -145,42 +169,60 @@ def _clips_below(root: Path, folder: str, seen: set[str]) -> Iterator[str]:
     for name in _entries(root / folder):
         path = f"{folder}/{name}"
         if (root / path).is_dir():
-            if _holds_images(root / path):
+            if _is_clip(root / path, pattern):
                 yield path
             else:
-                yield from _clips_below(root, path, seen)
-        elif name.lower().endswith(VIDEO_SUFFIXES):
+                yield from _clips_below(root, path, seen, pattern)
+        elif name.lower().endswith(VIDEO_SUFFIXES) and re.search(pattern, name):
             yield path  # a broken link too: probing it tells that the file is missing
 
 
 def _entries(folder: Path) -> list[str]:
-    return sorted((name for name in os.listdir(folder) if name[0] != "."), key=natural_key)
+    """Names in a folder, in natural order; of those that are not UTF-8, which no table can hold, a line is printed."""
+    names = sorted((name for name in os.listdir(folder) if name[0] != "."), key=natural_key)
+    for name in names:
+        if (said := os.fsencode(name).decode("utf-8", "backslashreplace")) != name:
+            print(f"left out: {folder}/{said}: its name is not UTF-8; rename it", file=sys.stderr, flush=True)
+    return [name for name in names if os.fsencode(name).decode("utf-8", "backslashreplace") == name]
 
 
-def _holds_images(folder: Path) -> bool:
-    return any(name.lower().endswith(IMAGE_SUFFIXES) for name in _entries(folder))
+def _is_clip(folder: Path, pattern: str) -> bool:
+    """Whether a folder holds the frames of a clip; raises UserError where it holds videos too."""
+    names = [name for name in os.listdir(folder) if name[0] != "." and re.search(pattern, name)]
+    pictures = sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+    films = sorted(name for name in names if name.lower().endswith(VIDEO_SUFFIXES))
+    if pictures and films:
+        raise UserError(
+            f"{folder} holds pictures ({_some(pictures)}) beside videos ({_some(films)}); move one kind away, or say "
+            "by `pattern:`, a regular expression, which names are clips"
+        )
+    return bool(pictures)
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _placed(root: Path, found: list[_Found], folder: Path) -> list[_Found]:
+    """Rows of a table with the paths as they lie below the root."""
+    paths = [item.path for item in found]
+    places = locate(root, paths)
+    report_map(folder, paths, places)
+    return [replace(item, path=place.path or item.path) for item, place in zip(found, places, strict=True)]
 
 
 def _from_table(root: Path, table: Path) -> Iterator[_Found]:
-    """Rows of a CSV file path,label[,split]."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = {"path", "label"} - set(reader.fieldnames or ())
-            if missing:
-                raise UserError(f"{table} lacks the column {', '.join(sorted(missing))}; it needs path,label")
-            rows = list(reader)
-    except FileNotFoundError:
-        raise UserError(f"there is no table of labels {table}; correct labels") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is not a CSV file in UTF-8 ({error}); write it again") from None
-    for line, row in enumerate(rows, start=2):
-        path, label, split = ((row.get(key) or "").strip() for key in ("path", "label", "split"))
+    """Rows of a table path,label[,split]."""
+    seen: dict[str, int] = {}
+    for line, row in enumerate(read_table(table, "the table of labels", ("path", "label")), start=2):
+        path, label, split = slashed(row["path"]), row["label"], row.get("split", "")
         if not path or not label:
             raise UserError(f"{table}, line {line}: path or label is empty; fill it in")
         if split and split not in SPLITS:
             raise unknown("split", split, SPLITS, f"{table}, line {line}")
         inside = Path(os.path.relpath(path, root) if os.path.isabs(path) else path).as_posix()
+        if (first := seen.setdefault(inside, line)) != line:
+            raise UserError(f"{table}, line {line}: {inside} is in line {first} already; keep one")
         yield _Found(inside, label, split)
 
 
@@ -203,8 +245,11 @@ def _splits(found: list[_Found], labels: Mapping[str, str], spec: Mapping[str, A
     """{class: split}"""
     if spec.get("splits"):
         # Lists may use the names as given or the class names.
+        given = {composed(name): label for name, label in labels.items()}
         splits = {
-            key: value if isinstance(value, int) else [labels.get(name, name) for name in class_list(value, key)]
+            key: value
+            if isinstance(value, int)
+            else [given.get(composed(name), name) for name in class_list(value, key)]
             for key, value in spec["splits"].items()
             if value
         }
@@ -235,6 +280,6 @@ def _check_empty(
 
 def _clip_names(found: list[_Found]) -> list[str]:
     """Paths without suffix; with it where two clips differ in nothing else."""
-    short = [os.path.join(os.path.dirname(item.path), video_stem(item.path)) for item in found]
+    short = [without_suffix(item.path) for item in found]
     times = Counter(short)
     return [name if times[name] == 1 else item.path for name, item in zip(short, found, strict=True)]

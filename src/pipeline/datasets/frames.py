@@ -13,7 +13,6 @@ import json
 import mmap
 import multiprocessing
 import os
-import re
 import shutil
 import time
 import traceback
@@ -24,12 +23,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-# At a damaged end decord retries 10,240 times unless told otherwise: minutes.
-os.environ.setdefault("DECORD_EOF_RETRY_MAX", "512")
-
-import av
 import cv2
-import decord
 import numpy as np
 
 from pipeline.datasets.index import (
@@ -45,20 +39,17 @@ from pipeline.datasets.index import (
 from pipeline.datasets.kept import FOLDER as KEPT
 from pipeline.datasets.kept import Kept, keep_shards, stamp
 from pipeline.datasets.sampling import sample_positions
+from pipeline.datasets.videos import ReadClip, Unreadable, read_clip
 from pipeline.errors import UserError, unknown
 from pipeline.progress import bar
 from pipeline.shards import Parts, make_shards
 
-decord.logging.set_level(decord.logging.QUIET)
-
-VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".gif")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 CODECS = ("jpeg", "raw")
-FORMAT = 1  # of the store's files
+SPACINGS = ("number", "time")
+FORMAT = 2  # of the store's files and of the frames in them; 1 had decord's
 CLIP_TIMEOUT = 120.0  # seconds after which a decoder counts as hung
 _MAX_SHARDS = 128  # an open store holds one file descriptor a shard
 _MIN_CLIPS_PER_SHARD = 32
-_CHUNK = 16  # frames held at full resolution at a time
 
 
 # ---------------------------------------------------------------------------------------------- policy
@@ -69,13 +60,15 @@ class FramePolicy:
     size: (height, width) in pixels; the whole frame is resized to it, its aspect not kept, bilinear
     (CLIP-FSAR: 256x256). One number is the short side, and the aspect is kept (SeFAR, TRX). frames: frames kept of a
     clip at most, evenly spaced (the middles of equal segments); 0 keeps all. codec: jpeg or raw (uint8 RGB).
-    quality: of the JPEGs, 1 to 100.
+    quality: of the JPEGs, 1 to 100. spacing: what is even, the numbers of the frames (number, as in the released code)
+    or their times (time), which differ where the frame rate of a video changes.
     """
 
     size: tuple[int, int] | int = (256, 256)
     frames: int = 32
     codec: str = "jpeg"
     quality: int = 95
+    spacing: str = "number"
 
     @classmethod
     def parse(cls, policy: Mapping[str, Any] | FramePolicy) -> FramePolicy:
@@ -101,6 +94,8 @@ class FramePolicy:
             raise unknown("codec", made.codec, CODECS, "the frame policy")
         if not isinstance(made.quality, int) or not 1 <= made.quality <= 100:
             raise UserError(f"frame policy: quality must be between 1 and 100, not {made.quality}")
+        if made.spacing not in SPACINGS:
+            raise unknown("spacing", made.spacing, SPACINGS, "the frame policy")
         return made
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,14 +103,22 @@ class FramePolicy:
         made = {**asdict(self), "size": self.size if isinstance(self.size, int) else list(self.size)}
         if self.codec == "raw":
             del made["quality"]
+        if self.spacing == "number":
+            del made["spacing"]
         return made
+
+    def places(self, times: np.ndarray) -> np.ndarray:
+        """Which of a clip's frames, shown at `times` (n,) seconds, are kept: ascending, int64."""
+        wanted = min(len(times), self.frames) if self.frames else len(times)
+        even = sample_positions(len(times), wanted, "segment_centre")
+        if self.spacing == "number" or wanted == len(times):
+            return even
+        frame = times[-1] / max(len(times) - 1, 1)  # the last one is shown for about as long as the others
+        middles = (np.arange(wanted) + 0.5) * (times[-1] + frame) / wanted
+        return np.unique(np.searchsorted(times, middles, side="right") - 1)
 
 
 # -------------------------------------------------------------------------------------------- decoding
-class Unreadable(Exception):
-    """A clip that cannot be decoded; the message is the reason."""
-
-
 @dataclass(frozen=True, slots=True)
 class ClipProbe:
     """What a look into a video says: count of frames, frames a second (0: unknown), size in pixels."""
@@ -126,56 +129,31 @@ class ClipProbe:
     width: int
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedClip:
-    """Frames of a clip as the store keeps them; `source_frames` counts those of the video."""
-
-    frames: list[Any]
-    fps: float
-    source_frames: int
+def encode_clip(path: str | Path, policy: FramePolicy, pattern: str = "") -> ReadClip:
+    """Decode a video, or a folder of jpg/png frames, and encode the frames that `policy` keeps; see `read_clip`."""
+    return read_clip(path, partial(encode_frame, policy), policy.places, pattern)
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts frame 2 before frame 10."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]
-
-
-def encode_clip(path: str | Path, policy: FramePolicy) -> EncodedClip:
-    """Decode a video, or a folder of jpg/png frames, and encode the frames that `policy` keeps.
-
-    decord reads videos; where it fails (GIFs, rare containers, damaged streams) PyAV does. Raises
-    Unreadable when the file is missing or damaged, holds no frame, or ends before the frames that its
-    header announces.
-    """
-    return _read(Path(path), partial(_encode, policy), policy.frames)
-
-
-def map_frames(path: str | Path, function: Callable[[np.ndarray], Any], frames: int = 0) -> EncodedClip:
+def map_frames(path: str | Path, function: Callable[[np.ndarray], Any], frames: int = 0) -> ReadClip:
     """Decode a clip like `encode_clip` and keep what `function` makes of each frame, uint8 RGB (H, W, 3), in order.
 
-    frames: at most so many, evenly spaced; 0 takes all. A clip that decord cannot finish is begun again by PyAV; errors
-    of `function` that decoders raise, too (OSError, RuntimeError, ValueError, IndexError), count as theirs. Raises
-    Unreadable.
+    frames: at most so many, evenly spaced; 0 takes all. Raises Unreadable.
     """
-    return _read(Path(path), function, frames)
+    return read_clip(path, function, FramePolicy(frames=frames).places)
 
 
-def probe_clip(path: str | Path) -> ClipProbe:
+def probe_clip(path: str | Path, pattern: str = "") -> ClipProbe:
     """Open a clip and decode its first frame and one near its end; raises Unreadable like `encode_clip`."""
-    shape: list[tuple[int, ...]] = []
-
-    def look(frame: np.ndarray) -> bytes:
-        shape.append(frame.shape)
-        return b""
-
-    found = _read(Path(path), look, None)
-    return ClipProbe(found.source_frames, found.fps, *shape[0][:2])
+    found = read_clip(path, np.shape, lambda times: np.unique([0, (len(times) - 1) * 9 // 10]), pattern)
+    return ClipProbe(found.source_frames, found.fps, *found.frames[0][:2])
 
 
-def probe_clips(root: str | Path, clips: Sequence[Clip], workers: int = 1) -> list[ClipProbe | Failure]:
+def probe_clips(
+    root: str | Path, clips: Sequence[Clip], workers: int = 1, pattern: str = ""
+) -> list[ClipProbe | Failure]:
     """`probe_clip` of every clip, in `workers` processes; a Failure says why one cannot be read."""
-    return list(guarded_map(probe_clip, [str(Path(root) / clip.path) for clip in clips], workers))
+    jobs = [str(Path(root) / clip.path) for clip in clips]
+    return list(guarded_map(partial(probe_clip, pattern=pattern), jobs, workers))
 
 
 def _stored_size(size: tuple[int, int] | int, height: int, width: int) -> tuple[int, int]:
@@ -186,7 +164,7 @@ def _stored_size(size: tuple[int, int] | int, height: int, width: int) -> tuple[
     return max(round(height * factor), size), max(round(width * factor), size)
 
 
-def _encode(policy: FramePolicy, frame: np.ndarray) -> bytes:
+def encode_frame(policy: FramePolicy, frame: np.ndarray) -> bytes:
     """One RGB frame (H, W, 3), resized and in the store's codec."""
     height, width = _stored_size(policy.size, *frame.shape[:2])
     frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -198,113 +176,6 @@ def _encode(policy: FramePolicy, frame: np.ndarray) -> bytes:
     if not good:
         raise RuntimeError("OpenCV could not encode a JPEG")
     return data.tobytes()
-
-
-def _positions(n: int, frames: int | None) -> np.ndarray:
-    """Which of n frames to decode: `frames` evenly spaced, all (0), or the first and a late one (None)."""
-    if frames is None:
-        return np.unique([0, (n - 1) * 9 // 10])
-    return sample_positions(n, min(n, frames) if frames else n, "segment_centre")
-
-
-def _read(path: Path, encode: Callable[[np.ndarray], bytes], frames: int | None) -> EncodedClip:
-    if path.is_dir():
-        return _read_folder(path, encode, frames)
-    if not path.is_file():
-        raise Unreadable("the file is missing")
-    if not path.stat().st_size:
-        raise Unreadable("the file is empty")
-    if path.suffix.lower() != ".gif":  # decord seeks in GIFs wrongly
-        try:
-            return _read_decord(path, encode, frames)
-        except (
-            decord.DECORDError,
-            av.FFmpegError,
-            Unreadable,
-            OSError,
-            RuntimeError,
-            ValueError,
-            IndexError,
-        ):
-            pass  # PyAV decides whether the file or decord is at fault
-    try:
-        return _read_av(path, encode, frames)
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise Unreadable(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from error
-
-
-def _read_decord(path: Path, encode: Callable[[np.ndarray], bytes], frames: int | None) -> EncodedClip:
-    reader = decord.VideoReader(str(path), num_threads=1)
-    _check_length(len(reader), *_announced(path))
-    wanted = _positions(len(reader), frames)
-    made = []
-    for start in range(0, len(wanted), _CHUNK):
-        batch = reader.get_batch(wanted[start : start + _CHUNK].tolist()).asnumpy()
-        made += [encode(frame) for frame in batch]
-    return EncodedClip(made, float(reader.get_avg_fps()), len(reader))
-
-
-def _read_av(path: Path, encode: Callable[[np.ndarray], bytes], frames: int | None) -> EncodedClip:
-    """Two passes, one to count and one to keep, so that no more than one full frame is held."""
-    n = sum(1 for _ in _av_frames(path))
-    _check_length(n, *_announced(path))
-    wanted = set(_positions(n, frames).tolist())
-    made = [encode(frame.to_ndarray(format="rgb24")) for i, frame in enumerate(_av_frames(path)) if i in wanted]
-    with av.open(str(path)) as container:
-        rate = container.streams.video[0].average_rate
-    return EncodedClip(made, float(rate or 0), n)
-
-
-def _av_frames(path: Path) -> Iterator[av.VideoFrame]:
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise Unreadable("it holds no video stream")
-        try:
-            yield from container.decode(video=0)
-        except av.InvalidDataError:
-            return  # what was decoded is compared with what the header announces
-
-
-def _read_folder(path: Path, encode: Callable[[np.ndarray], bytes], frames: int | None) -> EncodedClip:
-    names = sorted(
-        (name for name in os.listdir(path) if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."),
-        key=natural_key,
-    )
-    if not names:
-        raise Unreadable("the folder holds no jpg or png frame")
-    made = []
-    for position in _positions(len(names), frames):
-        frame = cv2.imread(str(path / names[position]), cv2.IMREAD_COLOR)
-        if frame is None:
-            raise Unreadable(f"frame {names[position]} cannot be decoded")
-        made.append(encode(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)))
-    return EncodedClip(made, 0.0, len(names))
-
-
-def _announced(path: Path) -> tuple[int, int]:
-    """Frames that a video's header announces (0: unknown), and how many of them may be missing all the
-    same.
-
-    Headers that count frames are off by a few after cutting; where only a duration is known the count is
-    an estimate.
-    """
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise Unreadable("it holds no video stream")
-        stream = container.streams.video[0]
-        if stream.frames:
-            return stream.frames, max(2, stream.frames // 20)
-        if container.duration and stream.average_rate and path.suffix.lower() != ".gif":
-            n = int(container.duration / av.time_base * float(stream.average_rate))
-            return n, max(3, n // 5)
-    return 0, 0
-
-
-def _check_length(n: int, announced: int, slack: int) -> None:
-    if n < 1:
-        raise Unreadable("no frame can be decoded")
-    if n < announced - slack:
-        raise Unreadable(f"it is cut short: {n} of {announced} frames can be decoded")
 
 
 # ---------------------------------------------------------------------------- guarded worker processes
@@ -440,6 +311,7 @@ def build_frame_store(
     clip_timeout: float = CLIP_TIMEOUT,
     nodes: int = 1,
     audit: Callable[[list[tuple[Clip, str]]], Mapping[str, Any]] | None = None,
+    pattern: str = "",
 ) -> Path:
     """Decode the clips of `index_csv` (paths below `root`) into the frame store `folder`; returns its
     manifest.
@@ -451,6 +323,8 @@ def build_frame_store(
     finished: what it raises leaves the shards as they are, what it returns goes into the manifest. Needs
     memory for a few encoded clips a worker, whatever their number. With several `nodes` the shards are made
     over those of the Ray cluster that this process is connected to, by `workers` processes on each.
+
+    pattern: see `read_clip`.
 
     Raises UserError when the folder holds a complete store of another policy, no file is found, no clip
     can be decoded, the disk is full, or see `pipeline.shards.make_shards`.
@@ -465,7 +339,8 @@ def build_frame_store(
         raise UserError(f"none of the {len(clips)} files of {index_csv} is found in {root}; correct the root")
     try:
         _prepare_folder(folder, identity)
-        _write_shards(clips, root, folder, policy, workers, clip_timeout, identity["shard"], nodes)
+        decode = Decode(policy, pattern, workers, clip_timeout)
+        _write_shards(clips, root, folder, decode, identity["shard"], nodes)
         return _finish(clips, folder, identity, audit or (lambda _: {}))
     except OSError as error:
         if disk_full(error):
@@ -541,16 +416,23 @@ def _missing(parts: Parts, root: Path, folder: Path) -> Parts:
     return {shard: part for shard, part in parts.items() if not _usable(folder, shard, [root / path for path in part])}
 
 
-def _write_shards(
-    clips: list[Clip],
-    root: Path,
-    folder: Path,
-    policy: FramePolicy,
-    workers: int,
-    timeout: float,
-    size: int,
-    nodes: int,
-) -> None:
+@dataclass(frozen=True)
+class Decode:
+    """How the clips of a store are decoded: by so many processes, each clip in `timeout` seconds at most."""
+
+    policy: FramePolicy
+    pattern: str
+    workers: int
+    timeout: float
+
+    def __call__(self, paths: Sequence[str]) -> Iterator[ReadClip | Failure]:
+        """The clips at `paths`, in their order."""
+        return guarded_map(
+            partial(encode_clip, policy=self.policy, pattern=self.pattern), paths, self.workers, self.timeout
+        )
+
+
+def _write_shards(clips: list[Clip], root: Path, folder: Path, decode: Decode, size: int, nodes: int) -> None:
     paths, root, folder = [clip.path for clip in clips], root.absolute(), folder.absolute()
     parts = {shard: paths[start : start + size] for shard, start in enumerate(range(0, len(paths), size))}
     parts = _missing(parts, root, folder)
@@ -562,31 +444,22 @@ def _write_shards(
     kept = Kept(folder, root)
     copied = {shard: part for shard, part in parts.items() if any(map(kept.holds, part))}
     fresh = {shard: part for shard, part in parts.items() if shard not in copied}
-    make = partial(_make_shards, root=root, folder=folder, policy=policy, workers=workers, timeout=timeout)
+    make = partial(_make_shards, root=root, folder=folder, decode=decode)
     with bar("decoding", len(clips), "clips", len(clips) - sum(map(len, parts.values()))) as decoding:
         make_shards(make, copied, decoding)  # here, one after the other: what is copied is deleted
         kept.keep_only([])
-        make_shards(make, fresh, decoding, nodes, workers, (root, folder))
+        make_shards(make, fresh, decoding, nodes, decode.workers, (root, folder))
 
 
 def _make_shards(
-    parts: Parts,
-    advance: Callable[[], None],
-    *,
-    root: Path,
-    folder: Path,
-    policy: FramePolicy,
-    workers: int,
-    timeout: float,
+    parts: Parts, advance: Callable[[], None], *, root: Path, folder: Path, decode: Decode
 ) -> Iterator[Path]:
     """Make shards of the clips at `parts`, as `pipeline.shards.Make` says."""
     todo, kept = _missing(parts, root, folder), Kept(folder, root)
     again = {path: shard for shard, part in todo.items() for path in part if kept.holds(path)}  # and its last use
     paths = [path for part in todo.values() for path in part]
-    decoded = guarded_map(
-        partial(encode_clip, policy=policy), [str(root / path) for path in paths if path not in again], workers, timeout
-    )
-    results = (EncodedClip(*kept.read(path)) if path in again else next(decoded) for path in paths)
+    decoded = decode([str(root / path) for path in paths if path not in again])
+    results = (kept.read(path) if path in again else next(decoded) for path in paths)
     try:
         for shard, part in parts.items():
             if shard in todo:
@@ -614,8 +487,8 @@ def _write_shard(
                 else:
                     file.writelines(result.frames)
                     sizes = [len(frame) for frame in result.frames]
-                    source = {"path": path, "stamp": stamp(root / path)}
-                    rows.append({"sizes": sizes, "fps": result.fps, "source_frames": result.source_frames, **source})
+                    about = {key: value for key, value in asdict(result).items() if key != "frames"}
+                    rows.append({"sizes": sizes, **about, "path": path, "stamp": stamp(root / path)})
                 advance()
         total = temporary.stat().st_size
         os.replace(temporary, blob)
@@ -672,6 +545,7 @@ def _table(rows: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, np.ndarra
         "first": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         "fps": np.array([row["fps"] for _, row in rows], dtype=np.float64),
         "source_frames": np.array([row["source_frames"] for _, row in rows], dtype=np.int64),
+        "time": np.concatenate([row["times"] or [np.nan] * len(row["sizes"]) for _, row in rows]).astype(np.float64),
         "start": start - start[first_of_shard],
         "size": size,
     }
@@ -749,6 +623,11 @@ class FrameStore:
     def fps(self, i: int) -> float:
         """Frames a second of clip `i`'s video; 0 when unknown (folders of frames)."""
         return float(self._table["fps"][i])
+
+    def times(self, i: int) -> np.ndarray:
+        """When the stored frames of clip `i` are shown: seconds (n_frames,) from the video's first frame on; NaN for
+        folders of frames."""
+        return self._table["time"][self._table["first"][i] : self._table["first"][i + 1]]
 
     def read(self, i: int, positions: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Frames `positions` (all when None) of clip `i`: uint8 RGB (T, H, W, 3), a copy of its own.

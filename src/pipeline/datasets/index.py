@@ -138,14 +138,16 @@ def write_prepared(
     clips, unreadable = list(clips), list(unreadable)
     write_csv(Path(folder) / "unreadable.csv", ("path", "reason"), unreadable)
     write_csv(Path(folder) / LISTED, COLUMNS, (tuple(asdict(clip).values()) for clip in clips))
-    lost = {path for path, _ in unreadable}
+    lost = dict(unreadable)
     good = Counter(clip.label for clip in clips if clip.path not in lost)
     for label in classes_of(clips):
         if good[label] < min_clips:
             where = _common_folder(root, clips, label)
+            first = next((clip.path for clip in clips if clip.label == label and clip.path in lost), "")
+            why = f"; left out is {first}: {lost[first]}" if first else ""
             raise UserError(
                 f"the class {label!r} has {good[label]} readable clip(s) in {where}, and min_clips is "
-                f"{min_clips}; add clips or leave the class out of the splits"
+                f"{min_clips}; add clips or leave the class out of the splits{why}"
             )
     return write_index(Path(folder) / "index.csv", [clip for clip in clips if clip.path not in lost])
 

@@ -14,6 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.datasets.videos import ReadClip
 from pipeline.experiment import digest
 
 FOLDER = "kept"
@@ -75,12 +76,13 @@ class Kept:
         place = self._places.get(path)
         return place is not None and stamp(self.root / path) == place.row["stamp"]
 
-    def read(self, path: str) -> tuple[list[bytes], float, int]:
-        """Frames, frames a second and source frames of a clip that it holds."""
+    def read(self, path: str) -> ReadClip:
+        """A clip that it holds."""
         blob, start, row = self._places[path]
         with blob.open("rb") as file:
             file.seek(start)
-            return [file.read(size) for size in row["sizes"]], row["fps"], row["source_frames"]
+            frames = [file.read(size) for size in row["sizes"]]
+        return ReadClip(frames, row["places"], row["times"], row["fps"], row["source_frames"])
 
     def keep_only(self, paths: Sequence[str]) -> None:
         """Delete the old shards of which no clip in `paths` is."""

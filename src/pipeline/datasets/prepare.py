@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.datasets.names import near_path
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset
 from pipeline.workspace import Workspace, write_json
@@ -35,11 +36,20 @@ def video_root(asset: Asset, ws: Workspace) -> Path:
         return ws.dataset(asset.key) / POSES
     root = asset.options.get("root")
     if not root:
-        raise UserError(f"config/datasets/{asset.name}.yaml: key root is missing (where its files are)")
+        raise UserError(f"{_where(asset)}: key root is missing (where its files are)")
     path = Path(root).expanduser()
     if not (path.is_dir() or (asset.spec["kind"] == "skeletons" and path.is_file())):
-        raise UserError(f"data set {asset.name}: nothing at {root}; put its files there or set root: to where they are")
+        raise UserError(
+            f"data set {asset.name}: nothing at {root}; put its files there or set root: to where they "
+            f"are{near_path(root)}"
+        )
     return path
+
+
+def _where(asset: Asset) -> str:
+    """Where a data set is defined, for messages."""
+    file = Path(f"config/datasets/{asset.name}.yaml")
+    return str(file) if file.is_file() else f"data set {asset.name} (given on the command line or in a config file)"
 
 
 def skeleton_definition(asset: Asset, ws: Workspace, frames: Mapping[str, Any] | None = None) -> SkeletonDefinition:
@@ -53,7 +63,7 @@ def skeleton_definition(asset: Asset, ws: Workspace, frames: Mapping[str, Any] |
     spec = {key: value for key, value in {**asset.spec, **asset.options}.items() if key != "reads"}
     spec |= {"root": str(video_root(asset, ws))}
     spec |= {key: frames[key] for key in ("policy", "feed")} if frames else {}
-    return SkeletonDefinition.read(spec, f"config/datasets/{asset.name}.yaml")
+    return SkeletonDefinition.read(spec, _where(asset))
 
 
 def synthesize(asset: Asset, ws: Workspace, workers: int) -> Path:
@@ -63,7 +73,7 @@ def synthesize(asset: Asset, ws: Workspace, workers: int) -> Path:
     spec = {key: value for key, value in asset.spec.items() if key not in ("kind", "set", "frames")}
     known = set(inspect.signature(generate).parameters) - {"name", "root", "workers"}
     if odd := set(spec) - known:
-        raise unknown("key", min(odd), known, f"config/datasets/{asset.name}.yaml")
+        raise unknown("key", min(odd), known, _where(asset))
     generate(asset.spec["set"], video_root(asset, ws), workers=workers, **spec)
     return video_root(asset, ws) / "annotations.csv"
 
@@ -78,7 +88,7 @@ def make_poses(asset: Asset, ws: Workspace, workers: int, nodes: int = 1) -> Pat
     from pipeline.pose.extract import extract_poses, find_videos
     from pipeline.pose.picture import write_picture
 
-    where, wanted = f"config/datasets/{asset.name}.yaml", asset.spec.get("pose", {})
+    where, wanted = _where(asset), asset.spec.get("pose", {})
     if asset.spec.get("format") != "poses" or "videos" not in asset.options:
         raise UserError(f"{where}: poses are extracted for kind skeletons, format poses, with the key videos")
     known = set(inspect.signature(PoseSettings).parameters) - {"layout"}  # the graph says it
@@ -120,16 +130,19 @@ def make_splits(asset: Asset, ws: Workspace, workers: int) -> Path:
         from pipeline.datasets.semi import prepare_semi
 
         return prepare_semi(spec, folder)
-    raise unknown("kind of data set", kind, KINDS, f"config/datasets/{asset.name}.yaml")
+    raise unknown("kind of data set", kind, KINDS, _where(asset))
 
 
 def make_texts(asset: Asset, ws: Workspace) -> Path:
     """Put the text corpus of the data set in place, after a look whether every class has its texts.
 
+    Where there is none it is an empty one, which stops the methods that read texts, and no others.
+
     Raises:
-        UserError: there is no corpus, or a class is missing in it.
+        UserError: a class is missing in the corpus.
     """
     from pipeline.datasets.index import read_index
+    from pipeline.text.corpus import Corpus
 
     given = asset.options.get("texts")
     if asset.spec["kind"] == "synthetic" or "reads" in asset.spec:
@@ -139,11 +152,10 @@ def make_texts(asset: Asset, ws: Workspace) -> Path:
     elif asked := asset.options.get("describe"):
         source = describe_classes(asset, ws, asked, "llm")
     else:
-        raise UserError(
-            f"data set {asset.name}: no texts ({given or 'key texts is missing'}); write the descriptions of its "
-            "classes in the form that docs/add-a-dataset.md shows and name the file in `texts:`, or set `describe:` "
-            "to have a language model write them"
+        print(
+            f"data set {asset.name} has no texts ({given or 'key texts is missing'}); methods that read them will stop"
         )
+        return Corpus({}).save(ws.dataset(asset.key) / "texts.json")
     labels = sorted({clip.label for clip in read_index(ws.dataset(asset.key) / "index.csv")})
     target = ws.dataset(asset.key) / "texts.json"
     for name, other in _corpora(asset, ws).items():
@@ -240,7 +252,10 @@ def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: 
         make_skeleton_store(skeleton_definition(asset, ws), folder, folder / store, workers, audit=audit)
     else:
         root = video_root(asset, ws)
-        build_frame_store(folder / "index.csv", root, folder / store, policy, workers, nodes=nodes, audit=audit)
+        pattern = asset.spec.get("pattern", "")
+        build_frame_store(
+            folder / "index.csv", root, folder / store, policy, workers, nodes=nodes, audit=audit, pattern=pattern
+        )
     audit.after()
     return folder / store / "manifest.json"
 

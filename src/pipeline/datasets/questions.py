@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.datasets.splits import _lines
 from pipeline.errors import UserError
+from pipeline.textfiles import read_lines
 
 LETTERS = "ABCD"
 EVENT = re.compile(r"^\((VT|FX|BB|UB)\)\s+")
@@ -58,7 +57,7 @@ def read_names(names: str | Sequence[str]) -> list[str]:
     """
     if not isinstance(names, str):
         return [str(name) for name in names]
-    lines = [line.strip() for line in _lines(Path(names)) if line.strip()]
+    lines = [line.strip() for line in read_lines(names) if line.strip()]
     listed = [_LISTED.match(line) for line in lines]
     if not lines or (any(listed) and [int(found[1]) if found else -1 for found in listed] != list(range(len(lines)))):
         raise UserError(f"{names} does not name the classes 0, 1, 2, ... in this order; fetch it again")

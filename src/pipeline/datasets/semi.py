@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import Counter
@@ -16,12 +15,14 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from pipeline.datasets.duplicates import check_duplicates
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.index import SPLITS, Clip, read_index, write_index, write_prepared, write_text
 from pipeline.datasets.randaugment import rand_augment
-from pipeline.datasets.splits import _lines, _locate, check_keys, required, video_stem
+from pipeline.datasets.splits import check_keys, find_listed, required, video_stem
 from pipeline.errors import UserError, unknown
 from pipeline.models.sefar.elements import ElementSampler
+from pipeline.textfiles import read_lines, read_table, slashed
 
 # Published sizes: labelled, unlabelled, test videos, and classes; of SeFAR's lists (UCF101 and HMDB51: SVFormer's too).
 PAPER_COUNTS = {
@@ -85,12 +86,12 @@ def read_video_list(path: str | Path) -> list[ListedVideo]:
     such thing, and for a video that is listed twice.
     """
     videos, seen = [], set()
-    for number, line in enumerate(_lines(Path(path)), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         if (match := _LINE.fullmatch(line.strip())) is None:
             raise UserError(f"{path}, line {number}: {line[:80]!r} is not 'path label'; correct it")
-        name, label = match[1], int(match[2])
+        name, label = slashed(match[1]), int(match[2])
         if name in seen:
             raise UserError(f"{path}, line {number}: {name} is listed twice; keep one line")
         seen.add(name)
@@ -215,11 +216,10 @@ def prepare_semi(spec: Mapping[str, Any], out_folder: str | Path) -> Path:
     clips, rates = _published(Path(spec["lists"])) if spec.get("lists") else (_table(required(spec, "labels")), {})
     clips = [replace(clip, label=_stripped(clip.label, strip)) for clip in clips]
     clips = _held_out(clips, float(spec.get("validation", 0)), {name for names in rates.values() for name in names})
-    found = list(_locate(root, [clip.path for clip in clips]))
-    if not any(found):
-        raise UserError(f"none of the {len(clips)} videos of the lists is found in {root}; correct the root")
-    placed = [replace(clip, path=path or clip.path) for clip, path in zip(clips, found, strict=True)]
-    missing = [(clip.path, "the file is missing") for clip, path in zip(clips, found, strict=True) if not path]
+    both = list(zip(clips, find_listed(root, [clip.path for clip in clips], folder), strict=True))
+    placed = [replace(clip, path=place.path or clip.path) for clip, place in both]
+    check_duplicates(root, placed, spec.get("duplicates", "error"))
+    missing = [(clip.path, place.reason) for clip, place in both if not place.path]
     content: dict[str, Any] = {rate: sorted(names) for rate, names in rates.items()}
     if any(clip.split == "val" for clip in clips):
         content[TRAIN] = sum(clip.split != "test" for clip in clips)
@@ -279,9 +279,11 @@ def _published(folder: Path) -> tuple[list[Clip], dict[str, set[str]]]:
 
 def _table(path: str | Path) -> list[Clip]:
     """Videos of a CSV file with the columns path, label and split."""
-    rows = list(csv.DictReader(_lines(Path(path))))
-    if not rows or {"path", "label", "split"} - set(rows[0]):
-        raise UserError(f"{path} needs a header and the columns path, label and split; write it so")
+    rows = read_table(path, "the table", ("path", "label", "split"))
+    if not rows:
+        raise UserError(f"the table {path} lists no video")
+    for row in rows:
+        row["path"] = slashed(row["path"])
     if odd := {row["split"] for row in rows} - set(SPLITS):
         raise unknown("split", min(odd), SPLITS, str(path))
     return [Clip(_name(row["path"]), row["path"], row["label"], row["split"]) for row in rows]

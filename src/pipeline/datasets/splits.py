@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 
-from pipeline.datasets.frames import VIDEO_SUFFIXES, Failure, natural_key, probe_clips
+from pipeline.datasets.duplicates import check_duplicates
+from pipeline.datasets.frames import Failure, probe_clips
 from pipeline.datasets.index import SPLITS, Clip, read_index, write_prepared
+from pipeline.datasets.located import Placed, locate, report_map, video_stem, without_suffix
 from pipeline.datasets.names import match_names, told
 from pipeline.errors import UserError, unknown
+from pipeline.textfiles import load_json, load_yaml, read_lines, read_text, slashed
 
 # Published sizes of the few-shot splits: {split: (classes, clips)}.
 PAPER_COUNTS = {
@@ -31,11 +31,11 @@ PAPER_COUNTS = {
 # Entries of a data set's configuration that other parts of the pipeline read.
 OTHER_KEYS = (
     "kind", "name", "texts", "corpora", "describe", "download", "workers", "licence", "homepage", "note", "frames",
-    "expected", "min_coverage",
+    "expected", "min_coverage", "duplicates", "pattern",
 )  # fmt: skip
 NAMING = ("*.list", "*.list.gz", "*train.json*", "*validation.json*")  # files that name the class of a video
 MIN_CLIPS = 2  # one to support a class and one to ask for it
-_LINE = re.compile(r"(train|val|test)(\d+)/+(.+)")
+_LINE = re.compile(r"(train|val|test)(\d+)[/\\]+(.+)")
 
 
 # ----------------------------------------------------------------------------------------- class lists
@@ -44,7 +44,7 @@ def read_class_list(path: str | Path) -> list[str]:
 
     Raises UserError when the file is missing, holds no class, or a class twice.
     """
-    names = [line for line in map(str.strip, _lines(Path(path))) if line and not line.startswith("#")]
+    names = [line for line in map(str.strip, read_lines(path)) if line and not line.startswith("#")]
     if not names:
         raise UserError(f"the class list {path} names no class; write one a line")
     twice = [name for name in names if names.count(name) > 1]
@@ -114,18 +114,6 @@ def class_list(value: Any, split: str) -> list[str]:
     raise UserError(f"the {split} split must be a list of classes or a file (or counts, for all splits)")
 
 
-def _lines(path: Path) -> list[str]:
-    """Lines of a text file, which may be gzipped."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            return file.read().splitlines()
-    except FileNotFoundError:
-        raise UserError(f"there is no list {path}; correct its path or fetch it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the list {path} cannot be read ({error}); fetch it again") from None
-
-
 # ------------------------------------------------------------------------------------- few-shot lists
 @dataclass(frozen=True, slots=True)
 class ListedClip:
@@ -143,17 +131,20 @@ def read_few_shot_list(path: str | Path) -> list[ListedClip]:
     (Something-Something). Raises UserError naming the line that is neither.
     """
     path = Path(path)
-    clips = []
-    for number, line in enumerate(_lines(path), start=1):
+    clips: dict[ListedClip, int] = {}
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise UserError(f"{path}, line {number}: {line[:60]!r} is not <split><label>/<path>; correct it")
-        clips.append(ListedClip(match[1], int(match[2]), match[3]))
+        clip = ListedClip(match[1], int(match[2]), slashed(match[3]))
+        if first := clips.get(clip):
+            raise UserError(f"{path}, line {number}: {clip.path!r} is in line {first} already; keep one")
+        clips[clip] = number
     if not clips:
         raise UserError(f"the list {path} holds no clip; fetch it again")
-    return clips
+    return list(clips)
 
 
 def class_names(
@@ -217,13 +208,6 @@ def display_label(label: str) -> str:
     return " ".join(words.split())
 
 
-def video_stem(path: str) -> str:
-    """File name without a video's suffix; other dots are part of the name."""
-    name = os.path.basename(path)
-    stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in VIDEO_SUFFIXES else name
-
-
 def read_named_list(path: str | Path) -> dict[str, str]:
     """{id of a video: class name} from lines `<class name>/<id>` (CMN's and TRX's lists), or from Something-Something
     v2's own label files (JSON: a list of {id, template}).
@@ -232,10 +216,10 @@ def read_named_list(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     if ".json" not in path.suffixes:
-        rows = (line.strip().rpartition("/") for line in _lines(path))
+        rows = (line.strip().rpartition("/") for line in read_lines(path))
         return {video_stem(clip): name for name, slash, clip in rows if slash}
     try:
-        return {str(video["id"]): str(video["template"]) for video in json.loads("\n".join(_lines(path)))}
+        return {str(video["id"]): str(video["template"]) for video in load_json(read_text(path))}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path} is no list of {{id, template}}, as Something-Something v2 has it ({error}); fetch it again, or "
@@ -263,19 +247,34 @@ def prepare_list(spec: Mapping[str, Any], out_folder: str | Path, workers: int =
     check_keys(spec, ("root", "lists", "names_from", "probe", "min_clips"))
     root = Path(required(spec, "root"))
     listed, names = read_lists(spec)
-    paths = list(_locate(root, [clip.path for clip in listed]))
-    if not any(paths):
-        raise UserError(f"none of the {len(paths)} videos of the lists is found in {root}; correct the root")
+    places = find_listed(root, [clip.path for clip in listed], Path(out_folder))
+    both = list(zip(listed, places, strict=True))
     clips = [
-        Clip(_without_suffix(clip.path), path or clip.path, names[clip.split, clip.label], clip.split)
-        for clip, path in zip(listed, paths, strict=True)
+        Clip(without_suffix(clip.path), place.path or clip.path, names[clip.split, clip.label], clip.split)
+        for clip, place in both
     ]
-    unreadable = [(clip.path, "the file is missing") for clip, path in zip(clips, paths, strict=True) if not path]
+    found = [clip for clip, place in zip(clips, places, strict=True) if place.path]
+    check_duplicates(root, found, spec.get("duplicates", "error"))
+    unreadable = [(clip.path, place.reason) for clip, place in both if not place.path]
     if spec.get("probe", False):
-        found = [clip for clip, path in zip(clips, paths, strict=True) if path]
-        probes = zip(found, probe_clips(root, found, workers), strict=True)
+        probes = zip(found, probe_clips(root, found, workers, spec.get("pattern", "")), strict=True)
         unreadable += [(clip.path, probe.reason) for clip, probe in probes if isinstance(probe, Failure)]
     return write_prepared(out_folder, root, clips, unreadable, int(spec.get("min_clips", MIN_CLIPS)))
+
+
+def find_listed(root: Path, paths: Sequence[str], folder: Path) -> list[Placed]:
+    """`locate` of all paths of a data set's lists, with the map of those that lie under another name in `folder`.
+
+    Raises UserError when none is found, or several files fit one.
+    """
+    places = locate(root, paths)
+    if not any(place.path for place in places):
+        raise UserError(
+            f"none of the {len(paths)} videos of the lists is found in {root}; the first, {paths[0]}: "
+            f"{places[0].reason}; correct the root"
+        )
+    report_map(folder, paths, places)
+    return places
 
 
 def read_lists(spec: Mapping[str, Any], numbered: bool = False) -> tuple[list[ListedClip], dict[tuple[str, int], str]]:
@@ -329,51 +328,16 @@ def _read_names(path: Path) -> dict[str, list[str]]:
     JSON or YAML; other entries are passed over.
     """
     try:
-        content = yaml.safe_load("\n".join(_lines(path)))
+        content = load_yaml(read_text(path, "the file of class names", "correct its path or fetch it"))
         recipes = {split: content[split.upper()]["CLASS_NAME"] for split in SPLITS if split.upper() in content}
         return {split: [str(name) for name in names] for split, names in {**recipes, **_by_split(content)}.items()}
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"{path} is not {{split: [class names]}} in JSON or YAML ({said}); fetch it again") from None
 
 
 def _by_split(content: Mapping[str, Any]) -> dict[str, Sequence[str]]:
     return {split: content[split] for split in SPLITS if split in content}
-
-
-def _without_suffix(path: str) -> str:
-    return os.path.join(os.path.dirname(path), video_stem(path))
-
-
-def _locate(root: Path, paths: Sequence[str]) -> Iterator[str | None]:
-    """Each listed path as it lies below `root`, or None."""
-    by_stem: dict[str, list[str]] | None = None
-    for path in paths:
-        if (root / path).exists():
-            yield path
-            continue
-        if by_stem is None:
-            by_stem = _videos_by_stem(root)
-        found = by_stem.get(video_stem(path), [])
-        folder = os.path.basename(os.path.dirname(path))
-        same = [file for file in found if os.path.basename(os.path.dirname(file)) == folder]
-        yield found[0] if len(found) == 1 else same[0] if len(same) == 1 else None
-
-
-def _videos_by_stem(root: Path) -> dict[str, list[str]]:
-    by_stem: dict[str, list[str]] = {}
-    seen = set()  # real folders, against links that lead in a circle
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort(key=natural_key)
-        for file in sorted(files, key=natural_key):
-            if file.lower().endswith(VIDEO_SUFFIXES):
-                by_stem.setdefault(video_stem(file), []).append(os.path.relpath(os.path.join(folder, file), root))
-    return by_stem
 
 
 # ------------------------------------------------------------------------------------------ counts

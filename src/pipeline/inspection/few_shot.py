@@ -148,7 +148,7 @@ def shown(clip: Tensor, model: FewShotModel) -> np.ndarray:
 
 
 def _seconds(task: FewShotTask, clip: int) -> np.ndarray:
-    """When the frames that a test shows come in the video (T,); NaN where its rate is not known."""
+    """When the frames that a test shows come in the video (T,); NaN for a folder of frames."""
     store, frames = task.store, task.run.frames
     mode = frames["test_sampling"]
     rng = np.random.default_rng(np.random.SeedSequence([task.run.seed, clip]))  # as `read_clip`
@@ -156,8 +156,7 @@ def _seconds(task: FewShotTask, clip: int) -> np.ndarray:
         store.n_frames(clip), frames["number"], mode, rng if mode == "segment_random" else None, fps=store.fps(clip),
         source_frames=store.source_frames(clip),
     )  # fmt: skip
-    stored = sample_positions(store.source_frames(clip), store.n_frames(clip), "segment_centre")
-    return stored[chosen] / (store.fps(clip) or np.nan)
+    return store.times(clip)[chosen]
 
 
 @contextmanager

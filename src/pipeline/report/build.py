@@ -35,8 +35,8 @@ from pipeline.tables.spec import Table, table_stem
 from pipeline.workspace import Workspace
 
 PACKAGES = (
-    "few-shot-action-tables", "torch", "numpy", "transformers", "mmengine", "mmaction2", "ray", "snakemake", "decord",
-    "av", "scikit-learn", "matplotlib",
+    "few-shot-action-tables", "torch", "numpy", "transformers", "mmengine", "mmaction2", "ray", "snakemake", "av",
+    "scikit-learn", "matplotlib",
 )  # fmt: skip
 CURVE = ("step", "loss", "accuracy", "validation_accuracy")
 POINTS = 200  # of a curve; a longer one is thinned

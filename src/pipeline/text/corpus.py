@@ -12,16 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.datasets.index import write_text
-from pipeline.datasets.names import match_names
+from pipeline.datasets.names import composed, match_names
 from pipeline.errors import UserError, unknown
+from pipeline.textfiles import load_json, load_yaml, read_text
 
 FIELDS = ("label", "atomic", "stages", "global", "joints", "parts")
 STAGES = 3  # beginning, process, end (Task-Adapter++)
@@ -123,6 +123,11 @@ class Corpus:
         return write_text(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
     def _field(self, name: str, key: str, what: str) -> Any:
+        if not self.classes:
+            raise UserError(
+                f"{self.path} has no texts, and this method reads them; write the descriptions of the classes in the "
+                "form that docs/add-a-dataset.md shows and name the file in `texts:`, or set `describe:`"
+            )
         if name not in self.classes:
             raise unknown("class", name, self.classes, str(self.path))
         if key not in self.classes[name]:
@@ -136,10 +141,14 @@ class Corpus:
 def load_corpus(path: str | Path) -> Corpus:
     """Read a corpus; raises UserError when the file is missing or not of the form above."""
     path = Path(path)
-    content = _parse(path, json.loads)
+    content = _parse(path, load_json)
     if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
         raise UserError(f'{path} is not a corpus: it needs {{"classes": {{name: {{...}}}}}}; write it again')
-    return Corpus(content["classes"], content.get("provenance", {}), path)
+    classes: dict[str, Any] = {}
+    for name, entry in content["classes"].items():  # letters may be escaped, and so not composed yet
+        if classes.setdefault(composed(name), entry) is not entry:
+            raise UserError(f"{path} has the class {name!r} twice, in composed and decomposed letters; keep one")
+    return Corpus(classes, content.get("provenance", {}), path)
 
 
 def import_task_adapter(path: str | Path) -> Corpus:
@@ -148,7 +157,11 @@ def import_task_adapter(path: str | Path) -> Corpus:
     Raises UserError when the file is missing or of another form.
     """
     path = Path(path)
-    content = _parse(path, yaml.safe_load)
+
+    def twice(name: str) -> None:
+        print(f"{path}: {name!r} is there twice; the last entry counts", file=sys.stderr)
+
+    content = _parse(path, lambda text: load_yaml(text, twice))
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
         raise UserError(f"{path} is not a Task-Adapter++ corpus; it needs class: {{label, sub_act_en_li}}")
     classes = {}
@@ -182,7 +195,7 @@ def import_corpus(paths: Sequence[str | Path], names: Sequence[str] = ()) -> Cor
 
 
 def _import_lines(path: Path, names: Sequence[str]) -> Corpus:
-    lines = [line.strip() for line in _parse(path, lambda text: text.lstrip("\ufeff").splitlines()) if line.strip()]
+    lines = [line.strip() for line in _parse(path, str.splitlines) if line.strip()]
     first = [mark.group() for line in lines if (mark := re.search("[;:,]", line))]
     if len(first) < len(lines) or not lines:
         raise UserError(f"{path} is no corpus of lines: each needs a class, one of ; : , and its text")
@@ -214,10 +227,8 @@ def _import_lines(path: Path, names: Sequence[str]) -> Corpus:
 
 def _parse(path: Path, parse: Any) -> Any:
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no corpus {path}; write or import it first") from None
-    except (ValueError, yaml.YAMLError) as error:
+        return parse(read_text(path, "the corpus", "write or import it first"))
+    except ValueError as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); write it again") from None
 
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline.actions.clips import labelled_clips, loose_clips, read_all, read_sampled
+from pipeline.actions.clips import OwnClip, labelled_clips, loose_clips, read_all, read_sampled
 from pipeline.datasets.frames import Failure
 from pipeline.datasets.index import read_index
 from pipeline.datasets.sampling import sample_positions
@@ -62,10 +62,11 @@ def test_a_model_sees_the_pixels_that_a_frame_store_would_give(world):
     data = world.ws.dataset(run.dataset)
     clips = read_index(data / "index.csv")
     for number in (0, len(clips) - 1):
-        seen = read_sampled(str(data / "generated" / clips[number].path), run.frames)
+        seen = read_sampled(OwnClip("own", str(data / "generated" / clips[number].path)), run.frames)
         chosen = sample_positions(world.store.n_frames(number), run.frames["number"], "segment_centre")
         np.testing.assert_array_equal(seen.pixels, world.store.read(number, chosen))
-        assert seen.source_frames == world.store.source_frames(number) and seen.fps == world.store.fps(number)
+        assert seen.source_frames == world.store.source_frames(number)
+        np.testing.assert_array_equal(seen.seconds, world.store.times(number)[chosen])
         assert (np.diff(seen.positions) > 0).all() and seen.positions[-1] < seen.source_frames
 
 

@@ -29,7 +29,8 @@ SIZES = {"train": 5, "test": 10}  # clips of each of two classes
 
 def write_clip(folder):
     folder.mkdir(parents=True)
-    cv2.imwrite(str(folder / "0.png"), np.full((20, 24, 3), 90, np.uint8))
+    noise = np.random.default_rng(list(str(folder).encode()))  # no two are the same file
+    cv2.imwrite(str(folder / "0.png"), noise.integers(0, 255, (20, 24, 3), np.uint8))
 
 
 def paths(split):

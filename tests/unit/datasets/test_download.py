@@ -293,6 +293,54 @@ def test_hostile_and_damaged_archives(server, tmp_path, name):
     assert sorted(path.name for path in folder.iterdir()) == [name]  # no empty folder either
 
 
+def _in_parts(kind: str) -> bytes:
+    """The last of several parts of a zip: as a packer writes it, or cut from the whole."""
+    data = bytearray(packed("zip", {f"{i}.avi": os.urandom(999) for i in range(6)}))
+    if kind == "cut":
+        return bytes(data[len(data) // 2 :])
+    if kind == "first":
+        return bytes(data[: len(data) // 2])
+    end = data.rindex(b"PK\5\6")
+    data[end + 4 : end + 8] = (2).to_bytes(2, "little") * 2  # the third disk
+    return bytes(data[2000:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("packer", "is the last part of several"), ("cut", "is the last part of several"), ("first", "join all parts")],
+)
+def test_one_part_of_several(tmp_path, kind, message):
+    (tmp_path / "v.zip").write_bytes(_in_parts(kind))
+    with pytest.raises(UserError, match=message) as caught:
+        unpack(tmp_path / "v.zip", tmp_path / "out")
+    assert "fetch it again" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_archives_are_what_their_bytes_say(tmp_path, monkeypatch):
+    (tmp_path / "v.zip").write_bytes(packed("tar.gz", {"a.avi": b"a"}))
+    (tmp_path / "w.tar").write_bytes(packed("zip", {"b.avi": b"b"}))
+    for name in ("v.zip", "w.tar"):
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)  # as in Python 3.11.2
+        assert unpack(tmp_path / name, tmp_path / "out") == 1
+    (tmp_path / "x.zip").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(99))
+    with pytest.raises(UserError, match="it is a 7z archive"):
+        unpack(tmp_path / "x.zip", tmp_path / "out")
+    (tmp_path / "y.zip").write_bytes(b"  <!DOCTYPE html>" + bytes(99))
+    with pytest.raises(UserError, match="it is a web page"):
+        unpack(tmp_path / "y.zip", tmp_path / "out")
+
+
+def test_deflate64(tmp_path):
+    data = bytearray(packed("zip", {"a.avi": b"a" * 99}))
+    for at in (8, data.rindex(b"PK\1\2") + 10):
+        data[at : at + 2] = (9).to_bytes(2, "little")
+    (tmp_path / "v.zip").write_bytes(data)
+    with pytest.raises(
+        UserError, match=r"packed by Deflate64, which Python cannot read; unpack it .* by hand \(7z x\)"
+    ):
+        unpack(tmp_path / "v.zip", tmp_path / "out")
+
+
 def test_rar_files_need_a_program(tmp_path, monkeypatch):
     (tmp_path / "v.rar").write_bytes(b"Rar!")
     monkeypatch.setattr(shutil, "which", lambda _: None)

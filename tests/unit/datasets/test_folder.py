@@ -1,6 +1,8 @@
 import csv
 import os
 import shutil
+import struct
+import unicodedata
 
 import av
 import cv2
@@ -32,7 +34,8 @@ def root(tmp_path, video):
     for name in ("01_jump", "02_run", "03_SitDown", "10_wave"):
         (tmp_path / "root" / name).mkdir(parents=True)
         for clip in (1, 2, 10):
-            shutil.copy(video, tmp_path / "root" / name / f"{clip}.mp4")
+            own = struct.pack(">I4s8s", 16, b"free", f"{name[:5]}{clip:3}".encode())  # no two are the same file
+            (tmp_path / "root" / name / f"{clip}.mp4").write_bytes(video.read_bytes() + own)
     return tmp_path / "root"
 
 
@@ -116,8 +119,51 @@ def test_frame_folders_links_and_subfolders(root, tmp_path):
     clips = read_index(prepare_folder({"root": root, "splits": splits}, tmp_path / "out"))
     assert [clip.clip for clip in clips] == ["04_nod/linked", "04_nod/person1/take1"]
     cv2.imwrite(str(root / "01_jump" / "0.png"), np.zeros((32, 32, 3), np.uint8))
-    with pytest.raises(UserError, match="01_jump holds frames directly"):
+    with pytest.raises(
+        UserError, match=r"01_jump holds pictures \(0.png\) beside videos \(1.mp4 and 2 more\).*`pattern:`"
+    ):
         prepare_folder({"root": root, "splits": splits}, tmp_path / "out")
+    prepare_folder({"root": root, "splits": SPLITS, "pattern": r"mp4$"}, tmp_path / "out")
+    with pytest.raises(UserError, match="01_jump holds frames directly"):
+        prepare_folder({"root": root, "splits": SPLITS, "pattern": r"png$"}, tmp_path / "out")
+    with pytest.raises(UserError, match="pattern '\\(' is not a regular expression"):
+        prepare_folder({"root": root, "splits": SPLITS, "pattern": "("}, tmp_path / "out")
+
+
+def test_a_file_in_two_splits(root, tmp_path, capsys):
+    os.link(root / "01_jump" / "1.mp4", root / "03_SitDown" / "a.mp4")
+    spec = {"root": root, "splits": SPLITS}
+    with pytest.raises(UserError, match="01_jump/1.mp4 is in train as '01_jump/1' and in test as '03_SitDown/a'"):
+        prepare_folder(spec, tmp_path / "out")
+    prepare_folder(spec | {"duplicates": "keep"}, tmp_path / "out")
+    assert "warning: 01_jump/1.mp4 is in train" in capsys.readouterr().err
+    (root / "03_SitDown" / "a.mp4").rename(root / "02_run" / "a.mp4")
+    prepare_folder(spec, tmp_path / "out")  # within one split it is said
+    assert "and in train as '02_run/a', the same file as 02_run/a.mp4" in capsys.readouterr().err
+
+
+def test_classes_and_files_that_are_written_otherwise(root, tmp_path, capsys):
+    (root / "02_run").rename(root / unicodedata.normalize("NFD", "02_h\u00fcpfen"))
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbf" + "01 Jump\r\n02_h\u00fcpfen\r\n".encode())
+    splits = {"train": str(tmp_path / "train.txt"), "test": ["03_SitDown"]}
+    clips = read_index(prepare_folder({"root": root, "splits": splits}, tmp_path / "out"))
+    assert {clip.label for clip in clips if clip.split == "train"} == {"01_jump", "02_h\u00fcpfen"} and len(clips) == 9
+    assert "'01 Jump' is the class '01_jump'" in capsys.readouterr().out
+    table = tmp_path / "labels.csv"
+    rows = ["path;label;split", "01_Jump\\1.avi;hop;train", "02_h\u00fcpfen/2.mp4;run;train", "10_wave/7.mp4;wave;test"]
+    table.write_bytes("\r\n".join(rows).encode("utf-16"))
+    with pytest.raises(UserError, match="10_wave/7.mp4: the file is missing"):
+        prepare_folder({"root": root, "labels": table, "min_clips": 1}, tmp_path / "out")
+    assert "01_jump/1.mp4,its suffix" in (tmp_path / "out" / "located.csv").read_text()
+
+
+def test_a_name_that_is_not_utf8_is_named(root, tmp_path, capsys):
+    try:
+        (root / "01_jump" / "2.mp4").rename(root / "01_jump" / os.fsdecode(b"caf\xe9.mp4"))
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    assert len(read_index(prepare_folder({"root": root, "splits": SPLITS}, tmp_path / "out"))) == 8
+    assert r"caf\xe9.mp4: its name is not UTF-8" in capsys.readouterr().err
 
 
 def test_clips_of_one_name_and_two_suffixes(root, tmp_path):

@@ -118,21 +118,6 @@ def test_gif_and_frame_folder(tmp_path):
         encode_clip(folder, FramePolicy(frames=0))
 
 
-def test_pyav_reads_what_decord_cannot(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "a.mp4")
-    wanted = encode_clip(path, FramePolicy(size=SIZE, frames=4, codec="raw"))
-
-    def broken(*_, **__):
-        raise RuntimeError("decord gives up")
-
-    monkeypatch.setattr(module.decord, "VideoReader", broken)
-    found = encode_clip(path, FramePolicy(size=SIZE, frames=4, codec="raw"))
-    assert found.source_frames == wanted.source_frames == 20
-    for a, b in zip(found.frames, wanted.frames, strict=True):
-        difference = np.frombuffer(a, np.uint8).astype(int) - np.frombuffer(b, np.uint8)
-        assert abs(difference).mean() < 3
-
-
 def test_probe(tmp_path):
     probe = probe_clip(write_video(tmp_path / "a.mp4"))
     assert (probe.frames, probe.height, probe.width) == (20, *SIZE)

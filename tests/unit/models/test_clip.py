@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import zipfile
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPModel
 
 from pipeline.compat import MODELS
 from pipeline.errors import UserError
-from pipeline.models.backbones.clip import VIT_B_16, CLIPBackbone
+from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD, VIT_B_16, CLIPBackbone
 from pipeline.models.backbones.nano_clip import EOS, PAD, UNK, build_tokenizer, init_nano, nano_config
 
 SENTENCES = ["a photo of a red ball", "The left hand moves slowly, then stops.", "a ball"]
@@ -269,3 +271,36 @@ def test_wrong_frame_size(folder):
 def test_text_without_tokenizer():
     with pytest.raises(UserError, match="no tokenizer"):
         CLIPBackbone(nano_config(20, layers=1)).encode_text(["a"])
+
+
+def test_the_normalisation_of_the_folder(folder, broken, tmp_path):
+    assert (CLIPBackbone(folder).mean, CLIPBackbone(folder).std) == (CLIP_MEAN, CLIP_STD)
+    (broken / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.4, 0.5]}')
+    backbone = CLIPBackbone(broken)
+    assert (backbone.mean, backbone.std) == ((0.5, 0.5, 0.5), (0.5, 0.4, 0.5))
+    backbone.save(tmp_path / "again")
+    assert CLIPBackbone(tmp_path / "again").std == (0.5, 0.4, 0.5)
+    (broken / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [0.5]}')
+    with pytest.raises(UserError, match="three numbers of RGB"):
+        CLIPBackbone(broken)
+
+
+def test_files_that_are_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    with zipfile.ZipFile("weights/ViT-B-16.pt", "w") as archive:
+        archive.writestr("ViT-B-16/code/__torch__/model.py", "class Multimodal(Module): pass")
+    for name in ("weights/ViT-B-16.pt", str(tmp_path / "weights" / "ViT-B-16.pt")):
+        with pytest.raises(UserError, match=r"TorchScript .* as OpenAI publishes CLIP.* Hugging\s+Face's format"):
+            CLIPBackbone(name)
+    with pytest.raises(UserError, match=r"no CLIP folder weights/other\.pt"):
+        CLIPBackbone("weights/other.pt")
+
+
+def test_weights_that_are_not_finite(broken):
+    path = broken / "model.safetensors"
+    state = load_file(path)
+    state["visual_projection.weight"][0, 0] = float("nan")
+    save_file(state, path, {"format": "pt"})
+    with pytest.raises(UserError, match=r"visual_projection\.weight holds numbers that are not finite"):
+        CLIPBackbone(broken)

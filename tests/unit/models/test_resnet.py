@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -258,3 +259,33 @@ def test_hub(small, monkeypatch):
 def test_unknown_architecture(architecture, message):
     with pytest.raises(UserError, match=message):
         ResNetBackbone(architecture)
+
+
+def test_weights_as_trainers_save_them(small, tmp_path):
+    plain = load_file(small / "model.safetensors")
+    shutil.copy(small / "config.json", tmp_path / "config.json")
+    for wrapped in ({"state_dict": {f"module.{name}": value for name, value in plain.items()}, "epoch": 3},
+                    {"model": {f"module.backbone.{name}": value for name, value in plain.items()}}):  # fmt: skip
+        torch.save(wrapped, tmp_path / "model.safetensors")  # what the bytes are counts, not the suffix
+        state = ResNetBackbone(tmp_path).resnet.state_dict()
+        torch.testing.assert_close(state, ResNetBackbone(small).resnet.state_dict())
+    _change(small, lambda state: state["bn1.bias"].fill_(float("nan")))
+    with pytest.raises(UserError, match=r"bn1\.bias holds numbers that are not finite"):
+        ResNetBackbone(small)
+    (small / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match="a pointer of Git LFS"):
+        ResNetBackbone(small)
+
+
+def test_the_normalisation_beside_the_weights(small, tmp_path):
+    assert ResNetBackbone(small).mean == IMAGENET_MEAN
+    own = {"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.2]}}
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | own))
+    backbone = ResNetBackbone(small)
+    assert (backbone.mean, backbone.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.2))
+    backbone.save(tmp_path / "again")
+    assert ResNetBackbone(tmp_path / "again").std == (0.25, 0.25, 0.2)
+    (small / "preprocessor_config.json").write_text('{"image_mean": [123, 117, 104], "image_std": [1, 1, 1]}')
+    with pytest.raises(UserError, match=r"preprocessor_config\.json says mean \[123"):
+        ResNetBackbone(small)

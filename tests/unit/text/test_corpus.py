@@ -2,8 +2,11 @@ import json
 
 import pytest
 
+from pipeline.datasets.prepare import make_texts
 from pipeline.errors import UserError
+from pipeline.experiment import Asset
 from pipeline.text.corpus import BODY_PARTS, Corpus, import_corpus, import_task_adapter, load_corpus
+from pipeline.workspace import Workspace
 
 JUMP = {
     "label": "jump",
@@ -157,6 +160,37 @@ def test_texts_of_parts_serve_every_joint(reference_data):
     graph = get_graph("ntu25")
     by_name = dict(zip(graph.names, joint_sentences(corpus, ["drink water"], graph)[0], strict=True))
     assert by_name["left elbow"] == "arm lifts cup to mouth" and by_name["right thumb"] == "hand grasps cup"
+
+
+def test_texts_of_any_editor(tmp_path):
+    path, entry = tmp_path / "texts.json", '{"label": "x"}'
+    path.write_bytes(b"\xef\xbb\xbf" + f'{{"classes": {{"cafe\u0301": {entry}}}}}'.encode())
+    assert load_corpus(path).names == ["caf\u00e9"]
+    for text in (
+        f'{{"classes": {{"a": {entry}, "a": {entry}}}}}',
+        f'{{"classes": {{"\u00e9": {entry}, "e\u0301": {entry}}}}}',
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match="twice"):
+            load_corpus(path)
+    path.write_text(f'{{"classes": {{"Draw Sword": {entry}, "run": {entry}}}}}')
+    corpus, found = load_corpus(path).named(["draw_sword", "run"])
+    assert corpus.names == ["draw_sword", "run"] and found["draw_sword"] == "Draw Sword"
+
+
+def test_a_data_set_without_texts_stops_only_who_reads_them(tmp_path, capsys):
+    ws, asset = Workspace(tmp_path), Asset(name="mine", spec={"kind": "folder"}, options={"texts": "none.json"})
+    corpus = load_corpus(make_texts(asset, ws))
+    assert "has no texts (none.json); methods that read them will stop" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no texts, and this method reads them"):
+        corpus.label("wave")
+
+
+def test_a_published_class_that_is_there_twice_is_said(tmp_path, capsys):
+    path = tmp_path / "classes.yml"
+    path.write_text("run:\n  label: run\n  sub_act_en_li: [a, b, c]\nrun:\n  label: run\n  sub_act_en_li: [d, e, f]\n")
+    assert import_task_adapter(path).stages("run") == ["d", "e", "f"]
+    assert "'run' is there twice; the last entry counts" in capsys.readouterr().err
 
 
 def test_lines_with_names_of_the_data_set_and_wrong_ones(tmp_path):

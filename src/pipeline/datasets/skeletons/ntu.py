@@ -47,7 +47,9 @@ def read_missing(path: str | Path) -> set[str]:
     Raises UserError when the file cannot be read or names no sample.
     """
     try:
-        words = Path(path).read_text(encoding="utf-8", errors="replace").split()
+        data = Path(path).read_bytes()
+        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        words = data.decode(encoding, errors="replace").split()
     except OSError as error:
         raise UserError(f"cannot read the list of missing skeletons {path} ({error.strerror}); correct it") from None
     names = {word for word in words if _NAME.fullmatch(word)}
@@ -85,7 +87,7 @@ def read_recording(path: str | Path, joints: int = JOINTS) -> Recording:
     number of joints, or a coordinate is not finite.
     """
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r", b"").split(b"\n")
     except OSError as error:
         raise Unreadable(f"cannot be read ({error.strerror})") from None
     try:

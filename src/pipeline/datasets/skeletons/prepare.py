@@ -33,11 +33,12 @@ from pipeline.datasets.skeletons.readers import JOINTS, Source, SourceSpec, open
 from pipeline.datasets.skeletons.store import ReportProgress, SkeletonStore, build_skeleton_store
 from pipeline.errors import UserError
 from pipeline.experiment import Frozen
+from pipeline.textfiles import read_lines
 
 # Keys of a definition that other parts of the pipeline read.
 OTHER_KEYS = (
     "kind", "name", "texts", "corpora", "describe", "download", "available", "workers", "licence", "homepage", "note",
-    "contents", "min_coverage", "videos", "pose",
+    "contents", "min_coverage", "videos", "pose", "duplicates",
 )  # fmt: skip
 
 
@@ -72,7 +73,9 @@ class SkeletonDefinition(Frozen):
             raise UserError(
                 f"{where}: format {source.format} has {JOINTS[source.format]} joints, its graph {len(graph)}"
             )
-        policy = made.policy.numbered(graph.names, f"{where}, policy")
+        source = source.model_copy(update={"joint_names": list(graph.names)})
+        own = graph.names == get_graph("ntu25").names
+        policy = made.policy.numbered(graph.names, f"{where}, policy", None if own else graph.center)
         return made.model_copy(update={"source": source, "policy": policy})
 
 
@@ -113,7 +116,7 @@ def _not_found(available: str | Path, sets: ClassSets, source: Source) -> list[C
     split_of |= dict.fromkeys(sets.validation, "val")
     have = {item.clip for item in source.items} | {PurePosixPath(path).stem for path, _ in source.missing}
     lost = []
-    for name in map(str.strip, Path(available).read_text(encoding="utf-8").splitlines()):
+    for name in map(str.strip, read_lines(available)):
         parsed = ntu.parse_name(name)
         if parsed is None or name in have or parsed.action > len(source.classes):
             continue

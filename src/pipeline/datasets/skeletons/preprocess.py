@@ -52,7 +52,9 @@ class SkeletonPolicy(Frozen):
         "none: as the sensor or the pose estimator gave it",
     )
     center: int | str = Field(
-        1, description="the centre joint, number or name; NTU: 1, the middle of the spine (joint 2)"
+        1,
+        description="the centre joint, number or name; without it the middle of the spine of NTU's skeleton (joint 1, "
+        "from 0), and the center of another graph",
     )
     dtype: Literal["float32", "float16"] = Field("float32", description="numbers in the store")
 
@@ -68,7 +70,8 @@ class SkeletonPolicy(Frozen):
         "(determinant -1), and zeroes a person that is not there in frame 0 for the whole clip",
     )
     axes: tuple[int | str, int | str, int | str, int | str] = Field(
-        (0, 1, 16, 12), description="joints of the alignment: spine from, to; hips from (right), to (left)"
+        (0, 1, 16, 12),
+        description="joints of the alignment: spine from, to; hips from (right), to (left); NTU's are the default",
     )
 
     @property
@@ -76,8 +79,12 @@ class SkeletonPolicy(Frozen):
         """The part that decides what a store holds."""
         return self.model_dump(mode="json", exclude={"single", "alignment", "axes"})
 
-    def numbered(self, names: Sequence[str], where: str) -> SkeletonPolicy:
-        """The policy with joint numbers for joint names; raises UserError for a joint that `names` lacks."""
+    def numbered(self, names: Sequence[str], where: str, center: int | None = None) -> SkeletonPolicy:
+        """The policy with joint numbers for joint names, as far as it uses them.
+
+        center: that of a skeleton which is not NTU's, for which the defaults of center and axes are not meant. Raises
+        UserError for a joint that `names` lacks, and for an alignment without axes of such a skeleton.
+        """
 
         def number(joint: int | str) -> int:
             if isinstance(joint, str):
@@ -88,7 +95,18 @@ class SkeletonPolicy(Frozen):
                 raise UserError(f"{where}: there is no joint {joint}, the skeleton has {len(names)} (0 is the first)")
             return joint
 
-        return self.model_copy(update={"center": number(self.center), "axes": tuple(map(number, self.axes))})
+        own: dict[str, Any] = {}
+        if self.origin == "first" or isinstance(self.center, str):
+            default = center is not None and "center" not in self.model_fields_set
+            own["center"] = center if default else number(self.center)
+        if self.alignment != "none" or "axes" in self.model_fields_set:
+            if center is not None and "axes" not in self.model_fields_set:
+                raise UserError(
+                    f"{where}: alignment {self.alignment} needs axes of this skeleton, [spine from, to, right hip, "
+                    "left hip]; NTU's do not fit it"
+                )
+            own["axes"] = tuple(map(number, self.axes))
+        return self.model_copy(update=own)
 
 
 RELEASED = SkeletonPolicy(gap="close", actors="hull", single="copy", alignment="axes_released")

@@ -18,12 +18,13 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.datasets.index import Clip, write_csv
-from pipeline.datasets.names import match_name
+from pipeline.datasets.names import Names, ambiguous, folded, match_name
 from pipeline.datasets.skeletons.readers import Item, Source
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Frozen
 
 ClassRef = int | str
+_CLIP_KEYS = {"case": folded, "its suffix": lambda name: folded(name).removesuffix(".skeleton").removesuffix(".json")}
 
 
 class OneShotProtocol(Frozen):
@@ -288,13 +289,19 @@ def choose_exemplars(
         return np.array([_pick(sorted(found), name, protocol) for name, found in of_class.items()])
     place = {clip: (label, i) for clip, label, i in zip(clips, labels, range(len(clips)), strict=True)}
     chosen: dict[str, int] = {}
-    for clip in protocol.exemplars:
-        if clip not in place:
-            reason = f" ({skipped[clip]})" if clip in skipped else ""
+    names = Names(place, _CLIP_KEYS)
+    for listed in protocol.exemplars:
+        found, _ = names.candidates(listed)
+        if len(found) > 1:
+            raise ambiguous("exemplar", listed, found, "the protocol")
+        if not found:
+            reason = f" ({skipped[listed]})" if listed in skipped else ": there is no such clip of a novel class"
+            near = f", the nearest is {names.nearest(listed)}" if names.nearest(listed) else ""
             raise UserError(
-                f"the exemplar {clip} of the protocol is not usable{reason or ': there is no such clip'}; "
-                "fetch it again or name another under protocol: exemplars"
+                f"the exemplar {listed} of the protocol is not usable{reason}{near}; fetch it again or name another "
+                "under protocol: exemplars"
             )
+        clip = found[0]
         label, i = place[clip]
         if label in chosen:
             raise UserError(f"the protocol names two exemplars of {label!r}, {clip} is the second; keep one")

@@ -10,6 +10,7 @@ A `Source` lists its clips (`items`) and reads one at a time. Formats of `open_s
 - pyskl: a pickle of MMAction2/pyskl, see `PysklSource`.
 - openpose: the Kinetics-skeleton folder of ST-GCN, see `OpenPoseSource`.
 - poses: the folder that `python -m pipeline pose` makes of videos, see `PoseFolder`.
+- table: text tables with a row for each joint of each frame, see `tables.TableSource`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ import os
 import pickle
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -29,15 +34,18 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.datasets.index import read_index
+from pipeline.datasets.located import FILE_KEYS, MISSING
+from pipeline.datasets.names import Names, ambiguous, folded, near_path
 from pipeline.datasets.skeletons import ntu
 from pipeline.datasets.skeletons.ntu import Recording, Unreadable
 from pipeline.datasets.skeletons.preprocess import Pose
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Frozen
+from pipeline.textfiles import read_table, slashed
 
 MAX_JSON = 256 * 2**20  # bytes; a clip's file is some kilobytes, more is damaged or hostile
 
-Format = Literal["ntu", "files", "generated", "npz", "json", "pyskl", "openpose", "poses"]
+Format = Literal["ntu", "files", "generated", "npz", "json", "pyskl", "openpose", "poses", "table"]
 JOINTS = {"ntu": ntu.JOINTS, "files": ntu.JOINTS, "generated": ntu.JOINTS, "openpose": 18}
 
 
@@ -53,6 +61,12 @@ class SourceSpec(Frozen):
         "empty: names as in the data",
     )
     first_class: int = Field(0, ge=0, le=1, description="number of the first class of the list (NTU: 1)")
+    third: Literal["", "z", "score"] = Field(
+        "",
+        description="what the third number of a joint is: z or score; asked for where it looks like a score",
+    )
+    columns: dict[str, str] = Field({}, description="table: names of its columns, see `tables.TableSource`")
+    joint_names: list[str] = Field([], description="names of the joints, for a table that names them")
     missing: str = Field("", description="list of samples with missing skeletons (NTU), left out")
     labels: str = Field("", description="CSV file path,label[,split] (formats files, json, poses)")
     pattern: str = Field(
@@ -109,26 +123,42 @@ class Source:
         return self.__dict__ | {"items": [], "missing": []}
 
     def _done(self, items: Iterable[Item]) -> None:
-        """Keep `items`, one for each name."""
+        """Keep `items`, one for each name; the others of a name are listed as missing."""
         named: dict[str, Item] = {}
         for item in items:
-            named.setdefault(item.clip, item)
+            first = named.setdefault(item.clip, item)
+            if first is not item:
+                self.missing.append((item.path, f"the clip {item.clip} is there already, as {first.path}"))
         self.items = list(named.values())
         if not self.items:
             raise UserError(f"no skeleton clip of format {self.spec.format} is found in {self.root}; correct the root")
         if not self.classes:
             self.classes = tuple(sorted({item.label for item in self.items}))
 
+    def _ask_third(self, poses: Iterable[np.ndarray]) -> None:
+        """Settle what the third number of a joint is: of the definition, else of some clips' joints (..., V, 3).
+
+        Raises UserError where the definition does not say, and the numbers look like scores.
+        """
+        if self.channels != 3:
+            return
+        if not self.spec.third and any(looks_like_score(joints) for joints in poses):
+            raise UserError(
+                f"the third number of each joint in {self.root} looks like a score (from 0 to 1): set third: score, or "
+                "third: z if it is a coordinate"
+            )
+        if self.spec.third == "score":
+            self.spatial = 2
+
     def _label(self, raw: str | int, where: str) -> str:
         """Class name for a label as the data give it."""
-        classes = self.spec.classes
+        classes, text = self.spec.classes, plain_text(raw)
         if isinstance(classes, dict):
-            if str(raw) not in classes:
-                raise unknown("class", str(raw), classes, where)
-            return classes[str(raw)]
+            if text not in classes:
+                raise unknown("class", text, classes, where)
+            return classes[text]
         if not classes:
-            return str(raw)
-        text = str(raw)
+            return text
         place = int(text) - self.first_class if text.lstrip("-").isdecimal() else -1
         if place < 0 and text in classes:
             return text
@@ -147,6 +177,21 @@ class Source:
         return joints.astype(np.float32)
 
 
+def looks_like_score(joints: np.ndarray) -> bool:
+    """Whether the third of the numbers (..., V, 3) changes from joint to joint and is from 0 to 1 in every one, and the
+    first two are no such small lengths around an origin as those of 3D skeletons."""
+    if joints.shape[-1] != 3 or not joints.size or joints.dtype.kind not in "fiu":
+        return False
+    third, plane = joints[..., 2], joints[..., :2]
+    inside = bool(np.nanmin(third) >= 0 and np.nanmax(third) <= 1 and np.nanmax(third) > np.nanmin(third))
+    return inside and bool(np.nanmin(plane) >= 0 or np.nanmax(np.abs(plane)) > 2)
+
+
+def plain_text(value: Any) -> str:
+    """A name of an array or pickle as text, composed; bytes are UTF-8."""
+    return unicodedata.normalize("NFC", value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
+
+
 def open_source(spec: SourceSpec | Mapping[str, Any]) -> Source:
     """The source of a definition; raises UserError when it is wrong or holds no clip."""
     if not isinstance(spec, SourceSpec):
@@ -155,7 +200,11 @@ def open_source(spec: SourceSpec | Mapping[str, Any]) -> Source:
         spec = parse(SourceSpec, spec, "the skeleton source")
     root = Path(spec.root).expanduser()
     if not root.exists():
-        raise UserError(f"there is no {root}; put the skeletons there or set root: to where they are")
+        raise UserError(f"there is no {root}; put the skeletons there or set root: to where they are{near_path(root)}")
+    if spec.format == "table":
+        from pipeline.datasets.skeletons.tables import TableSource
+
+        return TableSource(spec)
     return _SOURCES[spec.format](spec)
 
 
@@ -222,7 +271,8 @@ def _walk(root: Path, suffix: str) -> list[str]:
 def _labelled(source: Source, paths: Iterable[str]) -> Iterator[Item]:
     """Items of files: their classes from the table `labels`, from `pattern`, or from the folder they lie in."""
     spec = source.spec
-    table = _read_labels(Path(spec.labels)) if spec.labels else None
+    paths = list(paths)
+    table = _read_labels(source, Path(spec.labels), paths) if spec.labels else None
     try:
         pattern = re.compile(spec.pattern) if spec.pattern else None
     except re.error as error:
@@ -251,16 +301,23 @@ def _labelled(source: Source, paths: Iterable[str]) -> Iterator[Item]:
         yield Item(clip, path, source._label(raw, path), subset)
 
 
-def _read_labels(path: Path) -> dict[str, tuple[str, str]]:
-    """{path: (label, split or "")} of a CSV file."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"the table of labels {path} cannot be read ({error}); correct it") from None
-    if not rows or not {"path", "label"} <= set(rows[0]):
-        raise UserError(f"the table of labels {path} needs the columns path and label, and rows")
-    return {row["path"].strip(): (row["label"].strip(), (row.get("split") or "").strip()) for row in rows}
+def _read_labels(source: Source, table: Path, paths: list[str]) -> dict[str, tuple[str, str]]:
+    """{path of a clip: (label, split or "")} of a table; a row whose clip is not among `paths` is listed as missing."""
+    names = Names(paths, FILE_KEYS | {"any suffix": lambda path: folded(str(PurePosixPath(path).with_suffix("")))})
+    labels: dict[str, tuple[str, str]] = {}
+    for line, row in enumerate(read_table(table, "the table of labels", ("path", "label")), start=2):
+        listed = slashed(row["path"])
+        found, _ = names.candidates(listed)
+        if len(found) > 1:
+            raise ambiguous("clip", listed, found, f"{table}, line {line}")
+        if not found:
+            near = names.nearest(listed)
+            source.missing.append((listed, MISSING + (f"; the nearest that is there is {near}" if near else "")))
+        elif found[0] in labels:
+            raise UserError(f"{table}, line {line}: {listed} is listed twice; keep one")
+        else:
+            labels[found[0]] = row["label"], row.get("split", "")
+    return labels
 
 
 # ------------------------------------------------------------------------------------------- array files
@@ -296,29 +353,48 @@ class NpzSource(Source):
         if positions.shape[-2] != self.joints:
             raise UserError(f"{self.root} has {positions.shape[-2]} joints, the declared skeleton {self.joints}")
         self.channels = self.spatial = positions.shape[-1]
+        if "positions_mm" not in arrays:  # lengths
+            self._ask_third([positions])
         self._positions = positions[:, None] if positions.ndim == 3 else positions
         self._scale, self._first = scale, np.concatenate([[0], np.cumsum(lengths)])
-        names = arrays["class_names"].tolist() if "class_names" in arrays else None
+        names = [plain_text(name) for name in arrays["class_names"].tolist()] if "class_names" in arrays else None
         if names and not self.classes:
-            self.classes = tuple(map(str, names))
-        clips = arrays["clip"].tolist() if "clip" in arrays else [f"{i:05d}" for i in range(n)]
-        subsets = arrays["split"].tolist() if "split" in arrays else [""] * n
+            self.classes = tuple(names)
+        clips = [plain_text(name) for name in arrays["clip"].tolist()] if "clip" in arrays else None
+        subsets = [plain_text(name) for name in arrays["split"].tolist()] if "split" in arrays else [""] * n
+        clips = clips or [f"{i:05d}" for i in range(n)]
+        if len(clips) != n or len(subsets) != n:
+            raise UserError(
+                f"{self.root} has {n} lengths, {len(clips)} clips and {len(subsets)} splits; write it again"
+            )
+        _refuse_twice(clips, "clip", self.root)
         self._done(
-            Item(str(clips[i]), str(i), self._name(raw, names), str(subsets[i]))
-            for i, raw in enumerate(arrays["label"].tolist())
+            Item(clips[i], str(i), self._name(raw, names), subsets[i]) for i, raw in enumerate(arrays["label"].tolist())
         )
 
     def _name(self, raw: Any, names: list[str] | None) -> str:
+        if isinstance(raw, float) and raw.is_integer():
+            raw = int(raw)
         if names is not None and isinstance(raw, int):
             if not 0 <= raw < len(names):
                 raise UserError(f"{self.root}: label {raw}, and class_names has {len(names)}; write the file again")
-            raw = str(names[raw])
-        return self._label(raw, str(self.root))
+            raw = names[raw]
+        return self._label(raw if isinstance(raw, int) else plain_text(raw), str(self.root))
 
     def read(self, path: str) -> Pose:
         i = int(path)
         frames = self._positions[self._first[i] : self._first[i + 1]]
         return Pose(self._check(np.moveaxis(frames, 1, 0)) * np.float32(self._scale))
+
+
+def _refuse_twice(clips: Sequence[str], what: str, where: Path) -> None:
+    """Raise UserError where two clips have one name: none is to be dropped without a word."""
+    if twice := [name for name, times in Counter(clips).items() if times > 1]:
+        first, second = [i for i, name in enumerate(clips) if name == twice[0]][:2]
+        raise UserError(
+            f"{where} has the {what} {twice[0]} twice, as number {first} and {second} of its clips ({len(twice)} names "
+            "are there more than once); give each clip a name of its own"
+        )
 
 
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
@@ -347,6 +423,7 @@ class JsonSource(Source):
         self._members: dict[str, tarfile.TarInfo] = {}
         if self.parallel:
             self._done(_labelled(self, _walk(self.root, ".json")))
+            self._settle_third()
             return
         try:
             self._archive = tarfile.open(self.root)
@@ -358,6 +435,14 @@ class JsonSource(Source):
         except (OSError, EOFError, tarfile.TarError) as error:
             raise UserError(f"{self.root} is no tar archive, or is damaged ({error}); fetch it again") from None
         self._done(_labelled(self, self._members))  # in the archive's order: no seeking back
+        self._settle_third()
+
+    def _settle_third(self) -> None:
+        some = []
+        for item in islice(self.items, 3):
+            with suppress(Unreadable):
+                some.append(self.read(item.path).joints)
+        self._ask_third(some)
 
     def read(self, path: str) -> Pose:
         try:
@@ -394,11 +479,18 @@ class OpenPoseSource(Source):
                 continue
             for video, about in _read_json(table).items():
                 path = f"kinetics_{subset}/{video}.json"
-                if not about.get("has_skeleton", True):
+                try:
+                    number, label = int(about["label_index"]), str(about["label"])
+                    found = about.get("has_skeleton", True)
+                except (AttributeError, KeyError, TypeError, ValueError):
+                    raise UserError(
+                        f"{table}: {video} needs label, label_index and has_skeleton; fetch it again"
+                    ) from None
+                if not found:
                     self.missing.append((path, "no skeleton was found in the video"))
                     continue
-                numbers.setdefault(int(about["label_index"]), str(about["label"]))
-                items.append(Item(video, path, str(about["label"]), subset))
+                numbers.setdefault(number, label)
+                items.append(Item(video, path, label, subset))
         if numbers and not self.classes:
             self.classes = tuple(numbers.get(i, f"class {i}") for i in range(max(numbers) + 1))
         self._done(items)
@@ -513,19 +605,28 @@ class PysklSource(Source):
         notes = content.get("annotations") if isinstance(content, dict) else content
         if not isinstance(notes, list) or not all(isinstance(note, dict) for note in notes) or not notes:
             raise UserError(f"{self.root} holds no list of annotations; it is no pickle of pyskl")
-        self._notes = {str(note.get("frame_dir")): note for note in notes}
-        splits = content.get("split", {}) if isinstance(content, dict) else {}
+        if absent := [i for i, note in enumerate(notes) if "frame_dir" not in note]:
+            raise UserError(f"{self.root}: annotation {absent[0]} has no frame_dir; it is no pickle of pyskl")
+        names = [plain_text(note["frame_dir"]) for note in notes]
+        _refuse_twice(names, "frame_dir", self.root)
+        self._notes = dict(zip(names, notes, strict=True))
+        splits = (content.get("split") if isinstance(content, dict) else None) or {}
+        if not isinstance(splits, dict):
+            raise UserError(f"{self.root}: split is no {{name: [frame_dir]}}; it is no pickle of pyskl")
         for name in spec.subsets:
             if name not in splits:
                 raise unknown("split", name, splits, f"{self.root}, key subsets")
         subset_of: dict[str, str] = {}
         for name in spec.subsets or [name for name in ("train", "val", "test") if name in splits]:
             for clip in splits[name]:
-                subset_of.setdefault(str(clip), name)
-        width = next((np.shape(note["keypoint"])[-1] for note in notes if "keypoint" in note), 0)
+                subset_of.setdefault(plain_text(clip), name)
+        arrays = [array for note in notes[:20] if (array := _array(note.get("keypoint"))) is not None]
+        width = next((array.shape[-1] for array in arrays if array.ndim), 0)
         if width not in (2, 3):
             raise UserError(f"{self.root} holds no keypoints of two or three coordinates; it cannot be used")
         self.spatial = width
+        if width == 3:
+            self._ask_third(arrays)
         self._done(self._items(subset_of))
 
     def _items(self, subset_of: Mapping[str, str]) -> Iterator[Item]:
@@ -533,10 +634,19 @@ class PysklSource(Source):
             if "label" not in note:
                 self.missing.append((clip, "no label"))
                 continue
-            raw = int(note["label"]) + self.first_class  # labels of pickles start at 0
-            label = self._label(raw, str(self.root)) if self.spec.classes else f"class {raw}"
+            yield Item(clip, clip, self._class(note["label"], clip), subset_of.get(clip, ""))
+
+    def _class(self, given: Any, clip: str) -> str:
+        """The class of an annotation, whose label is a number from 0 on, or a name."""
+        number = _whole(given)
+        if number is not None:
+            raw = number + self.first_class
+            label = self._label(raw, f"{self.root}, {clip}") if self.spec.classes else f"class {raw}"
             self._agrees(clip, raw)
-            yield Item(clip, clip, label, subset_of.get(clip, ""))
+            return label
+        if isinstance(given, str | bytes) and given:
+            return self._label(plain_text(given), f"{self.root}, {clip}")
+        raise UserError(f"{self.root}: the label of {clip} is {given!r:.60}, neither a number nor a name; correct it")
 
     def _agrees(self, clip: str, number: int) -> None:
         """Raises UserError where a name of NTU RGB+D (S001C002P003R002A013) says another class than the label."""
@@ -551,16 +661,42 @@ class PysklSource(Source):
         note = self._notes[path]
         if "keypoint" not in note:
             raise Unreadable("no keypoint array")
-        joints = np.asarray(note["keypoint"])
-        if joints.ndim != 4 or joints.dtype.kind not in "fiu":
-            raise Unreadable(f"keypoint is no array (M, T, V, C) of numbers but {joints.dtype} {joints.shape}")
-        if self.spatial == 2:
-            score = np.asarray(note.get("keypoint_score", ()))
-            if score.shape != joints.shape[:3]:
+        joints = _array(note["keypoint"])
+        if joints is None or joints.ndim != 4:
+            raise Unreadable("keypoint is no array (M, T, V, C) of numbers")
+        if joints.shape[-1] == 2:
+            score = _array(note.get("keypoint_score", ()))
+            if score is None or score.shape != joints.shape[:3]:
                 raise Unreadable("keypoint_score does not fit keypoint")
             joints = np.concatenate([joints, score[..., None]], axis=-1, dtype=np.float32)
-        size = note.get("img_shape") or note.get("original_shape") or (0, 0)
-        return Pose(self._check(joints), (int(size[0]), int(size[1])))
+        return Pose(self._check(joints), _size_of(note))
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """An array of numbers, None where it is none."""
+    try:
+        made = np.asarray(value)
+    except ValueError:
+        return None
+    return made if made.dtype.kind in "fiu" else None
+
+
+def _size_of(note: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) of an annotation's video, (0, 0) where it is not said."""
+    for key in ("img_shape", "original_shape"):
+        size = [_whole(side) for side in np.ravel(note.get(key, ())).tolist()]
+        if len(size) >= 2 and None not in size[:2]:
+            return size[0], size[1]  # type: ignore[return-value]
+    return 0, 0
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, also one in an array or a text; None where it is none."""
+    try:
+        number = float(np.asarray(value).item() if not isinstance(value, str | bytes) else value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,14 @@ from torch import Tensor, nn
 
 from pipeline.compat import MODELS
 from pipeline.errors import UserError, unknown
+from pipeline.models.backbones.weights import (
+    check_finite,
+    describe_file,
+    hub_name,
+    read_statistics,
+    write_statistics,
+)
+from pipeline.textfiles import load_json, read_text
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPModel
@@ -72,16 +79,17 @@ class CLIPBackbone(nn.Module):
             folder = _folder(source)
             self.clip = _load(folder, attention, getattr(torch, dtype))
             self.tokenizer = _load_tokenizer(folder, self.clip.config)
+            self.mean, self.std = read_statistics(folder, (CLIP_MEAN, CLIP_STD))
         else:
             from transformers import CLIPConfig, CLIPModel
 
             config = CLIPConfig(**source) if isinstance(source, dict) else source
             self.clip = CLIPModel._from_config(config, attn_implementation=attention, dtype=getattr(torch, dtype))
             self.tokenizer = None
+            self.mean, self.std = CLIP_MEAN, CLIP_STD
         self.dim: int = self.clip.config.projection_dim
         self.image_size: int = self.clip.config.vision_config.image_size
         self.max_length: int = self.clip.config.text_config.max_position_embeddings
-        self.mean, self.std = CLIP_MEAN, CLIP_STD
         self.freeze_text = freeze_text
         if freeze_text:
             self.clip.text_model.requires_grad_(False)
@@ -143,9 +151,11 @@ class CLIPBackbone(nn.Module):
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write config.json, model.safetensors and the tokenizer into `folder`, as Hugging Face lays them
-        out."""
+        out, and what frames are normalised with where it is not CLIP's own."""
         with quiet():
             self.clip.save_pretrained(folder)
+        if (self.mean, self.std) != (CLIP_MEAN, CLIP_STD):
+            write_statistics(Path(folder), (self.mean, self.std))
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
@@ -155,9 +165,12 @@ def _folder(source: str | os.PathLike) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    name = str(source)
-    if name.count("/") != 1 or name.startswith((".", "~", "/")):
-        raise UserError(f"no CLIP folder {name}; give a folder with config.json, weights and tokenizer files")
+    name, wanted = str(source), "give a folder in Hugging Face's format: config.json, weights and tokenizer files"
+    if folder.is_file():
+        what = describe_file(folder) or "a file, not a folder"
+        raise UserError(f"{name} is {what}; {wanted}")
+    if not hub_name(name):
+        raise UserError(f"no CLIP folder {name}; {wanted}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -202,6 +215,7 @@ def _load(folder: Path, attention: str, dtype: torch.dtype) -> CLIPModel:
             f"weights in {folder} lack {len(report['missing_keys'])} tensors of CLIP, such as {first}; "
             "download a folder with both towers and their projections"
         )
+    check_finite(model, folder)
     return model
 
 
@@ -210,7 +224,7 @@ def _check_config(folder: Path) -> None:
     if not path.is_file():
         raise UserError(f"no config.json in {folder}; it must be a CLIP folder in Hugging Face format")
     try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        kind = load_json(read_text(path)).get("model_type")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a JSON object ({error}); download the folder again") from error
     if kind != "clip":

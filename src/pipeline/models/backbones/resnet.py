@@ -22,6 +22,7 @@ from mmaction.models.backbones.resnet import BasicBlock, Bottleneck, ResNet, mak
 
 from pipeline.errors import UserError, unknown
 from pipeline.models.backbones.clip import quiet
+from pipeline.models.backbones.weights import hub_name, read_state, read_statistics, write_statistics
 
 # Of RGB in [0, 1]; those that torchvision and timm trained ResNets with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,7 +31,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 NANO_RESNET: dict[str, Any] = {"width": 16, "blocks": [1, 1, 1, 1], "strides": [1, 2, 2, 1]}
 
 _WEIGHTS = "model.safetensors"
-_PICKLED = (".pth", ".pt", ".bin")
 _CLASSIFIER = ("fc.weight", "fc.bias")
 
 
@@ -92,6 +92,7 @@ class ResNetBackbone(nn.Module):
         if isinstance(source, str | os.PathLike):
             path = _locate(source)
             weights = _read(path)
+            self.mean, self.std = read_statistics(path.parent, (IMAGENET_MEAN, IMAGENET_STD))
             self.architecture = _architecture(path, weights)
             self.resnet = _build(self.architecture)
             _load(self.resnet, weights, path)
@@ -128,6 +129,8 @@ class ResNetBackbone(nn.Module):
         save_file(state, folder / _WEIGHTS, {"format": "pt"})
         config = {"model_type": "resnet", **self.architecture}
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        if (self.mean, self.std) != (IMAGENET_MEAN, IMAGENET_STD):
+            write_statistics(folder, (self.mean, self.std))
 
 
 def _build(architecture: Mapping[str, Any]) -> nn.Module:
@@ -157,7 +160,7 @@ def _locate(source: str | os.PathLike) -> Path:
         if not (path / _WEIGHTS).is_file():
             raise UserError(f"no weights in {path}: {_WEIGHTS} is missing; download the whole folder again")
         return path / _WEIGHTS
-    if name.count("/") != 1 or name.startswith((".", "~", "/")) or path.suffix in (".safetensors", *_PICKLED):
+    if not hub_name(name):
         raise UserError(f"no ResNet weights {name}; give a .safetensors or .pth file, or a folder with {_WEIGHTS}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -177,19 +180,8 @@ def _locate(source: str | os.PathLike) -> Path:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file by name, without the classifier; nothing in the file is executed."""
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix in _PICKLED:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            state = load_file(path)
-    except Exception as error:  # each file format fails with exceptions of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"can't load a ResNet from {path} ({reason:.160}); download it again") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} is no state dict of tensors; give weights as torchvision or timm publish them")
+    """Tensors of a file by name, without the classifier."""
+    state = read_state(path, "a ResNet", "give weights as torchvision or timm publish them")
     return {name: value for name, value in state.items() if name not in _CLASSIFIER}
 
 

@@ -12,18 +12,18 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.compat import MODELS, DropPath
 from pipeline.errors import UserError, unknown
 from pipeline.models.backbones.clip import quiet
+from pipeline.models.backbones.weights import hub_name, read_state
 
 NORM_EPS = 1e-6
 INIT_STD = 0.02
@@ -34,7 +34,6 @@ ARCHITECTURES: dict[str, dict[str, int]] = {
     "base": {"width": 768, "depth": 12, "heads": 12, "patch": 16, "image_size": 224},
 }
 _WEIGHTS = "model.safetensors"
-_PICKLED = (".pth", ".pt", ".bin")
 _CLASSIFIER = ("head.", "pre_logits.")
 _OVER_TIME = re.compile("temporal_|time_embed")
 MODEL_TYPE = "image_vit"  # in the config.json that `save` writes
@@ -265,7 +264,7 @@ def _locate(source: str | os.PathLike) -> Path:
         if not (path / _WEIGHTS).is_file():
             raise UserError(f"no weights in {path}: {_WEIGHTS} is missing; download the whole folder again")
         return path / _WEIGHTS
-    if name.count("/") != 1 or name.startswith((".", "~")) or path.suffix in (".safetensors", *_PICKLED):
+    if not hub_name(name):
         raise UserError(
             f"no ViT weights {name}; give a .safetensors or .pth file, a folder with {_WEIGHTS}, or for random weights "
             f"one of {', '.join(ARCHITECTURES)}"
@@ -285,16 +284,8 @@ def _locate(source: str | os.PathLike) -> Path:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file by name, without the classifier; nothing in the file is executed."""
-    try:
-        state: Any = (
-            torch.load(path, map_location="cpu", weights_only=True) if path.suffix in _PICKLED else load_file(path)
-        )
-    except Exception as error:  # each file format fails with exceptions of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"can't load a ViT from {path} ({reason:.160}); download it again") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} is no state dict of tensors; {_WANTED}")
+    """Tensors of a file by name, without the classifier."""
+    state = read_state(path, "a ViT", _WANTED)
     return {name: value for name, value in state.items() if not name.startswith(_CLASSIFIER)}
 
 

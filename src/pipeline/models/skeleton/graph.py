@@ -35,9 +35,10 @@ _BODY_PARTS = {
     "hand, palm, fist": "hand, tip of hand, thumb | wrist",
     "finger, fingertip": "tip of hand, thumb | hand | wrist",
     "thumb": "thumb | hand | wrist",
-    "torso, trunk, body, spine, back": "spine, mid of spine, base of spine, thorax, pelvis | shoulder, hip",
-    "chest": "spine, thorax | shoulder",
-    "waist, abdomen, stomach": "mid of spine, base of spine, pelvis | hip",
+    "torso, trunk, body, spine, back": "spine, mid of spine, base of spine, thorax, pelvis, torso, trunk, chest, waist "
+    "| shoulder, hip",
+    "chest": "spine, thorax, chest | torso, trunk | shoulder",
+    "waist, abdomen, stomach": "mid of spine, base of spine, pelvis, waist | torso, trunk | hip",
     "pelvis": "base of spine, pelvis, hip",
     "upper body": "head, nose, neck, spine, thorax, shoulder, elbow, wrist, hand",
     "lower body": "base of spine, pelvis, hip, knee, ankle, foot",

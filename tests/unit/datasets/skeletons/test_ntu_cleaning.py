@@ -164,7 +164,12 @@ def test_policy_values_are_its_identity():
     with pytest.raises(UserError, match=r"unknown joint 'mib' in here; did you mean 'mid'"):
         SkeletonPolicy(center="mib").numbered(["low", "mid"], "here")
     with pytest.raises(UserError, match="no joint 16"):
-        SkeletonPolicy().numbered(["low", "mid"], "here")
+        SkeletonPolicy(alignment="axes").numbered(["low", "mid"], "here")
+    assert SkeletonPolicy().numbered(["low", "mid"], "here").axes == (0, 1, 16, 12)  # not used, not checked
+    assert SkeletonPolicy().numbered(["low", "mid"], "here", center=0).center == 0  # another skeleton has its own
+    assert SkeletonPolicy(center=1).numbered(["low", "mid"], "here", center=0).center == 1
+    with pytest.raises(UserError, match="alignment axes needs axes of this skeleton"):
+        SkeletonPolicy(alignment="axes").numbered([str(i) for i in range(20)], "here", center=0)
 
 
 # --------------------------------------------------------------------------------------------------- files

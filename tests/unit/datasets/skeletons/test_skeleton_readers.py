@@ -57,7 +57,7 @@ def test_classes_of_files(ntu_folder, tmp_path):
         ({"pattern": "A.*"}, r"has no group \(\?P<label>...\)"),
         ({"pattern": "("}, "is not a regular expression"),
         ({"pattern": r"A(?P<label>\d+)", "classes": {"001": "drink"}}, "unknown class '002'"),
-        ({"labels": str(tmp_path / "absent.csv")}, "table of labels .* cannot be read"),
+        ({"labels": str(tmp_path / "absent.csv")}, "there is no table of labels"),
         ({"clases": {}}, "unknown key 'clases'.*did you mean 'classes'"),
         ({"format": "bvh"}, "key format"),
     ):
@@ -308,3 +308,123 @@ def test_unsafe_pickles_are_refused(tmp_path):
     plain = {"a": np.float32(1.5), "b": {1, 2}, "c": [np.int64(3), "x", b"y", None, 1j], "d": np.array(["s"])}
     path.write_bytes(pickle.dumps(plain))
     assert load_pickle(path) == plain
+
+
+# ------------------------------------------------------------------------------- what is easily read wrongly
+def poses(path, names, labels=None, dims=2, **more):
+    notes = [annotation(name, i if labels is None else labels[i], dims=dims) | more for i, name in enumerate(names)]
+    path.write_bytes(pickle.dumps({"annotations": notes}))
+    return path
+
+
+def test_no_clip_of_a_pickle_is_dropped(tmp_path):
+    path = poses(tmp_path / "a.pkl", ["c1", "c2", "c1"])
+    with pytest.raises(UserError, match="frame_dir c1 twice, as number 0 and 2 of its clips"):
+        source(format="pyskl", root=path, joints=17)
+    np.savez(tmp_path / "a.npz", positions=np.ones((4, 5, 3)), lengths=[2, 2], label=["x", "y"], clip=["c", "c"])
+    with pytest.raises(UserError, match="has the clip c twice"):
+        source(format="npz", root=tmp_path / "a.npz", joints=5)
+
+
+def test_a_sample_that_is_there_twice_is_listed(ntu_folder):
+    (ntu_folder / "again").mkdir()
+    write_skeleton(ntu_folder / "again" / "S001C001P001R001A001.skeleton", np.ones((2, 1, 25, 3)))
+    found = source(format="ntu", root=ntu_folder)
+    assert len(found.items) == 3 and found.items[0].path.startswith("again/")
+    assert any("is there already, as again/S001" in reason for _, reason in found.missing)
+
+
+def test_labels_that_are_names_and_labels_that_are_nothing(tmp_path):
+    path = poses(tmp_path / "a.pkl", ["c1", "c2", "c3"], ["run", np.str_("jump"), 1.0])
+    found = source(format="pyskl", root=path, joints=17, classes=["run", "jump"])
+    assert [item.label for item in found.items] == ["run", "jump", "jump"]
+    with pytest.raises(UserError, match="the label of c1 is None, neither a number nor a name"):
+        source(format="pyskl", root=poses(path, ["c1"], [None]), joints=17)
+    with pytest.raises(UserError, match="class fly is not among"):
+        source(format="pyskl", root=poses(path, ["c1"], ["fly"]), joints=17, classes=["run"])
+    ragged = poses(path, ["c1", "c2"], None, keypoint=[[1.0], [1.0, 2.0]])
+    with pytest.raises(UserError, match="holds no keypoints"):
+        source(format="pyskl", root=ragged, joints=17)
+
+
+@pytest.mark.parametrize("kind", ["npz", "json", "pyskl"])
+def test_a_third_number_that_looks_like_a_score(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    joints = np.concatenate([rng.random((4, 1, 5, 2)) * 900, rng.random((4, 1, 5, 1))], axis=-1)
+    for name, values in (("scores", joints), ("metres", rng.normal(size=(4, 1, 5, 3)))):
+        root = tmp_path / f"{name}.{kind}"
+        if kind == "npz":
+            np.savez(root, positions=values, lengths=[4], label=["x"])
+        elif kind == "json":
+            (root / "x").mkdir(parents=True)
+            (root / "x" / "c.json").write_text(json.dumps({"skeletons": values.tolist()}))
+        else:
+            note = {"frame_dir": "c", "label": 0, "keypoint": np.moveaxis(values, 1, 0)}
+            root.write_bytes(pickle.dumps([note]))
+    asked = {"format": kind, "root": tmp_path / f"scores.{kind}", "joints": 5}
+    with pytest.raises(UserError, match="looks like a score .*set third: score, or third: z"):
+        source(**asked)
+    assert source(**asked, third="score").spatial == 2 and source(**asked, third="z").spatial == 3
+    found = source(**asked, third="score")
+    assert found.read(found.items[0].path).joints.shape == (1, 4, 5, 3)
+    assert source(**asked | {"root": tmp_path / f"metres.{kind}"}).spatial == 3
+
+
+def test_byte_order_marks_and_other_line_ends(ntu_folder, tmp_path):
+    path = ntu_folder / "nturgb+d_skeletons" / "S001C001P001R001A001.skeleton"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    (tmp_path / "missing.txt").write_bytes(b"\xef\xbb\xbfS001C002P001R001A002\r\n")
+    found = source(format="ntu", root=ntu_folder, missing=str(tmp_path / "missing.txt"))
+    assert [item.label for item in found.items] == ["A001", "A061"]
+    assert found.read(found.items[0].path).frames == 2
+
+
+def test_a_table_of_labels_in_other_words(ntu_folder, tmp_path):
+    rows = ["path;label", "NTURGB+D_skeletons\\s001c001p001r001a001;drink", "none.skeleton;eat"]
+    (tmp_path / "labels.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+    found = source(format="files", root=ntu_folder, labels=str(tmp_path / "labels.csv"))
+    assert [item.label for item in found.items] == ["drink"]
+    near = "the file is missing; the nearest that is there is notes.skeleton"
+    assert ("none.skeleton", near) in found.missing
+
+
+def table(rows, header="clip,frame,joint,x,y,z,label"):
+    return "\n".join([header, *rows]) + "\n"
+
+
+def test_plain_tables(tmp_path):
+    rows = [f"{clip},{t},{j + 1},{j},{t},{-j},{label}" for clip, label in (("a", "run"), ("b", "sit"))
+            for t in (5, 7) for j in range(3)]  # fmt: skip
+    (tmp_path / "all.csv").write_text(table(rows))
+    found = source(format="table", root=tmp_path / "all.csv", joints=3)
+    assert [(item.clip, item.label) for item in found.items] == [("a", "run"), ("b", "sit")] and found.spatial == 3
+    joints = found.read(found.items[1].path).joints
+    assert joints.shape == (1, 2, 3, 3) and joints[0, 1].tolist() == [[0, 7, 0], [1, 7, -1], [2, 7, -2]]
+    lines = [f"{t} {j} {x} {x}" for t in range(2) for j, x in (("Left_Hip", "0,5"), ("head", "1,5"))]
+    (tmp_path / "folder" / "run").mkdir(parents=True)
+    (tmp_path / "folder" / "run" / "c.txt").write_text("\n".join(["time part u v", *lines]))
+    columns = {"frame": "time", "joint": "part", "x": "u", "y": "v"}
+    spec = {"format": "table", "root": tmp_path / "folder", "joints": 2, "joint_names": ["head", "left hip"]}
+    found = source(**spec, columns=columns)
+    assert [(item.clip, item.label) for item in found.items] == [("run/c", "run")] and found.spatial == 2
+    assert found.read(found.items[0].path).joints[0, 0].tolist() == [[1.5, 1.5, 1], [0.5, 0.5, 1]]
+    with pytest.raises(UserError, match=r"no column 'frame', but time, part, u, v; say in `columns:`"):
+        source(**spec)
+    with pytest.raises(UserError, match="did you mean 'joint'"):
+        source(**spec, columns={"joints": "part"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (["a,0,0,1,1,1,run", "a,0,1,1,1,1,run", "a,0,1,1,1,1,run"], "joint 1 of a person twice"),
+        (["a,0,0,1,1,-1,run", "a,1,0,1,1,1,run", "a,1,1,1,1,1,run"], "frame 0 lacks joint 1 of 2"),
+        (["a,0,0,1,1,-1,run", "a,0,9,1,1,1,run"], "numbered to 9, the skeleton has 2"),
+        (["a,0,0,1,1,-1,run", "a,0,1,,1,1,run"], "not finite|non-finite"),
+    ],
+)
+def test_tables_that_cannot_be_used(tmp_path, rows, reason):
+    (tmp_path / "all.csv").write_text(table(rows))
+    found = source(format="table", root=tmp_path / "all.csv", joints=2)
+    with pytest.raises(Unreadable, match=reason):
+        prepare_clip(found.read(found.items[0].path), SkeletonPolicy(center=0))
