@@ -58,6 +58,18 @@ def test_second_call_does_nothing(finished):
     assert status == 0 and "Nothing to be done" in out, out[-2000:]
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "cluster={slots: 2, threads: 2, idle_minutes: 5}", "resources={train: {mem_mb: 4000}, evaluate: {threads: 2}}",
+        "mirror=/somewhere", "llm={price: {input: 1.0, output: 4.0}}",
+    ],
+)  # fmt: skip
+def test_where_and_how_fast_makes_nothing_anew(finished, setting):
+    status, out = finished.run("-n", "--config", setting, "--", "results/lga/table2.csv", "results/lga/table6.csv")
+    assert status == 0 and "Nothing to be done" in out, out[-3000:]
+
+
 def test_what_a_model_sees_is_drawn_without_training(finished, repo):
     status, out = finished.run("results/lga/figphases.svg")
     assert status == 0, out[-3000:]

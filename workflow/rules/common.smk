@@ -28,8 +28,11 @@ def read_plan():
 
 PLAN = read_plan()
 CLUSTER = PLAN.config.settings.cluster
-CLUSTER_JSON = CLUSTER.model_dump_json()
-OVERLAY_JSON = json.dumps(config, sort_keys=True)
+# What only says where and how fast something is done is no parameter of a rule: another value makes nothing anew.
+WHERE = ("cluster", "resources", "mirror", "llm")
+OVERLAY_JSON = json.dumps(
+    {key: value for key, value in config.items() if key not in WHERE}, sort_keys=True
+)
 
 
 def needs(stage):
@@ -40,10 +43,14 @@ def needs(stage):
     if stage in ("train", "sweep") and CLUSTER.mode == "job":
         nodes = CLUSTER.nodes
     elif stage in ("frames", "poses"):
-        # What the command is told of them is no parameter: another number of nodes makes nothing anew.
+        # What a command is told of where it runs is no parameter: another number of nodes makes nothing anew.
         nodes = int(found.pop("nodes", 1))
         over = f"--nodes {nodes} --interface {shlex.quote(CLUSTER.interface)}"
         found["over"] = over if nodes > 1 else ""
+    if stage in ("train", "sweep", "evaluate"):
+        found["cluster"] = shlex.quote(
+            CLUSTER.model_dump_json()
+        )  # no parameter, likewise
     if nodes > 1:
         # For Slurm: a job of so many nodes, whose step runs on the first; `pipeline.nodes` starts one on each.
         found |= {"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"}

@@ -108,9 +108,10 @@ rule download:
     conda:
         "../envs/pipeline.yaml"
     threads: 2
+    resources:
+        overlay=shlex.quote(json.dumps(config, sort_keys=True)),
     params:
         config=shlex.quote(str(CONFIG)),
-        overlay=shlex.quote(OVERLAY_JSON),
     shell:
         "python -m pipeline download {wildcards.name} --record {output} --config {params.config}"
-        " --overlay {params.overlay} > {log} 2>&1"
+        " --overlay {resources.overlay} > {log} 2>&1"

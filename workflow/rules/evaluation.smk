@@ -42,6 +42,5 @@ for name, (run_id, cells) in PLAN.measured_together.items():
             **needs("evaluate"),
         params:
             asked=run_id if name == run_id else " ".join([run_id, *cells]),
-            cluster=shlex.quote(CLUSTER_JSON),
         shell:
-            "python -m pipeline evaluate {params.asked} --settings {params.cluster} > {log} 2>&1"
+            "python -m pipeline evaluate {params.asked} --settings {resources.cluster} > {log} 2>&1"

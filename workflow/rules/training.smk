@@ -35,10 +35,8 @@ rule train:
         "../envs/pipeline.yaml"
     resources:
         **needs("train"),
-    params:
-        cluster=shlex.quote(CLUSTER_JSON),
     shell:
-        "python -m pipeline train {wildcards.run} --settings {params.cluster} > {log} 2>&1"
+        "python -m pipeline train {wildcards.run} --settings {resources.cluster} > {log} 2>&1"
 
 
 # A swept axis is one Ray Tune experiment on each data set; its runs are the trials.
@@ -68,7 +66,6 @@ for sweep in PLAN.sweeps.values():
             resources:
                 **needs("sweep"),
             params:
-                cluster=shlex.quote(CLUSTER_JSON),
                 sweep=sweep.name,
             shell:
-                "python -m pipeline sweep {params.sweep} --settings {params.cluster} > {log} 2>&1"
+                "python -m pipeline sweep {params.sweep} --settings {resources.cluster} > {log} 2>&1"
