@@ -185,11 +185,11 @@ def records(
             if all(cell.predictions for cell in found):
                 digests[entry.row, entry.column] = tuple(cell.predictions.digest for cell in found)
         out.append(_record(plan, entry, ws, found))
-    return _with_twins(out, digests)
+    return _with_twins(out, digests, ws)
 
 
-def _with_twins(found: list[Record], digests: dict[tuple[str, str], tuple[str, ...]]) -> list[Record]:
-    """Notes which rows of a column have different cells and yet the same predictions for every query."""
+def _with_twins(found: list[Record], digests: dict[tuple[str, str], tuple[str, ...]], ws: Workspace) -> list[Record]:
+    """Notes which rows of a column have different cells and yet the same predictions for every query, and why."""
     groups: dict[tuple, list[Record]] = defaultdict(list)
     for record in found:
         if said := digests.get((record.row, record.column)):
@@ -197,7 +197,8 @@ def _with_twins(found: list[Record], digests: dict[tuple[str, str], tuple[str, .
     notes = {}
     for group in groups.values():
         if len({record.cell_id for record in group}) > 1:
-            text = f"same predictions for all queries: {' | '.join(record.row for record in group)}"
+            rows = " | ".join(record.row for record in group)
+            text = f"same predictions for all queries ({_why_equal(group, ws)}): {rows}"
             notes |= {(record.row, record.column): text for record in group}
 
     def noted(record: Record) -> Record:
@@ -205,6 +206,19 @@ def _with_twins(found: list[Record], digests: dict[tuple[str, str], tuple[str, .
         return replace(record, note="; ".join(filter(None, [record.note, note])))
 
     return [noted(record) for record in found]
+
+
+def _why_equal(group: list[Record], ws: Workspace) -> str:
+    """Why rows predict the same: one training, or several that are equal or nearly so."""
+    runs = list(dict.fromkeys(record.run_id for record in group))
+    if len(runs) == 1:
+        return "one training, measured in ways that agree"
+    records = [read_training(ws.run(run) / "train.json").last_loss for ids in runs for run in ids.split(";")]
+    losses = [record.value for record in records if record]
+    if losses and len(set(losses)) == 1:
+        return "their trainings are equal: what differs between the rows had no effect"
+    ends = f" (last losses {', '.join(f'{loss:.3g}' for loss in losses)})" if losses else ""
+    return f"their trainings differ too little to change an answer{ends}"
 
 
 def _record(plan: Plan, entry: Entry, ws: Workspace, found: list[CellFile] | None) -> Record:

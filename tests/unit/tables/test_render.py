@@ -338,9 +338,18 @@ def test_rows_with_the_same_predictions_say_so(make, folder):
     for place in (("Plain", "Set/1-shot"), CELL, ("Ours", "Set/5-shot")):
         write_cell(folder, cells[place], predictions=predictions(digest="abc"))
     lines = read(write_table(plan, "one", "1", folder / "results")[0])
-    text = "same predictions for all queries: Plain | Ours"
+    text = "same predictions for all queries (their trainings differ too little to change an answer): Plain | Ours"
     flagged = [(x["row"], x["column"]) for x in lines if text in x["note"].split("; ")]
     assert flagged == [("Plain", "Set/1-shot"), CELL]  # of one column
+    for losses, why in (
+        ((0.5, 0.51), "their trainings differ too little to change an answer (last losses 0.5, 0.51)"),
+        ((0.5, 0.5), "their trainings are equal: what differs between the rows had no effect"),
+    ):
+        for place, loss in zip((("Plain", "Set/1-shot"), CELL), losses, strict=True):
+            path = folder / "results" / "runs" / cells[place].run.id / "train.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"last_loss": {"name": "loss", "value": loss, "chance": 1.6}}))
+        assert f"queries ({why}): Plain | Ours" in write_table(plan, "one", "1", folder / "results")[0].read_text()
     write_cell(folder, cells[CELL], predictions=predictions(digest="abd"))
     assert "same predictions" not in write_table(plan, "one", "1", folder / "results")[0].read_text()
 
