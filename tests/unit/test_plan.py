@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import yaml
+from tiny import bare_plan
 
 from pipeline.errors import UserError
 from pipeline.experiment import canonical
@@ -96,17 +97,16 @@ def test_scales_differ_in_budgets_and_data(plans):
             assert same or demo.config.entry("methods", a.run.method, "test")["models"]
 
 
-def test_schedule_of_the_data_set_then_scale_then_experiment(repo):
+def test_schedule_of_the_data_set_then_scale_then_experiment():
     def train(dataset, scale="paper", **delta):
-        plan = Plan.read(repo / "config", {"scale": scale})
-        return plan.cell({"method": "lga", "dataset": dataset, **delta}, 0, "x").run.train
+        return bare_plan({"scale": scale}).cell({"method": "lga", "dataset": dataset, **delta}, 0, "x").run.train
 
     assert (train("hmdb51")["steps"], train("hmdb51")["video_text_weight"]) == (1250, 1.2)
     assert (train("ucf101")["steps"], train("ucf101")["video_text_weight"]) == (750, 1.5)
     assert (train("ssv2_full")["steps"], train("ssv2_full")["milestones"]) == (7500, [2000, 3000])
     assert train("kinetics100")["jitter_queries"] and not train("hmdb51")["jitter_queries"]
     assert train("ucf101", train={"steps": 5})["steps"] == 5
-    assert train("ssv2_small", "demo")["steps"] == Plan.read(repo / "config").config.settings.train["steps"]
+    assert train("ssv2_small", "demo")["steps"] == bare_plan({}).config.settings.train["steps"]
     assert train("ssv2_small", "demo")["video_text_weight"] == 3.0  # synthetic_temporal stands for it
     assert train("hmdb51", "demo", train={"steps": 5})["steps"] == 5
 
@@ -315,16 +315,16 @@ def test_overlays_add_data_sets_methods_and_papers(repo, tmp_path):
             }
         },
     }
-    plan = Plan.read(repo / "config", overlay)
+    plan = Plan.read(repo / "config", overlay, "notes")
     (entry,) = plan.table_entries("notes", "9")
     (cell,) = entry.cells
     assert cell.run.dataset.startswith("mine-") and cell.run.model == {"type": "LGA", "atoms": 2} and not cell.run.train
     assert plan.backbones[cell.run.backbone].spec["sources"] == [cell.run.dataset]  # nano CLIP of its own base classes
     texts.write_text(json.dumps({"classes": {}}))
-    (again,) = Plan.read(repo / "config", overlay).table_entries("notes", "9")[0].cells
+    (again,) = Plan.read(repo / "config", overlay, "notes").table_entries("notes", "9")[0].cells
     assert again.run.id != cell.run.id and again.run.dataset == cell.run.dataset  # other texts, same videos
     moved = overlay | {"datasets": {"mine": overlay["datasets"]["mine"] | {"root": "elsewhere"}}}
-    assert Plan.read(repo / "config", moved).table_entries("notes", "9")[0].cells[0].id == again.id
+    assert Plan.read(repo / "config", moved, "notes").table_entries("notes", "9")[0].cells[0].id == again.id
 
 
 def test_specs_do_not_depend_on_the_order_of_keys(repo):
