@@ -32,6 +32,12 @@ class Calibration(Frozen):
         description="where alpha is added: to every entry, as released, or to the variances",
     )
     samples: int = Field(750, ge=1, description="features drawn for each novel class")
+    base: Literal["plain", "transformed"] = Field(
+        "plain",
+        description="of which features of the base classes the statistics are. plain: as the encoder gives them, as "
+        "released, while exemplars and queries are transformed: the result depends on the scale of the features; "
+        "transformed: like the others",
+    )
 
 
 class BaseStatistics(NamedTuple):
@@ -70,6 +76,16 @@ def tukey(features: np.ndarray, settings: Calibration, signed: bool = False) -> 
     if settings.tukey == "signed" or (settings.tukey == "auto" and signed):
         return np.sign(features) * np.abs(features) ** settings.beta
     return features**settings.beta
+
+
+def statistics_for(
+    features: np.ndarray, labels: np.ndarray, exemplars: np.ndarray, queries: np.ndarray, settings: Calibration
+) -> BaseStatistics:
+    """`base_statistics` of base features (n, D) as `settings.base` says; all features are as the encoder gives them."""
+    if settings.base == "transformed":
+        signed = bool(min(features.min(), exemplars.min(), queries.min()) < 0)
+        features = tukey(features, settings, signed)
+    return base_statistics(features, labels)
 
 
 def calibrate(

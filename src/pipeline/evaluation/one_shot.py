@@ -17,7 +17,7 @@ from pipeline.datasets.skeletons.feeder import Feed, MotionBertDataset, Skeleton
 from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
 from pipeline.datasets.skeletons.protocols import OneShotSplit
 from pipeline.datasets.skeletons.store import SkeletonStore
-from pipeline.evaluation.calibration import Calibration, base_statistics, predict_calibrated
+from pipeline.evaluation.calibration import Calibration, predict_calibrated, statistics_for
 from pipeline.evaluation.intervals import ci95
 from pipeline.evaluation.scores import spread_of
 from pipeline.experiment import Frozen
@@ -144,7 +144,7 @@ def measure_one_shot(
     if settings.classifier == "nearest":
         predicted = predict_nearest(exemplars, queries)
     else:
-        base = base_statistics(of(split.base), split.base_labels)
+        base = statistics_for(of(split.base), split.base_labels, exemplars, queries, settings.calibration)
         rng = np.random.default_rng(seed)
         predicted = predict_calibrated(exemplars, queries, base, settings.calibration, rng)
     return result(predicted, split.query_labels, spread_of(queries))

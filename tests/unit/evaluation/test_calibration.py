@@ -8,6 +8,7 @@ from pipeline.evaluation.calibration import (
     base_statistics,
     calibrate,
     predict_calibrated,
+    statistics_for,
     tukey,
 )
 
@@ -96,3 +97,27 @@ def test_what_cannot_be_calibrated(base):
         calibrate(np.ones((2, 6)), base, Calibration(nearest=5))
     with pytest.raises(UserError, match=r"base class 1 has 1 sample\(s\)"):
         base_statistics(np.ones((3, 2)), np.array([0, 0, 1]))
+
+
+def test_the_scale_of_the_features_matters_less_where_all_are_transformed():
+    """Released: the base means as they are, the exemplars as their roots, so that another scale is another test."""
+    rng = np.random.default_rng(1)
+    centres = rng.uniform(0, 2, (7, 8)) * (rng.random((7, 8)) < 0.5)
+    labels, asked = np.repeat(np.arange(4), 40), np.repeat(np.arange(3), 60)
+
+    def around(of):
+        return np.abs(centres[of] + 0.25 * rng.standard_normal((len(of), 8)))
+
+    base, exemplars, queries = around(labels), around(np.arange(3) + 4), around(asked + 4)
+    right = {}
+    for kind in ("plain", "transformed"):
+        settings = Calibration(base=kind, alpha=0.0, samples=200)
+        for scale in (1, 30):
+            parts = [scale * part for part in (base, exemplars, queries)]
+            found = statistics_for(parts[0], labels, *parts[1:], settings)
+            predicted = predict_calibrated(*parts[1:], found, settings, np.random.default_rng(0))
+            right[kind, scale] = (predicted == asked).mean()
+    assert right["plain", 1] > 0.9 and right["transformed", 1] > 0.9
+    assert right["plain", 30] < 0.6 and right["transformed", 30] > 0.8
+    want = base_statistics(base, labels)
+    np.testing.assert_array_equal(statistics_for(base, labels, exemplars, queries, Calibration()).means, want.means)

@@ -122,6 +122,7 @@ def test_every_method_trains_is_saved_and_gives_the_same_predictions_again(semi,
     train_run(cell.run, ws)
     record = json.loads((ws.run(cell.run.id) / "train.json").read_text())
     assert record["steps"] == 6 and record["classes"] == {"train": 12, "val": 12, "test": 12, "labelled": 12}
+    assert (record["labelled_videos"], record["unlabelled_videos"]) == (27, 81)  # 25 % of 12 classes of 9
     assert 0 <= record["validation_accuracy"] <= 100
     known = read_training(ws.run(cell.run.id) / "train.json")
     assert (known.validation.classes, known.validation.accuracy) == (12, record["validation_accuracy"])
