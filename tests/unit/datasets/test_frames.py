@@ -383,7 +383,8 @@ def test_a_damaged_blob_is_reported(tmp_path):
     ("change", "message"),
     [
         ({"size": [224]}, "size must be"),
-        ({"size": 224}, "size must be"),
+        ({"size": 4}, "size must be"),
+        ({"size": 224, "codec": "raw"}, "raw frames have one size"),
         ({"frames": -1}, "frames must be"),
         ({"codec": "jpg"}, "did you mean 'jpeg'"),
         ({"quality": 0}, "quality"),

@@ -100,6 +100,13 @@ def test_parts_that_a_skeleton_adds():
     assert not parts("the knee", graph)
 
 
+def test_words_for_the_trunk_mean_the_joint_of_that_name():
+    parents = {"torso": None, "neck": "torso", "left shoulder": "neck", "right shoulder": "neck", "left hip": "torso"}
+    graph = get_graph({"names": list(parents), "parents": parents})
+    for words in ("the torso", "the trunk", "the chest", "the waist", "the back"):
+        assert found(words, graph) == {"torso"}, words
+
+
 def test_descriptions_of_language_models(reference_data):
     """Nearly all published texts of NTU's actions name a joint, and few name all."""
     lines = (reference_data / "text" / "gap" / "pasta_openai_t01.txt").read_text().splitlines()
