@@ -57,13 +57,22 @@ def needs(stage):
     return found
 
 
+def waits(stage):
+    """Resources of jobs that only wait for a slot of the one Ray cluster, if there is one."""
+    return needs(stage) | ({"waiting": 1} if WAITING else {})
+
+
 def cores(stage, default):
     """CPU cores of a stage's jobs."""
     return int(PLAN.config.settings.resources.get(stage, {}).get("threads", default))
 
 
-# With one Ray cluster for all (`python -m pipeline cluster start`), these jobs only wait for it.
+# With one Ray cluster for all (`python -m pipeline cluster start`), trainings and tests only wait for one of its slots.
+# They take no core then, and one more waits than there are slots, so that none is idle between two of them.
 WAITING = CLUSTER.mode == "shared"
+CLIENT_CORES = 0 if WAITING else 1
+if WAITING:
+    workflow.global_resources.setdefault("waiting", CLUSTER.slots + 1)
 
 if not workflow.deployment_settings.deployment_method:
     # Jobs find the Python that runs Snakemake, also where its environment is not activated.

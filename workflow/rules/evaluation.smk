@@ -38,8 +38,9 @@ for name, (run_id, cells) in PLAN.measured_together.items():
         localrule: WAITING
         conda:
             "../envs/pipeline.yaml"
+        threads: CLIENT_CORES
         resources:
-            **needs("evaluate"),
+            **waits("evaluate"),
         params:
             asked=run_id if name == run_id else " ".join([run_id, *cells]),
         shell:

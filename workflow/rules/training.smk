@@ -33,8 +33,9 @@ rule train:
     localrule: WAITING
     conda:
         "../envs/pipeline.yaml"
+    threads: CLIENT_CORES
     resources:
-        **needs("train"),
+        **waits("train"),
     shell:
         "python -m pipeline train {wildcards.run} --settings {resources.cluster} > {log} 2>&1"
 
@@ -63,8 +64,9 @@ for sweep in PLAN.sweeps.values():
             localrule: WAITING
             conda:
                 "../envs/pipeline.yaml"
+            threads: CLIENT_CORES
             resources:
-                **needs("sweep"),
+                **waits("sweep"),
             params:
                 sweep=sweep.name,
             shell:
