@@ -60,7 +60,8 @@ def read_state(path: Path, kind: str, wanted: str) -> dict[str, Tensor]:
         pickled = file.read(4)[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     try:
         if pickled:
-            state: Any = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # of a path torch looks at the suffix
+                state: Any = torch.load(file, map_location="cpu", weights_only=True)
         else:
             from safetensors.torch import load_file
 
