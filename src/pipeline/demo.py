@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pipeline.tables.spec import table_stem
 from pipeline.workspace import Workspace
 
 FIRST = "lga"
+KEEP = {"PIPELINE_KEEP_CLUSTER": "1"}  # the shared cluster goes on for the tables to come
 LINE_SECONDS = 20.0  # between two lines that say how far it is
 
 
@@ -27,14 +29,21 @@ def run_demo(plan: Plan, number: str, results: Path, cores: str) -> None:
     """
     papers = sorted((paper for paper, key in plan.tables() if key == number), key=lambda paper: paper != FIRST)
     files = {paper: results / paper / f"{table_stem(number)}.csv" for paper in papers}
-    targets = [str(results / f"{table_stem(number)}.csv"), *map(str, files.values())]
-    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", "--cores", cores]
-    command += ["--prioritize", targets[1], "--", *targets]
+    began = time.time()
+    _make(plan, number, {FIRST: files.pop(FIRST)}, results, cores, began, KEEP)
+    _make(plan, number, files, results, cores, began, {})
+
+
+def _make(
+    plan: Plan, number: str, files: dict[str, Path], results: Path, cores: str, began: float, variables: dict[str, str]
+) -> None:
+    """Have Snakemake make the tables `files` of some papers, and with the last of them the combined one."""
+    targets = [*map(str, files.values()), *([] if variables else [str(results / f"{table_stem(number)}.csv")])]
+    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", "--cores", cores, "--", *targets]
     log = results / "logs" / "demo.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    began = time.time()
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **variables})
         try:
             _follow(process, plan, number, files, results, began)
         except KeyboardInterrupt:  # Snakemake was told too, and ends its jobs
@@ -50,8 +59,8 @@ def _follow(
 ) -> None:
     """Say how far it is, and print each table once it is written, until `process` ends."""
     ws, slots = Workspace(results), plan.config.settings.cluster.slots
-    at_start = small_work(plan, ws)[1]
-    _say(plan, ws, f"about {span(at_start / slots)} on two cores" if at_start else "everything is there")
+    at_start, before = small_work(plan, ws)[1], time.time()
+    _say(plan, ws, f"about {span(at_start / slots)} to go on two cores" if at_start else "everything is there")
     waiting, said = dict(files), time.monotonic()
     while waiting:
         ended = process.poll() is not None
@@ -65,7 +74,7 @@ def _follow(
         if time.monotonic() - said >= LINE_SECONDS:
             said, left = time.monotonic(), small_work(plan, ws)[1]
             done = 1 - left / at_start if at_start else 1.0
-            spent = time.time() - began
+            spent = time.time() - before
             _say(plan, ws, f"{100 * done:.0f} %" + (f", {span(spent * (1 - done) / done)} left" if done > 0.1 else ""))
         time.sleep(0.5)
     process.wait()

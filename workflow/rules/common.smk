@@ -181,9 +181,13 @@ def encoder_files(run):
 
 
 def stop_cluster():
-    """End the shared cluster that the stages have started; one in a Slurm job is the user's."""
+    """End the shared cluster that the stages have started; one in a Slurm job is the user's.
+
+    `make demo` calls Snakemake twice and keeps it in between.
+    """
     record = Path("results/ray/cluster.json")
-    if record.exists() and "job" not in json.loads(record.read_text()):
+    kept = os.environ.get("PIPELINE_KEEP_CLUSTER")
+    if not kept and record.exists() and "job" not in json.loads(record.read_text()):
         shell("python -m pipeline cluster stop > /dev/null")
 
 
