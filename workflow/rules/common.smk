@@ -37,7 +37,11 @@ OVERLAY_JSON = json.dumps(
 
 def needs(stage):
     """Resources of a stage's jobs: those of the scale (`resources`), and as many nodes as its work is spread over."""
-    found = dict(PLAN.config.settings.resources.get(stage, {}))
+    # Snakemake reads numbers inside braces, as in --config 'resources={train: {mem_mb: 4000}}', as words.
+    found = {
+        key: int(value) if str(value).isdecimal() else value
+        for key, value in PLAN.config.settings.resources.get(stage, {}).items()
+    }
     found.pop("threads", None)
     nodes = 1
     if stage in ("train", "sweep") and CLUSTER.mode == "job":
