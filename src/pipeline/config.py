@@ -196,6 +196,13 @@ class Config:
         base = read_yaml(path) if path.is_file() else {}
         return merge(base, getattr(self.settings, kind).get(name, {}))
 
+    def place(self, kind: str, name: str, key: str = "") -> str:
+        """Where an entry, or its `key`, stands, for messages: its file, or the settings that are laid over it."""
+        path, overlay = self.folder / kind / f"{name}.yaml", getattr(self.settings, kind).get(name, {})
+        if path.is_file() and key not in overlay:
+            return str(path)
+        return f"the settings (scale, configfile or command line), key {kind}.{name}"
+
     def backbone(self, name: str, where: str) -> dict[str, Any]:
         """The definition of a backbone: an entry of `config/backbones.yaml` with its overlay."""
         known = merge(read_yaml(self.folder / "backbones.yaml"), self.settings.backbones)

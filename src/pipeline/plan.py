@@ -170,11 +170,11 @@ class Plan:
         name = settings.substitute.get(delta["dataset"], delta["dataset"])
         dataset = self.dataset(name, where)
         if odd := set(method) - set(METHOD_KEYS):
-            raise unknown("key", min(odd), METHOD_KEYS, f"{self.config.folder}/methods/{delta['method']}.yaml")
+            raise unknown("key", min(odd), METHOD_KEYS, self.config.place("methods", delta["method"], min(odd)))
         train = self._scheduled(method, name, delta.get("train", {}))
         scheduled = {key for schedule in method.get("schedules", {}).values() for key in schedule}
         if odd := scheduled - _known(method, "train"):
-            here = f"{self.config.folder}/methods/{delta['method']}.yaml, schedules"
+            here = f"{self.config.place('methods', delta['method'], 'schedules')}, schedules"
             raise unknown("train key", min(odd), _known(method, "train"), here)
         budget = settings.budgets.get(delta["method"], {})
         if "episodes_per_step" in train:  # a scale's rates and lengths are of episodes; others have their budgets
@@ -257,7 +257,7 @@ class Plan:
         elif dataset.spec["kind"] == "semi":
             known = ("elements", "test_view")
         if odd := set(own) - set(known):
-            raise unknown("key", min(odd), known, f"{self.config.folder}/methods/{name}.yaml, frames")
+            raise unknown("key", min(odd), known, f"{self.config.place('methods', name, 'frames')}, frames")
         return own
 
     def _selection(self, delta: Mapping[str, Any], dataset: Asset) -> str:
@@ -281,11 +281,9 @@ class Plan:
             return self._datasets[name]
         definition = self.config.entry("datasets", name, where)
         if "kind" not in definition:
-            raise UserError(
-                f"{self.config.folder}/datasets/{name}.yaml: key kind is missing (synthetic, folder or list)"
-            )
+            raise UserError(f"{self.config.place('datasets', name)}: key kind is missing (synthetic, folder or list)")
         options = {key: definition[key] for key in DATASET_OPTIONS if key in definition}
-        options |= self._described(definition, f"{self.config.folder}/datasets/{name}.yaml")
+        options |= self._described(definition, self.config.place("datasets", name, "describe"))
         spec = {key: value for key, value in definition.items() if key not in DATASET_OPTIONS}
         files = ("lists", "labels", "missing")
         contents = {key: _content(options[key]) for key in files if isinstance(options.get(key), str)}
@@ -293,7 +291,9 @@ class Plan:
         if not (spec["kind"] == "synthetic" or "reads" in spec):  # generated ones are whole
             options["min_coverage"] = self._min_coverage(definition, name)
         if "reads" in spec:  # the skeletons of another, generated set
-            spec["reads"] = self.dataset(spec["reads"], f"{self.config.folder}/datasets/{name}.yaml, key reads").key
+            spec["reads"] = self.dataset(
+                spec["reads"], f"{self.config.place('datasets', name, 'reads')}, key reads"
+            ).key
         asset = Asset(name=name, spec=spec, options=options)
         self._datasets[name] = self.datasets.setdefault(asset.key, asset)
         return self._datasets[name]
@@ -302,10 +302,8 @@ class Plan:
         """Share of the listed clips of a data set that must be there."""
         share = definition.get("min_coverage", self.config.settings.min_coverage)
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise UserError(
-                f"{self.config.folder}/datasets/{name}.yaml: min_coverage is {share!r}; give a share from 0 to 1, "
-                "such as 0.9"
-            )
+            place = self.config.place("datasets", name, "min_coverage")
+            raise UserError(f"{place}: min_coverage is {share!r}; give a share from 0 to 1, such as 0.9")
         return float(share)
 
     def _described(self, definition: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -357,7 +355,7 @@ class Plan:
         own, folder = dataset.spec.get("frames", {}), self.config.folder
         for keys, where in (
             (self.config.settings.frames, f"{folder}/config.yaml (or scale, or command line), frames"),
-            (own, f"{folder}/datasets/{dataset.name}.yaml, frames"),
+            (own, f"{self.config.place('datasets', dataset.name, 'frames')}, frames"),
         ):
             if odd := set(keys) - set(FRAME_KEYS):
                 raise unknown("key", min(odd), FRAME_KEYS, where)

@@ -135,3 +135,11 @@ def test_every_default_setting_is_the_one_of_the_file(repo):
     bare, full = check({}, "code").model_dump(), check(content, "file").model_dump()
     assert bare | {"frames": full["frames"]} == full
     assert set(content["cluster"]) == set(Cluster.model_fields)
+
+
+def test_a_mistake_is_blamed_on_what_has_it(repo):
+    config = Config(repo / "config", {"datasets": {"hmdb51": {"root": "."}, "mine": {"kind": "folder"}}})
+    assert config.place("datasets", "hmdb51") == config.place("datasets", "hmdb51", "frames")
+    assert config.place("datasets", "hmdb51") == str(repo / "config" / "datasets" / "hmdb51.yaml")
+    for name, key in (("hmdb51", "root"), ("mine", ""), ("mine", "kind")):
+        assert config.place("datasets", name, key).endswith(f"command line), key datasets.{name}")

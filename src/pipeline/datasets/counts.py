@@ -49,7 +49,7 @@ def check_splits(config: Config, names: Sequence[str] = (), console: Console | N
         console.print(f"{name}:", highlight=False, markup=False)
         try:
             count = _count_list if definition["kind"] == "list" else _count_one_shot
-            lines = count(definition, f"{config.folder}/datasets/{name}.yaml", console)
+            lines = count(definition, config.place("datasets", name), console)
         except UserError as error:
             console.print(f"  {error}", highlight=False, markup=False)
             found.absent[name] = str(error)

@@ -289,7 +289,7 @@ def download_dataset(config: Config, name: str, fetcher: Fetcher) -> Path:
     Raises UserError when a file cannot be had, and, after the others are there, for a set that its publisher gives to
     registered users only and that is not in its place (`root`).
     """
-    where = f"{config.folder}/datasets/{name}.yaml"
+    where = config.place("datasets", name)
     definition = config.entry("datasets", name, "the command line")
     spec = download_spec(definition, name, where)
     if definition.get("licence"):

@@ -103,4 +103,4 @@ def _classes(config: Config, name: str, definition: Mapping[str, Any], results: 
     index = Workspace(results).dataset(asset.key) / "index.csv"
     if index.is_file():
         return sorted({clip.label for clip in read_index(index)})
-    return listed_classes(definition, f"{config.folder}/datasets/{name}.yaml")
+    return listed_classes(definition, config.place("datasets", name))
