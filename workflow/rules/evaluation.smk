@@ -44,4 +44,4 @@ for name, (run_id, cells) in PLAN.measured_together.items():
         params:
             asked=run_id if name == run_id else " ".join([run_id, *cells]),
         shell:
-            "python -m pipeline evaluate {params.asked} --settings {resources.cluster} > {log} 2>&1"
+            "python -m pipeline evaluate {params.asked} --settings {resources.placed} > {log} 2>&1"

@@ -37,7 +37,7 @@ rule train:
     resources:
         **waits("train"),
     shell:
-        "python -m pipeline train {wildcards.run} --settings {resources.cluster} > {log} 2>&1"
+        "python -m pipeline train {wildcards.run} --settings {resources.placed} > {log} 2>&1"
 
 
 # A swept axis is one Ray Tune experiment on each data set; its runs are the trials.
@@ -70,4 +70,4 @@ for sweep in PLAN.sweeps.values():
             params:
                 sweep=sweep.name,
             shell:
-                "python -m pipeline sweep {params.sweep} --settings {resources.cluster} > {log} 2>&1"
+                "python -m pipeline sweep {params.sweep} --settings {resources.placed} > {log} 2>&1"
