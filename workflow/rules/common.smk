@@ -52,9 +52,8 @@ def needs(stage):
         over = f"--nodes {nodes} --interface {shlex.quote(CLUSTER.interface)}"
         found["over"] = over if nodes > 1 else ""
     if stage in ("train", "sweep", "evaluate"):
-        found["cluster"] = shlex.quote(
-            CLUSTER.model_dump_json()
-        )  # no parameter, likewise
+        # No parameter, likewise; a resource called `cluster` would be read by the Slurm executor.
+        found["placed"] = shlex.quote(CLUSTER.model_dump_json())
     if nodes > 1:
         # For Slurm: a job of so many nodes, whose step runs on the first; `pipeline.nodes` starts one on each.
         found |= {"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"}
