@@ -439,13 +439,16 @@ def layout(reference_data: Path, mirror: Path) -> None:
     """A mirror of the published lists, from the table of their sources."""
     for line in (reference_data / "lists" / "MANIFEST.tsv").read_text().splitlines()[1:]:
         file, source, *_ = line.split("\t")
-        if "@" not in source or not (reference_data / "lists" / file).is_file():
+        here = reference_data / "lists" / file
+        if file.startswith("llm_text/"):
+            here = reference_data / "text" / file.removeprefix("llm_text/")
+        if "@" not in source or not here.is_file():
             continue
         repository, _, path = source.partition("@")
         commit, _, path = path.partition(":")
         place = mirror / "raw.githubusercontent.com" / repository / commit / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(reference_data / "lists" / file, f"{place}.gz" if file.endswith(".gz") else place)
+        shutil.copyfile(here, f"{place}.gz" if file.endswith(".gz") else place)
 
 
 def test_lists_from_a_mirror_have_the_papers_counts(repo, reference_data, tmp_path, monkeypatch, capsys):

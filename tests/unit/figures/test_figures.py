@@ -25,7 +25,7 @@ def texts(figure) -> set[str]:
 
 def test_every_figure_of_a_paper_that_is_a_sheet_is_drawn(plan):
     sheets = [(paper, number) for paper, number in plan.tables() if number.startswith("fig")]
-    assert figures_of(plan) == sheets and len(sheets) == 18
+    assert figures_of(plan) == sheets and len(sheets) == 19
     assert figures_of(plan, "lga") == [("lga", name) for name in ("fig3", "fig4", "figphases", "figalpha")]
 
 
