@@ -267,7 +267,10 @@ def test_poses_as_a_stage_of_the_workflow(videos, tmp_path):
     assert len(store) == 9 and (store.joints, store.frames(0)) == (18, 4)
     assert not store.read(0)[0, 0, 1, :2].any()  # the neck of the first frame is the origin
     for change, message in (
-        ({"pose": {"backned": "rtmpose"}}, "unknown key 'backned' in data set own .given on.*, pose; did you mean 'backend'"),
+        (
+            {"pose": {"backned": "rtmpose"}},
+            "unknown key 'backned' in data set own .given on.*, pose; did you mean 'backend'",
+        ),
         ({"graph": {"names": ["a"], "parents": {"a": None}}}, "poses need a built-in graph"),
         ({"format": "ntu"}, "format poses, with the key videos"),
     ):
