@@ -72,7 +72,7 @@ class _Experiment:
     def __init__(self, storage: Path) -> None:
         self.waiting: queue.SimpleQueue[tuple[dict[str, Any], Future] | None] = queue.SimpleQueue()
         self.under_way: dict[str, Future] = {}
-        self.left = TRIALS
+        self.left, self.over = TRIALS, False
         self.storage = storage
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -82,7 +82,7 @@ class _Experiment:
         self.left -= 1
         future: Future = Future()
         self.waiting.put((config, future))
-        if not self.thread.is_alive():
+        if self.over:  # it ended before the question was there
             self._fail(RuntimeError("the search for alpha has ended"))
         return future
 
@@ -132,6 +132,7 @@ class _Experiment:
 
     def _fail(self, error: Exception) -> None:
         """Nobody waits for what will not come."""
+        self.over = True
         left = [*self.under_way.values()]
         while not self.waiting.empty():
             left += [asked[1] for asked in [self.waiting.get()] if asked]
@@ -149,7 +150,7 @@ def search_with_tune(storage: Path, name: str, files: dict[str, Path], grid: Seq
     Needs a running Ray cluster. The results of the trials stay in `storage`.
     """
     global _live
-    if _live is not None and (_live.left < len(grid) or not _live.thread.is_alive()):
+    if _live is not None and (_live.left < len(grid) or _live.over):
         _live.close()
         _live = None
     if _live is None:
