@@ -282,9 +282,9 @@ def told(undisturbed, tmp_path_factory):
     """The faults, two at a time, for a job mostly waits: each is the future of (project, run)."""
 
     def tell(fault, folder):
-        project = undisturbed.copy(folder / "project", "specs")
-        fault(project, _long_run(project))
-        return project, _long_run(project)
+        project, run = undisturbed.copy(folder / "project", "specs"), _long_run(undisturbed)
+        fault(project, run)
+        return project, run
 
     with ThreadPoolExecutor(2) as pool:
         yield {fault: pool.submit(tell, fault, tmp_path_factory.mktemp(fault.__name__)) for fault in FAULTS}
