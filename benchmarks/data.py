@@ -18,7 +18,7 @@ from benchmarks.world import World
 from pipeline.datasets.frames import FramePolicy, FrameStore, build_frame_store, encode_clip, encode_frame
 from pipeline.datasets.index import read_index
 from pipeline.datasets.synthetic import generate
-from pipeline.training.tasks import FewShotTask
+from pipeline.tasks.few_shot.task import FewShotTask
 
 TOPIC = "4 data"
 FASTER, WAIT, SLOWER = 10.0, 5.0, 1.1

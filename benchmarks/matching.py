@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from benchmarks import reference
 from benchmarks.lines import Line, least, peak, timed
-from pipeline.datasets.episodes import EpisodeTable, episode_table
-from pipeline.evaluation.few_shot import score_episodes
 from pipeline.models.backbones.nano_clip import nano_config
-from pipeline.models.methods import LGA, TRX
-from pipeline.models.methods.base import FewShotModel
-from pipeline.models.methods.clip_baselines import ClipFreeze
+from pipeline.models.few_shot import LGA, TRX
+from pipeline.models.few_shot.base import FewShotModel
+from pipeline.models.few_shot.clip_baselines import ClipFreeze
+from pipeline.tasks.few_shot.episodes import EpisodeTable, episode_table
+from pipeline.tasks.few_shot.scoring import score_episodes
 
 TOPIC = "1 matching"
 FRAMES, WIDTH = 8, 512

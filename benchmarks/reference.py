@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models.segmentation import segment
-from pipeline.models.trx import TemporalCrossTransformer, frame_tuples
+from pipeline.models.few_shot.blocks.segmentation import segment
+from pipeline.models.few_shot.blocks.tuples import TemporalCrossTransformer, frame_tuples
 
 EPS = 0.01
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from benchmarks import data, floor, matching, scaling, skeletons, teacher, testing, training, workflow
 from benchmarks.lines import Line, markdown, table
 from benchmarks.world import World, make_world
-from pipeline.workspace import write_json
+from pipeline.files import write_json
 
 TOPICS = ("matching", "testing", "training", "data", "teacher", "skeletons", "workflow", "scaling", "floor")
 NEEDS_WORLD = {"testing", "data", "workflow", "scaling"}

@@ -12,11 +12,11 @@ import torch
 from benchmarks.lines import Line, least, timed
 from benchmarks.matching import FRAMES, build, make_features
 from benchmarks.world import World
-from pipeline.datasets.episodes import EpisodeSampler, episode_table
 from pipeline.datasets.frames import build_frame_store
-from pipeline.datasets.prepare import video_root
-from pipeline.evaluation.few_shot import encode_clips, score_episodes, split_clips
+from pipeline.datasets.sources import video_root
 from pipeline.models.build import build_model
+from pipeline.tasks.few_shot.episodes import EpisodeSampler, episode_table
+from pipeline.tasks.few_shot.scoring import encode_clips, score_episodes, split_clips
 
 TOPIC = "7 scaling"
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lines import Line, memory, timed
-from pipeline.datasets.index import Clip, write_csv, write_index
+from pipeline.datasets.index import Clip, write_index
 from pipeline.datasets.skeletons.bench import measure as build_and_read
 from pipeline.datasets.skeletons.bench import write_samples
 from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
 from pipeline.datasets.skeletons.store import DATA, FORMAT, SkeletonStore
+from pipeline.files import write_csv
 
 TOPIC = "5 teacher and skeletons"
 NTU = 113_945

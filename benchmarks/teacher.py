@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.lines import Line, alternating
-from pipeline.models.sefar import SeFARModel
+from pipeline.models.semi import SeFARModel
 
 TOPIC = "5 teacher and skeletons"
 LIMIT = 1.2

@@ -9,13 +9,13 @@ from torch import Tensor
 from benchmarks.lines import Line, timed
 from benchmarks.matching import first, same
 from benchmarks.world import World
-from pipeline.datasets.episodes import EpisodeTable, episode_table
-from pipeline.evaluation.few_shot import class_texts, encode_clips, score_episodes, split_clips
 from pipeline.experiment import Run
 from pipeline.models.backbones.nano_clip import nano_config
 from pipeline.models.build import build_model
-from pipeline.models.methods import TaskAdapter
-from pipeline.models.methods.base import FewShotModel
+from pipeline.models.few_shot import TaskAdapter
+from pipeline.models.few_shot.base import FewShotModel
+from pipeline.tasks.few_shot.episodes import EpisodeTable, episode_table
+from pipeline.tasks.few_shot.scoring import class_texts, encode_clips, score_episodes, split_clips
 
 TOPIC = "2 test of a trained model"
 FASTER, TRUNK = 30.0, 4.0

@@ -10,11 +10,11 @@ import torch
 
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.index import read_index
-from pipeline.datasets.prepare import make_frames, make_splits, make_texts, synthesize
-from pipeline.experiment import Asset, Cell
+from pipeline.experiment import Asset, Cell, store_key
 from pipeline.models.backbones.clip import CLIPBackbone
 from pipeline.models.backbones.nano_clip import build_tokenizer, init_nano, nano_config
-from pipeline.plan import Plan, store_key
+from pipeline.plan import Plan
+from pipeline.stages import make_frames, make_splits, make_texts, synthesize
 from pipeline.text.corpus import load_corpus
 from pipeline.workspace import Workspace
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cluster import connect
+from pipeline.cluster.client import connect
 from pipeline.config import Cluster
-from pipeline.evaluation.scores import EpisodeScores, alpha_curve
+from pipeline.scores import EpisodeScores, alpha_curve
 from pipeline.workspace import Workspace
 
 GRID = (0.0, 0.5, 1.0)

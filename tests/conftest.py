@@ -65,7 +65,7 @@ def ray_here():
 
     A look at a frame for poses (`dots.Dots`) takes 0.1 s there.
     """
-    from pipeline import cluster
+    from pipeline.cluster import server as cluster
     from pipeline.config import Cluster
 
     temporary, port = tempfile.mkdtemp(prefix="actions-"), cluster.free_port()

@@ -13,12 +13,12 @@ import torch
 
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.index import read_index
-from pipeline.datasets.prepare import make_frames, make_splits, make_texts, synthesize
-from pipeline.experiment import Asset, Cell, Run
+from pipeline.experiment import Asset, Cell, Run, store_key
 from pipeline.models.backbones.clip import CLIPBackbone
 from pipeline.models.backbones.nano_clip import build_tokenizer, init_nano, nano_config
 from pipeline.models.backbones.resnet import ResNetBackbone
-from pipeline.plan import Plan, store_key
+from pipeline.plan import Plan
+from pipeline.stages import make_frames, make_splits, make_texts, synthesize
 from pipeline.text.corpus import load_corpus
 from pipeline.workspace import Workspace
 
@@ -118,7 +118,7 @@ def write_backbone(backbone: Asset, dataset: Asset, ws: Workspace) -> None:
 
 def train_on_workers(count: int, run: Run, ws: Workspace) -> None:
     """Train `run` on `count` processes, of which this is one, that speak gloo on the loopback interface."""
-    from pipeline.cluster import free_port
+    from pipeline.cluster.head import free_port
 
     arguments = (count, free_port(), run.model_dump(mode="json"), str(ws.root))
     context = torch.multiprocessing.get_context("spawn")

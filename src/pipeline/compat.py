@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 import types
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def _patch_mmaction() -> None:
@@ -35,10 +37,30 @@ _patch_mmaction()
 with warnings.catch_warnings():
     # mmcv-lite asks for mmcv in its place, for the sake of an operator that nothing here uses.
     warnings.filterwarnings("ignore", "Fail to import ``MultiScaleDeformableAttention``")
-    import mmaction.datasets.transforms  # registers the transforms
     import mmaction.models  # noqa: F401  (registers the models)
     from mmaction.registry import MODELS, TRANSFORMS
     from mmcv.cnn import ConvModule
     from mmcv.cnn.bricks import DropPath
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and load reports of transformers and the hub; what matters in them is raised here."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as hf
+
+    hub_off, bar_on, level = are_progress_bars_disabled(), hf.is_progress_bar_enabled(), hf.get_verbosity()
+    disable_progress_bars()
+    hf.disable_progress_bar()
+    hf.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf.set_verbosity(level)
+        if bar_on:
+            hf.enable_progress_bar()
+        if not hub_off:
+            enable_progress_bars()
+
 
 __all__ = ["MODELS", "TRANSFORMS", "ConvModule", "DropPath"]

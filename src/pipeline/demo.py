@@ -12,8 +12,8 @@ from pipeline.errors import UserError
 from pipeline.estimate import small_work
 from pipeline.plan import Plan
 from pipeline.progress import span
+from pipeline.sheets import table_stem
 from pipeline.tables.console import print_table
-from pipeline.tables.spec import table_stem
 from pipeline.workspace import Workspace
 
 FIRST = "lga"

@@ -36,8 +36,8 @@ from pipeline.config import LLM
 from pipeline.datasets.coverage import read_coverage
 from pipeline.datasets.splits import read_lists
 from pipeline.errors import UserError
-from pipeline.experiment import Asset
-from pipeline.plan import Plan, store_key
+from pipeline.experiment import Asset, store_key
+from pipeline.plan import Plan
 from pipeline.text import DEBERTA
 from pipeline.workspace import Workspace
 
@@ -250,7 +250,7 @@ def _partition(profile: Path) -> str:
 
 def check_ray(plan: Plan, ws: Workspace) -> Iterator[Check]:
     """The shared cluster or the one to join, its token (never shown), and the dashboard's port on loopback."""
-    from pipeline.cluster import running
+    from pipeline.cluster.client import running
 
     if address := os.environ.get("RAY_ADDRESS"):
         token = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))

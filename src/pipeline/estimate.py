@@ -11,10 +11,10 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.experiment import Asset, Run
-from pipeline.plan import Plan, store_key
+from pipeline.experiment import Asset, Run, store_key
+from pipeline.plan import Plan
 from pipeline.progress import span
-from pipeline.tables.spec import table_stem
+from pipeline.sheets import table_stem
 from pipeline.workspace import Workspace
 
 # Floating-point operations of CLIP ViT-B/16 on one 224 x 224 frame: 2 * 17.6 G multiply-adds. A training step costs

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -180,3 +181,8 @@ class Cell(Frozen):
     def id(self) -> str:
         """Identity of the number."""
         return f"{self.run.id}.{digest(self.measure.settled())}"
+
+
+def store_key(frames: Mapping[str, Any]) -> str:
+    """Folder name of the frame store of a frame policy."""
+    return f"frames-{digest(frames['store'])}"

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.datasets.counts import listed_classes
-from pipeline.datasets.names import match_names
 from pipeline.errors import UserError
 from pipeline.experiment import Asset, Run
+from pipeline.names import match_names
 from pipeline.plan import Plan
 
 ABSENT = "not here"

@@ -15,9 +15,9 @@ from typing import Any
 
 from pipeline.config import Config, merge, parse
 from pipeline.errors import UserError, unknown
-from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest
-from pipeline.measures import check_measure
-from pipeline.tables.spec import INSIDE, Column, Paper, Row, Table, read_papers, table_stem
+from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest, store_key
+from pipeline.sheets import INSIDE, Column, Paper, Row, Table, read_papers, table_stem
+from pipeline.tasks.kinds import check_measure
 
 # Keys of a data set's definition that say where and how on this machine, not what.
 DATASET_OPTIONS = (
@@ -459,7 +459,7 @@ class Plan:
 
     @cached_property
     def shown(self) -> dict[str, dict[str, str]]:
-        """Run id -> which clip figures show it (`tables.spec.Show`), where it is not the first of the test."""
+        """Run id -> which clip figures show it (`sheets.Show`), where it is not the first of the test."""
         out: dict[str, dict[str, str]] = {}
         for paper, number in self.tables():
             figure = self.papers[paper].tables[number].figure
@@ -561,11 +561,6 @@ def _names_of(dataset: Asset) -> str:
     """Short hash of the names of the classes, of a file or as the definition lists them; empty where there are none."""
     names = dataset.options.get("names", "")
     return _content(names) if isinstance(names, str) else digest(names)
-
-
-def store_key(frames: Mapping[str, Any]) -> str:
-    """Folder name of the frame store of a frame policy."""
-    return f"frames-{digest(frames['store'])}"
 
 
 __all__ = ["Entry", "Plan", "SweepPlan", "store_key"]

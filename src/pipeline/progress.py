@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.workspace import Workspace, write_json
+from pipeline.files import write_json
+from pipeline.workspace import Workspace
 
 WRITE_SECONDS = 1.0  # between two writes of a file
 LINE_SECONDS = 60.0  # between two lines in a log

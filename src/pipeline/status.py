@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.health import read_outcome, read_training, verdict
-from pipeline.plan import Plan, store_key
+from pipeline.experiment import store_key
+from pipeline.plan import Plan
 from pipeline.progress import REASON_LINES, line, read_job, span
-from pipeline.tables.spec import table_stem
+from pipeline.sheets import table_stem
 from pipeline.workspace import Workspace
 
 STARTING = 120.0  # seconds in which a job that has said nothing yet is one that starts

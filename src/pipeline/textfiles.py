@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.datasets.names import near_path
 from pipeline.errors import UserError
+from pipeline.names import near_path
 
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, unknown
-from pipeline.experiment import Asset, Cell, Run
-from pipeline.plan import store_key
+from pipeline.experiment import Asset, Cell, Run, store_key
 
 
 class Workspace:
@@ -121,48 +115,10 @@ class Workspace:
         return [Cell.model_validate(planned[cell]) for cell in wanted or planned]
 
     def read_shown(self, run_id: str) -> dict[str, str]:
-        """Which clip figures show a planned run (`tables.spec.Show`); empty: the first of the test."""
+        """Which clip figures show a planned run (`sheets.Show`); empty: the first of the test."""
         path = self.root / "specs" / f"shown-{run_id}.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def read_sweep(self, name: str) -> dict[str, Any]:
         """The planned sweep `name`."""
         return self._spec(f"sweep-{name}")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` to `path` so that a reader sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """No other process is in a block of the same `path` while this one is, on any node that shares the folder.
-
-    On a file system without locks nobody waits: what two of them do at once must be harmless, if wasteful.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -125,7 +125,7 @@ def _only_those_with_the_token(project):
     record = json.loads((project.results / "ray/cluster.json").read_text())
     client = (
         "import os, sys; sys.path.insert(0, {src!r})\n"
-        "from pipeline.work_queue import Connection\n"
+        "from pipeline.cluster.queue import Connection\n"
         "try: Connection({queue!r}, 'guessed')\n"
         "except PermissionError as error: print('queue:', error)\n"
         "os.environ.update(RAY_AUTH_MODE='token', RAY_AUTH_TOKEN='ab' * 32)\n"

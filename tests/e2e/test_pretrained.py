@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from pipeline.datasets.prepare import make_frames, make_splits, make_texts, pretrain_backbone, synthesize
 from pipeline.plan import PRETRAINED, Plan
+from pipeline.stages import make_frames, make_splits, make_texts, pretrain_backbone, synthesize
 from pipeline.workspace import Workspace
 
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline import __main__ as cli
-from pipeline import nodes
+from pipeline.cluster import nodes
 from pipeline.plan import Plan
 from pipeline.workspace import Workspace
 
@@ -171,7 +171,7 @@ def test_status_and_stop_without_a_cluster(monkeypatch, capsys, tmp_path):
 
 def test_status_of_a_dead_cluster(monkeypatch, capsys, tmp_path):
     """A record whose process or port is gone, after a power cut say, is no cluster."""
-    from pipeline.cluster import free_port
+    from pipeline.cluster.head import free_port
 
     ws = Workspace(tmp_path)
     ws.ray.mkdir(parents=True)
@@ -185,7 +185,7 @@ def test_status_of_a_dead_cluster(monkeypatch, capsys, tmp_path):
 def test_evaluate_prints_numbers_with_and_without_an_interval(monkeypatch, capsys, repo, tmp_path):
     """A count of parameters has none. Everything is measured already, so no cluster is asked."""
     from pipeline.evaluation.evaluate import value_path
-    from pipeline.workspace import write_json
+    from pipeline.files import write_json
 
     plan, ws = Plan.read(repo / "config"), Workspace(tmp_path)
     plan.write_specs(tmp_path / "specs")

@@ -170,7 +170,7 @@ def test_every_key_of_a_skeleton_set_is_described():
     from pipeline.datasets.skeletons.prepare import SkeletonDefinition
     from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
     from pipeline.datasets.skeletons.protocols import OneShotProtocol
-    from pipeline.datasets.skeletons.readers import Format, SourceSpec
+    from pipeline.datasets.skeletons.source import Format, SourceSpec
 
     page = (DOCS / "add-a-dataset.md").read_text()
     section = page[page.index("## Skeletons") : page.index("## Identity")]

@@ -10,8 +10,8 @@ import yaml
 from tiny import bare_plan
 
 from pipeline.errors import UserError
-from pipeline.experiment import canonical
-from pipeline.plan import Plan, store_key
+from pipeline.experiment import canonical, store_key
+from pipeline.plan import Plan
 from pipeline.workspace import Workspace
 
 SCALES = ("demo", "quick", "paper")

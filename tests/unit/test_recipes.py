@@ -71,7 +71,7 @@ def test_options_are_in_the_identity_where_they_are_used(repo, plans):
     assert _cell(_overlaid(repo, model={"distance": "norm"}), "lga", "hmdb51").run.model["distance"] == "norm"
     with pytest.raises(UserError, match="unknown model key 'divisior'.*did you mean 'divisor'"):
         _cell(plan, "lga", "hmdb51", model={"divisior": "frames"})
-    from pipeline.models.methods import LGA
+    from pipeline.models.few_shot import LGA
 
     made = inspect.signature(LGA).parameters  # what the class takes where nothing is said
     assert {key: made[key].default for key in options} == options

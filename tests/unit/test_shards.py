@@ -24,15 +24,16 @@ import shard_tasks
 from pipeline import shards
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.index import Clip, write_index
-from pipeline.datasets.prepare import make_frames
 from pipeline.datasets.synthetic.writer import write_video
 from pipeline.errors import UserError
 from pipeline.experiment import Asset
+from pipeline.files import write_json
 from pipeline.pose.estimator import PoseSettings
 from pipeline.pose.extract import extract_poses, find_videos
 from pipeline.progress import Bar
 from pipeline.shards import PORTIONS, make_shards
-from pipeline.workspace import Workspace, write_json
+from pipeline.stages import make_frames
+from pipeline.workspace import Workspace
 
 POLICY = {"size": [24, 32], "frames": 4, "codec": "jpeg", "quality": 90}
 

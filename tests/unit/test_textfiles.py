@@ -5,8 +5,8 @@ import unicodedata
 
 import pytest
 
-from pipeline.datasets.names import near_path
 from pipeline.errors import UserError
+from pipeline.names import near_path
 from pipeline.textfiles import load_json, load_yaml, read_lines, read_table, read_text
 
 UMLAUT = "h\u00fcpfen"

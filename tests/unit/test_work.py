@@ -18,21 +18,22 @@ from pipeline.config import merge
 from pipeline.datasets import frames as decoding
 from pipeline.datasets.frames import FramePolicy, build_frame_store, encode_clip
 from pipeline.datasets.index import read_index
-from pipeline.datasets.prepare import video_root
-from pipeline.evaluation import few_shot as testing
-from pipeline.evaluation.few_shot import encode_clips, score_split, split_clips
+from pipeline.datasets.sources import video_root
 from pipeline.evaluation.score import score_run
 from pipeline.experiment import canonical
-from pipeline.models import necks
-from pipeline.models.adapters import TextTower
 from pipeline.models.backbones.clip import CLIPBackbone
 from pipeline.models.build import build_model
-from pipeline.models.methods.base import FewShotModel
-from pipeline.models.sefar import SeFARModel
-from pipeline.models.trx import TemporalCrossTransformer
+from pipeline.models.few_shot.base import FewShotModel
+from pipeline.models.few_shot.blocks import necks
+from pipeline.models.few_shot.blocks.adapters import TextTower
+from pipeline.models.few_shot.blocks.tuples import TemporalCrossTransformer
+from pipeline.models.semi import SeFARModel
 from pipeline.plan import Plan
+from pipeline.tasks.few_shot import scoring as testing
+from pipeline.tasks.few_shot.scoring import encode_clips, score_split, split_clips
+from pipeline.tasks.few_shot.task import FewShotTask
+from pipeline.tasks.registry import task_of
 from pipeline.training import train as module
-from pipeline.training.tasks import FewShotTask, task_of
 from pipeline.training.train import Curve, train_run
 
 METHODS = (

@@ -10,9 +10,9 @@ import threading
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.experiment import Cell, Measure, Run
-from pipeline.plan import store_key
-from pipeline.workspace import Workspace, exclusive, new_folder, write_json
+from pipeline.experiment import Cell, Measure, Run, store_key
+from pipeline.files import exclusive, new_folder, write_json
+from pipeline.workspace import Workspace
 
 RUN = Run(
     method="lga", model={}, train={}, dataset="scene-00000000", frames={"store": {"size": [8, 8]}, "crop": 8},

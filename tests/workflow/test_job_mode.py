@@ -13,9 +13,10 @@ import time
 
 import pytest
 
+from pipeline.files import write_json
 from pipeline.training.ray_train import latest_checkpoint
 from pipeline.training.train import train_run
-from pipeline.workspace import Workspace, write_json
+from pipeline.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 STARTED: list[subprocess.Popen] = []

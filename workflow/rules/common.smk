@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.plan import Plan, store_key
+from pipeline.plan import Plan
+from pipeline.experiment import store_key
 from pipeline.status import totals
-from pipeline.tables.spec import table_stem
+from pipeline.sheets import table_stem
 
 STARTED = time.time()
 CONFIG = Path(workflow.basedir) / "config"
@@ -55,7 +56,7 @@ def needs(stage):
         # No parameter, likewise; a resource called `cluster` would be read by the Slurm executor.
         found["placed"] = shlex.quote(CLUSTER.model_dump_json())
     if nodes > 1:
-        # For Slurm: a job of so many nodes, whose step runs on the first; `pipeline.nodes` starts one on each.
+        # For Slurm: a job of so many nodes, whose step runs on the first; `pipeline.cluster.nodes` starts one on each.
         found |= {"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"}
     return found
 

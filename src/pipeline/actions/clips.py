@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 
 from pipeline.datasets.folder import checked_pattern, class_folders, clips_below, normalise_label
-from pipeline.datasets.frames import Failure, FramePolicy, encode_clip, guarded_map
-from pipeline.datasets.names import near_path
+from pipeline.datasets.frames import FramePolicy, encode_clip
 from pipeline.datasets.sampling import sample_positions
 from pipeline.errors import UserError
+from pipeline.guarded import Failure, guarded_map
+from pipeline.names import near_path
 
 
 @dataclass(frozen=True, slots=True)

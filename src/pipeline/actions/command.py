@@ -18,11 +18,10 @@ from pipeline.actions.clips import OwnClip, Sampled, labelled_clips, loose_clips
 from pipeline.actions.model import ActionModel, Encoded
 from pipeline.actions.picture import write_picture
 from pipeline.actions.predict import ALPHA, Labeller, Prediction, proportion
-from pipeline.datasets.frames import Failure
-from pipeline.datasets.index import write_bytes
 from pipeline.errors import UserError
+from pipeline.files import write_bytes, write_json
+from pipeline.guarded import Failure
 from pipeline.text.corpus import load_corpus
-from pipeline.workspace import write_json
 
 Say = Callable[[str], None]
 

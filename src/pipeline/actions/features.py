@@ -20,8 +20,8 @@ import numpy as np
 
 from pipeline.actions.clips import OwnClip
 from pipeline.actions.model import ActionModel, Encoded, find_model
-from pipeline.datasets.index import disk_full, write_bytes, write_csv, write_text
 from pipeline.errors import UserError
+from pipeline.files import disk_full, write_bytes, write_csv, write_text
 from pipeline.progress import bar
 from pipeline.shards import Parts, make_shards, read_arrays, shard_file
 

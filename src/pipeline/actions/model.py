@@ -24,11 +24,12 @@ from torch import Tensor
 from pipeline.actions.clips import OwnClip, Sampled, read_all
 from pipeline.compat import MODELS
 from pipeline.config import parse
-from pipeline.datasets.frames import Failure
 from pipeline.datasets.index import classes_of, read_index
 from pipeline.datasets.transforms import ClipTransform
 from pipeline.errors import UserError
 from pipeline.experiment import Frozen, Run
+from pipeline.files import new_folder, write_json
+from pipeline.guarded import Failure
 from pipeline.models.build import (
     TEXT_KEYS,
     WEIGHTS,
@@ -38,9 +39,9 @@ from pipeline.models.build import (
     make_model,
     model_arguments,
 )
-from pipeline.models.methods.base import FewShotModel
+from pipeline.models.few_shot.base import FewShotModel
 from pipeline.text.corpus import Corpus
-from pipeline.workspace import Workspace, new_folder, write_json
+from pipeline.workspace import Workspace
 
 FORMAT = 1  # of an exported folder
 ABOUT, BACKBONE = "model.json", "backbone"

@@ -9,9 +9,9 @@ import numpy as np
 
 from pipeline.actions.clips import Sampled
 from pipeline.actions.predict import Prediction
-from pipeline.datasets.index import write_bytes
 from pipeline.figures.strip import strip, words
 from pipeline.figures.style import COLOURS, STYLE, content
+from pipeline.files import write_bytes
 
 FRAME = 1.25  # inches
 BRANCHES = (("score", "both", 0.26), ("video_video", "video-video", 0.0), ("video_text", "video-text", -0.26))

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from pipeline.actions.clips import OwnClip, Sampled
 from pipeline.actions.model import ActionModel, Encoded
-from pipeline.datasets.frames import Failure
 from pipeline.errors import UserError
-from pipeline.models.methods.base import FewShotModel
-from pipeline.models.segmentation import SEGMENTERS
+from pipeline.guarded import Failure
+from pipeline.models.few_shot.phases import PHASES, phases_of
 from pipeline.text.corpus import Corpus
 
 TOP = 5
 ALPHA = 0.5  # where no validation chose one
-PHASES = 3  # of methods that have no number of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +152,6 @@ class Labeller:
         if self.corpus is None or self.model.about.texts.get("text") != "atomic":
             return []
         return self.corpus.atomic(label, self.model.about.texts.get("atoms", PHASES))
-
-
-def phases_of(model: FewShotModel, features: Tensor) -> list[int]:
-    """The phase of each of a clip's frames (T, D), from 1: as the method cuts a video, else by clustering; empty
-    where a method encodes something else."""
-    if features.dim() != 2:
-        return []
-    kind = getattr(model, "segmenter", "cluster")
-    if kind == "none":
-        return [1] * len(features)
-    return (SEGMENTERS[kind](features, min(getattr(model, "atoms", PHASES), len(features))) + 1).tolist()
 
 
 def _probabilities(logits: Tensor) -> np.ndarray:

@@ -14,8 +14,8 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from pipeline.datasets.index import disk_full
 from pipeline.errors import UserError
+from pipeline.files import disk_full
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SUFFIXES = (".zip", ".rar", *TARS)

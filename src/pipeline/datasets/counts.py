@@ -90,7 +90,7 @@ def _count_one_shot(definition: Mapping[str, Any], where: str, console: Console)
     from pipeline.datasets.skeletons import ntu
     from pipeline.datasets.skeletons.prepare import SkeletonDefinition
     from pipeline.datasets.skeletons.protocols import Listing, class_sets, one_shot_split, split_clips
-    from pipeline.datasets.skeletons.readers import Item
+    from pipeline.datasets.skeletons.source import Item
 
     made = SkeletonDefinition.read(definition, where)
     classes = tuple(made.source.classes)

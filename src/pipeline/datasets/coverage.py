@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.index import COLUMNS, LISTED, SPLITS, Clip, read_index, read_json, write_csv
+from pipeline.datasets.index import COLUMNS, LISTED, SPLITS, Clip, read_index
 from pipeline.datasets.located import MISSING
 from pipeline.errors import UserError
 from pipeline.experiment import digest
+from pipeline.files import read_json, write_csv
 
 COVERAGE = "coverage.csv"
 Failures = Sequence[tuple[Clip, str]]

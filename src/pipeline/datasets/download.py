@@ -30,9 +30,9 @@ from pydantic import Field
 
 from pipeline.config import Config, parse
 from pipeline.datasets.archives import is_archive, unpack
-from pipeline.datasets.index import disk_full, write_text
 from pipeline.errors import UserError
 from pipeline.experiment import Frozen
+from pipeline.files import disk_full, write_text
 
 CHUNK = 1 << 18
 TIMEOUT = 60.0  # seconds without a byte

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.duplicates import check_duplicates
-from pipeline.datasets.frames import Failure, probe_clips
-from pipeline.datasets.index import SPLITS, Clip, write_csv, write_prepared
+from pipeline.datasets.frames import probe_clips
+from pipeline.datasets.index import SPLITS, Clip, write_prepared
 from pipeline.datasets.located import locate, report_map, without_suffix
-from pipeline.datasets.names import composed, near_path
 from pipeline.datasets.splits import (
     MIN_CLIPS,
     assign_splits,
@@ -27,6 +26,9 @@ from pipeline.datasets.splits import (
 )
 from pipeline.datasets.videos import IMAGE_SUFFIXES, VIDEO_SUFFIXES, natural_key
 from pipeline.errors import UserError, unknown
+from pipeline.files import write_csv
+from pipeline.guarded import Failure
+from pipeline.names import composed, near_path
 from pipeline.textfiles import read_table, slashed
 
 __all__ = ["class_folders", "clips_below", "display_label", "normalise_label", "prepare_folder"]

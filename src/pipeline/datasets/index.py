@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import csv
-import errno
-import io
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import UserError, unknown
+from pipeline.files import write_csv
 
 SPLITS = ("train", "val", "test")
 
@@ -34,53 +31,6 @@ class Clip:
 
 COLUMNS = tuple(field.name for field in fields(Clip))
 LISTED = "listed.csv"  # all that the lists of a data set name, found or not
-
-
-def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Write `data` to `path` so that a reader sees all of it or the file as it was before.
-
-    Raises UserError when the disk is full.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        if disk_full(error):
-            raise UserError(f"no space left on the disk of {path.parent}; free some and run again") from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """`write_bytes` of UTF-8 text."""
-    return write_bytes(path, text.encode("utf-8"))
-
-
-def read_json(path: str | Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no such file, or it is damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    """Write a CSV file with a header line, as a whole or not at all."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return write_text(path, buffer.getvalue())
-
-
-def disk_full(error: OSError) -> bool:
-    """Whether `error` says that the disk, or the user's share of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_index(path: str | Path, clips: Iterable[Clip]) -> Path:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.datasets.duplicates import same_files
-from pipeline.datasets.index import SPLITS, Clip, write_csv
-from pipeline.datasets.names import TIME_RANGE, Key, Names, ambiguous, folded, normal
+from pipeline.datasets.index import SPLITS, Clip
 from pipeline.datasets.videos import IMAGE_SUFFIXES, VIDEO_SUFFIXES, natural_key
+from pipeline.files import write_csv
+from pipeline.names import TIME_RANGE, Key, Names, ambiguous, folded, normal
 
 MISSING = "the file is missing"
 

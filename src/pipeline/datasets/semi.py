@@ -10,18 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
-import torch
 from rich.console import Console
 
 from pipeline.datasets.duplicates import check_duplicates
-from pipeline.datasets.frames import FrameStore
-from pipeline.datasets.index import SPLITS, Clip, read_index, write_index, write_prepared, write_text
-from pipeline.datasets.randaugment import rand_augment
+from pipeline.datasets.index import SPLITS, Clip, read_index, write_index, write_prepared
 from pipeline.datasets.splits import check_keys, find_listed, required, video_stem
 from pipeline.errors import UserError, unknown
-from pipeline.models.sefar.elements import ElementSampler
+from pipeline.files import write_text
 from pipeline.textfiles import read_lines, read_table, slashed
 
 # Published sizes: labelled, unlabelled, test videos, and classes; of SeFAR's lists (UCF101 and HMDB51: SVFormer's too).
@@ -316,86 +312,3 @@ def _report(clips: Sequence[Clip], rates: Mapping[str, Iterable[str]], expected:
     for rate, names in rates.items():
         if absent := tested - {label_of[name] for name in names}:
             console.print(f"the published labels at {rate} % leave {len(absent)} tested classes without any")
-
-
-class SemiVideos(NamedTuple):
-    """Places in a frame store. Of `unlabelled` nothing else is known to training; labels are numbers of `classes`."""
-
-    classes: list[str]
-    labelled: np.ndarray
-    labels: np.ndarray
-    unlabelled: np.ndarray
-
-
-def semi_videos(store: FrameStore, folder: str | Path, rate: float, seed: int) -> SemiVideos:
-    """Which training clips of a store are labelled at a rate in per cent: as published, else drawn with the seed.
-
-    A class of which the draw would label none has one labelled video in place of another class's, if there are so many.
-    Raises UserError for a wrong rate, or when no published video is in the store.
-    """
-    classes = store.classes()
-    number = {name: i for i, name in enumerate(classes)}
-    train = [i for i, split in enumerate(store.splits) if split == "train"]
-    published = json.loads((Path(folder) / LABELLED).read_text())
-    if names := published.get(f"{rate:g}"):
-        chosen = set(names)
-    else:
-        videos = [ListedVideo(store.clips[i], number[store.labels[i]]) for i in train]
-        chosen = {video.path for video in draw_labelled(videos, rate / 100, seed, total=published.get(TRAIN, 0))[0]}
-    labelled = [i for i in train if store.clips[i] in chosen]
-    if not labelled:
-        raise UserError(f"no video that is labelled at {rate:g} % is in {store.folder}; prepare the data set again")
-    labels = np.array([number[store.labels[i]] for i in labelled])
-    return SemiVideos(classes, np.array(labelled), labels, np.array([i for i in train if store.clips[i] not in chosen]))
-
-
-# ---------------------------------------------------------------------------------------------------- clips
-@dataclass(frozen=True)
-class ElementView:
-    """Turns uint8 RGB frames (T, H, W, 3) into a float32 tensor (T, 3, crop, crop), normalised.
-
-    In training (with a generator) the frames are scaled so that their short side is `scale` times the crop, drawn
-    evenly between the two numbers, one random square is cut out, and the clip is mirrored with probability `flip`;
-    224 pixels and 8/7..10/7 are SeFAR's 256..320. randaugment: so many operations of `rand_augment` follow. Without a
-    generator the largest square in the middle is taken.
-    """
-
-    crop: int
-    scale: tuple[float, float] = (8 / 7, 10 / 7)
-    flip: float = 0.5
-    randaugment: int = 0
-    mean: Sequence[float] = (0.45,) * 3
-    std: Sequence[float] = (0.225,) * 3
-
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator | None = None) -> torch.Tensor:
-        height, width = frames.shape[1:3]
-        short = min(height, width)
-        # Cut out, then resize: the same as the other way round, and a fraction of the work.
-        side = short if rng is None else min(round(short / rng.uniform(*self.scale)), short)
-        spare = height - side, width - side
-        top, left = (room // 2 for room in spare) if rng is None else (int(rng.integers(room + 1)) for room in spare)
-        square = frames[:, top : top + side, left : left + side]
-        if rng is not None and rng.random() < self.flip:
-            square = square[:, :, ::-1]
-        if side != self.crop:
-            size = (self.crop, self.crop)
-            square = np.stack([cv2.resize(np.ascontiguousarray(frame), size) for frame in square])
-        if rng is not None:
-            square = rand_augment(square, self.randaugment, rng)
-        pixels = square.astype(np.float32) / 255
-        pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-
-
-def read_elements(
-    store: FrameStore, clip: int, sampler: ElementSampler, view: ElementView, rng: np.random.Generator | None = None
-) -> list[torch.Tensor]:
-    """Elements of a stored clip, each (T, 3, h, w); at random with a generator, else the centres of slots and frames.
-
-    Each element has a crop and a mirroring of its own, as in SeFAR's released code. Two views of an unlabelled
-    video are two calls. Raises UserError when the clip has too few frames.
-    """
-    positions = sampler.sample(store.n_frames(clip), rng)
-    wanted, where = np.unique(np.concatenate(positions), return_inverse=True)
-    frames = store.read(clip, wanted)
-    return [view(frames[part], rng) for part in np.split(where, np.cumsum(sampler.lengths)[:-1])]

@@ -13,11 +13,12 @@ import numpy as np
 from rich.console import Console
 
 from pipeline.datasets.duplicates import check_duplicates
-from pipeline.datasets.frames import Failure, probe_clips
+from pipeline.datasets.frames import probe_clips
 from pipeline.datasets.index import SPLITS, Clip, read_index, write_prepared
 from pipeline.datasets.located import Placed, locate, report_map, video_stem, without_suffix
-from pipeline.datasets.names import match_names, told
 from pipeline.errors import UserError, unknown
+from pipeline.guarded import Failure
+from pipeline.names import match_names, told
 from pipeline.textfiles import load_json, load_yaml, read_lines, read_text, slashed
 
 # Published sizes of the few-shot splits: {split: (classes, clips)}.

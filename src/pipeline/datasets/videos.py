@@ -22,6 +22,8 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
+from pipeline.guarded import Unreadable
+
 VIDEO_SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".gif", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _SKIP = 100  # frames: what is nearer than this is decoded on the way, not sought
@@ -33,10 +35,6 @@ _COVERS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.
 
 Choose = Callable[[np.ndarray], np.ndarray]
 """Times of a clip's frames, in seconds from the first, ascending (n,) -> places of those that are wanted, ascending."""
-
-
-class Unreadable(Exception):
-    """A clip that cannot be decoded; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from pipeline.evaluation.scores import EpisodeScores, alpha_curve
+from pipeline.scores import EpisodeScores, alpha_curve
 
 TRIALS = 500  # of one experiment, which remembers them all; then comes the next one
 

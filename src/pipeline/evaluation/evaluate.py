@@ -15,23 +15,15 @@ import numpy as np
 from pipeline.datasets.coverage import present_clips, read_coverage
 from pipeline.datasets.index import read_index
 from pipeline.errors import UserError
-from pipeline.evaluation.confusion import check_pairs, confusion, opposite
-from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, outcome, summary
 from pipeline.experiment import SCORED, Cell, Measure, Run, digest
-from pipeline.workspace import Workspace, write_json
+from pipeline.files import write_json
+from pipeline.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, outcome, scoring_of, summary
+from pipeline.tasks.semi.confusion import check_pairs, confusion, opposite
+from pipeline.workspace import Workspace
 
-VALIDATION_SEED = 2  # of the episodes that choose alpha: other ones than those that select the checkpoint
 Curve = list[tuple[float, float]]
 Search = Callable[[str, dict[str, Path], Sequence[float]], dict[str, Curve]]
 """(name, scores files, grid) -> the accuracy curve of each file."""
-
-
-def scoring_of(measure: Measure, split: str) -> dict[str, Any]:
-    """What the scores of `measure` on `split` depend on beside the run."""
-    scoring = {**measure.scoring, "split": split}
-    if split == "val":
-        scoring |= {"episodes": measure.val_episodes, "episode_seed": VALIDATION_SEED}
-    return scoring
 
 
 def scores_path(ws: Workspace, run: Run, measure: Measure, split: str) -> Path:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from pipeline.datasets.episodes import episode_table
-from pipeline.datasets.frames import FrameStore
 from pipeline.evaluation.evaluate import measure_run, needed_scores, needed_values
-from pipeline.evaluation.few_shot import class_texts, encode_clips, remove_features, split_clips
-from pipeline.experiment import Cell, Measure, Run
+from pipeline.experiment import Cell, Run
+from pipeline.files import exclusive, write_json
 from pipeline.models.build import load_weights
 from pipeline.models.skeleton.base import SkeletonModel
-from pipeline.training.tasks import task_of
-from pipeline.workspace import Workspace, exclusive, write_json
-
-TIMED_TASKS = 20
+from pipeline.tasks.few_shot.scoring import remove_features, time_tasks
+from pipeline.tasks.registry import task_of
+from pipeline.workspace import Workspace
 
 
 def evaluate_run(run: Run, cells: Sequence[Cell], ws: Workspace) -> list[Path]:
@@ -70,24 +65,3 @@ def tuned_parameters(model: torch.nn.Module, part: str = "") -> int:
     if isinstance(model, SkeletonModel):
         return model.size()
     return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and name.startswith(part))
-
-
-@torch.inference_mode()
-def time_tasks(run: Run, measure: Measure, model: torch.nn.Module, store: FrameStore, ws: Workspace) -> list[float]:
-    """Milliseconds of whole tasks, one by one: read and encode supports and queries, match (LGA, Figure 3)."""
-    clips, classes = split_clips(store, "test"), store.classes("test")
-    place = {name: [i for i, c in enumerate(clips) if store.labels[c] == name] for name in classes}
-    table = episode_table(place, measure.way, measure.shot, measure.query, TIMED_TASKS + 2, measure.episode_seed)
-    texts = class_texts(run, model, ws, classes)  # of the classes, known before a query comes
-    times = []
-    for i in range(TIMED_TASKS + 2):
-        start = time.perf_counter()
-        used = np.concatenate([table.support[i].ravel(), table.query[i]])
-        features = encode_clips(run, model, store, [clips[j] for j in used])
-        support = features[: table.support[i].size].unflatten(0, table.support[i].shape)
-        query = model.relate_queries(features[table.support[i].size :][None])
-        chosen = None if texts is None else texts[torch.from_numpy(table.classes[i])][None]
-        prototypes = model.prototypes(model.relate_supports(support[None]), chosen)
-        float(model.match(query, prototypes, chosen, measure.matcher)["vv"].sum())
-        times.append(1000 * (time.perf_counter() - start))
-    return times[2:]  # the first ones warm up

@@ -16,9 +16,9 @@ from pipeline.figures.single import BESIDE, SINGLE
 from pipeline.figures.style import COLOURS, DASHES, MARKS, canvas, caption, legend, write
 from pipeline.inspection import read_look
 from pipeline.plan import Plan
-from pipeline.tables.render import layout
-from pipeline.tables.results import Record, papers_with, read_cell, records
-from pipeline.tables.spec import Table, table_stem
+from pipeline.sheets import Table, table_stem
+from pipeline.tables.layout import layout
+from pipeline.tables.records import Record, papers_with, read_cell, records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pipeline.figures.single import Looks
-    from pipeline.tables.results import Record
-    from pipeline.tables.spec import Table
+    from pipeline.sheets import Table
+    from pipeline.tables.records import Record
 
 
 STAGES = {1: ("one text",), 3: ("beginning", "process", "end")}

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pipeline.figures.single import Looks
-    from pipeline.tables.results import Record
-    from pipeline.tables.spec import Table
+    from pipeline.sheets import Table
+    from pipeline.tables.records import Record
 
 CLASSES = 4  # of the two figures of attention
 ROBUST = 98  # percentile of the attention that has the darkest colour: one joint may get nearly all of it

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.evaluation.intervals import wilson95
 from pipeline.figures.style import COLOURS, DASHES, INK, MARKS, PAPER, canvas, legend
+from pipeline.intervals import wilson95
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from pipeline.inspection import Look
-    from pipeline.tables.results import CellFile, Record, TeacherVideos
-    from pipeline.tables.spec import Table
+    from pipeline.sheets import Table
+    from pipeline.tables.records import CellFile, Record, TeacherVideos
 
     Looks = Mapping[tuple[str, str], Look]
     """(row, column) -> what is seen in its run, of its first seed."""

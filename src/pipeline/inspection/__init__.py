@@ -1,7 +1,7 @@
 """A look inside a trained run, for figures: one file of arrays a run, from a few fixed clips of its data set.
 
 `inspect_run` writes it (`python -m pipeline inspect RUN`); figures read it without the model. What is in it depends
-on the method: `pipeline.inspection.few_shot` and `pipeline.inspection.skeletons` name the arrays.
+on the method: `pipeline.tasks.few_shot.look` and `pipeline.tasks.one_shot.look` name the arrays.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ def inspect_run(run: Run, ws: Workspace) -> Path:
     """
     import torch
 
-    from pipeline.inspection import few_shot, skeletons
     from pipeline.models.build import load_weights
-    from pipeline.models.methods.base import FewShotModel
+    from pipeline.models.few_shot.base import FewShotModel
     from pipeline.models.skeleton.base import SkeletonModel
-    from pipeline.training.tasks import task_of
+    from pipeline.tasks.few_shot import look as few_shot
+    from pipeline.tasks.one_shot import look as skeletons
+    from pipeline.tasks.registry import task_of
 
     task = task_of(run, ws)
     model = load_weights(task.build(), run, ws).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,7 +48,7 @@ def inspect_run(run: Run, ws: Workspace) -> Path:
 
 def write_look(run: Run, ws: Workspace, look: Look, shown: Mapping[str, str] | None = None) -> Path:
     """Write the arrays of a run and which clip it was `shown`, all or none; returns the file."""
-    from pipeline.datasets.index import write_bytes
+    from pipeline.files import write_bytes
 
     stream = io.BytesIO()
     np.savez_compressed(stream, run=np.array(run.id), shown=np.array(canonical(shown or {})), **look)
@@ -55,7 +56,7 @@ def write_look(run: Run, ws: Workspace, look: Look, shown: Mapping[str, str] | N
 
 
 def read_look(run: Run, results_dir: Path | str, wanted: Sequence[str], shown: Mapping[str, str] | None = None) -> Look:
-    """The arrays of a run that was `shown` a clip (`tables.spec.Show`; by default the first of the test).
+    """The arrays of a run that was `shown` a clip (`sheets.Show`; by default the first of the test).
 
     Raises:
         UserError: the file is missing, damaged, of another clip, or lacks one of `wanted`; the message has the command

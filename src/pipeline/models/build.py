@@ -14,20 +14,19 @@ from pipeline.compat import MODELS
 from pipeline.datasets.frames import FrameStore
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Run
-from pipeline.models import methods  # noqa: F401  (registers the methods)
-from pipeline.models.methods.base import FewShotModel
+from pipeline.models import few_shot as methods  # noqa: F401  (registers the methods)
+from pipeline.models.few_shot.base import FewShotModel
 from pipeline.models.questions import QuestionModel
-from pipeline.models.sefar import SeFARModel
+from pipeline.models.semi import SeFARModel
 from pipeline.models.skeleton import baseline, crossglg, gap  # noqa: F401  (register the methods)
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.text.corpus import Corpus, load_corpus
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pipeline.datasets.skeletons.prepare import SkeletonDefinition
+    pass
 
 TEXT_KEYS = ("text", "template")
-BACKBONE_SETTINGS = ("drop_path", "activation_checkpointing", "time_init")  # among the settings of a video classifier
 MEMORY = ("activation_checkpointing",)  # of a few-shot model's settings, those of its backbone
 BACKBONES = {"clip": "CLIPBackbone", "resnet": "ResNetBackbone"}
 WEIGHTS = "model.safetensors"
@@ -135,69 +134,6 @@ def few_shot_kind(name: str, method: str) -> type[FewShotModel]:
 def _is_method(entry: Any) -> bool:
     """Whether an entry of MODELS, which holds functions too, is a few-shot method."""
     return isinstance(entry, type) and issubclass(entry, FewShotModel)
-
-
-def build_skeleton_model(
-    run: Run, ws: Workspace, definition: SkeletonDefinition, base_classes: Sequence[str]
-) -> SkeletonModel:
-    """The untrained model of a run on skeletons, initialised from its seed.
-
-    Raises:
-        UserError: unknown method type or setting, missing text.
-    """
-    from pipeline.models.skeleton.graph import get_graph
-
-    settings = {key: value for key, value in run.model.items() if key not in ("type", "text", "text_source", "corpus")}
-    # MotionBERT's feed makes Human3.6M joints of what is stored.
-    graph = get_graph("h36m17" if definition.feed.kind == "motionbert" else definition.graph)
-    kind, texts = MODELS.get(run.model["type"]), None
-    if kind.wants_text:
-        name = f"texts-{run.model['corpus']}.json" if run.model.get("corpus") else "texts.json"
-        if not (ws.dataset(run.dataset) / name).is_file() and run.model.get("corpus"):
-            raise UserError(
-                f"{run.id}: {run.dataset.rsplit('-', 1)[0]} has no corpus {run.model['corpus']!r}; name its file, "
-                "folder or language model under corpora: in the data set's definition, and make texts.json again"
-            )
-        corpus = load_corpus(ws.dataset(run.dataset) / name)
-        cache = ws.root / "text"
-        texts = kind.read_texts(corpus, base_classes, graph, cache, run.model["text"], run.model.get("text_source"))
-    torch.manual_seed(run.seed)
-    try:
-        return kind(graph, definition.policy.bodies, len(base_classes), texts, **settings)
-    except TypeError as error:
-        raise UserError(f"method {run.method}: {str(error).removeprefix(kind.__name__ + '.__init__() ')}") from error
-
-
-def build_video_classifier(run: Run, ws: Workspace, classes: int) -> SeFARModel:
-    """The untrained classifier of a semi-supervised run, initialised from its seed.
-
-    Raises:
-        UserError: unknown setting, or weights of the backbone that can't be read.
-    """
-    settings = {key: value for key, value in run.model.items() if key != "type"}
-    backbone = {key: settings.pop(key) for key in BACKBONE_SETTINGS if key in settings}
-    backbone["source"] = backbone_source(run.backbone, ws)
-    torch.manual_seed(run.seed)
-    try:
-        return MODELS.get(run.model["type"])(backbone=backbone, classes=classes, **settings)
-    except TypeError as error:
-        raise UserError(f"method {run.method}: {str(error).split('__init__() ')[-1]}") from error
-
-
-def build_question_model(run: Run, ws: Workspace, width: int, names: Sequence[str]) -> QuestionModel:
-    """The untrained model of a run that answers questions, initialised from its seed.
-
-    width: of the visual features. names: the words for the classes.
-
-    Raises:
-        UserError: unknown setting, or a language model that can't be read.
-    """
-    settings = {key: value for key, value in run.model.items() if key not in ("type", "encoder_run")}
-    torch.manual_seed(run.seed)
-    try:
-        return MODELS.get(run.model["type"])(backbone_source(run.backbone, ws), width, names, **settings)
-    except TypeError as error:
-        raise UserError(f"method {run.method}: {str(error).split('__init__() ')[-1]}") from error
 
 
 def load_trained(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:

@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.folder import clips_below
-from pipeline.datasets.frames import Failure, Unreadable, guarded_map, map_frames
-from pipeline.datasets.index import disk_full, write_bytes, write_csv, write_text
+from pipeline.datasets.frames import map_frames
+from pipeline.datasets.skeletons.layouts import layout_weights, to_layout
+from pipeline.datasets.skeletons.pose_folder import ClipPoses, read_shard
 from pipeline.errors import UserError
+from pipeline.files import disk_full, write_bytes, write_csv, write_text
+from pipeline.guarded import Failure, Unreadable, guarded_map
 from pipeline.pose.estimator import PoseSettings, open_estimator
-from pipeline.pose.layouts import layout_weights, to_layout
 from pipeline.pose.tracking import track
 from pipeline.progress import bar
-from pipeline.shards import Parts, make_shards, read_arrays, shard_file
+from pipeline.shards import Parts, make_shards, shard_file
 
 FORMAT = 1  # of the folder's files
 SHARD = 32  # clips: minutes of work
@@ -43,16 +45,6 @@ class Video:
     path: str
     label: str = ""
     split: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ClipPoses:
-    """Persons of a clip (M, T, V, 3) float32: x, y in pixels, confidence; size (height, width) of its frames; fps 0
-    where that is unknown."""
-
-    joints: np.ndarray
-    size: tuple[int, int]
-    fps: float
 
 
 # --------------------------------------------------------------------------------------------- which videos
@@ -249,19 +241,6 @@ def _pack(results: Sequence[ClipPoses | Failure]) -> bytes:
     return buffer.getvalue()
 
 
-def read_shard(path: str | Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a shard, as `_pack` writes them; None where it is missing or damaged."""
-    return read_arrays(path, ("joints", "shape", "seen", "size", "fps", "failure"))
-
-
-def clip_of(shard: Mapping[str, np.ndarray], place: int) -> ClipPoses:
-    """Clip number `place` of a shard."""
-    ends = np.cumsum(np.prod(shard["shape"], axis=1))
-    shape = tuple(shard["shape"][place])
-    joints = shard["joints"][ends[place] - np.prod(shape) : ends[place]].reshape(shape)
-    return ClipPoses(joints, (int(shard["size"][place, 0]), int(shard["size"][place, 1])), float(shard["fps"][place]))
-
-
 def _rows(videos: Sequence[Video], out: Path) -> Iterator[tuple[Video, tuple[Any, ...], str]]:
     """(video, its place and numbers for poses.csv, why it has no poses)."""
     for number in range(-(-len(videos) // SHARD)):
@@ -288,15 +267,3 @@ def _finish(videos: Sequence[Video], out: Path, identity: Mapping[str, Any], joi
         "frames_with_person": seen,
     }  # fmt: skip
     write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-
-
-def read_table(out: str | Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Manifest and rows of poses.csv of a folder; raises UserError when it holds no finished poses."""
-    try:
-        manifest = json.loads((Path(out) / "manifest.json").read_text(encoding="utf-8"))
-        with open(Path(out) / "poses.csv", newline="", encoding="utf-8") as file:
-            return manifest, list(csv.DictReader(file))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{out} holds no finished poses ({error}); run `python -m pipeline pose`, again if it was interrupted"
-        ) from None

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 
 from pipeline.datasets.frames import map_frames
-from pipeline.datasets.index import write_bytes
 from pipeline.datasets.sampling import sample_positions
+from pipeline.datasets.skeletons.pose_folder import ClipPoses, clip_of, read_shard, read_table
 from pipeline.figures.style import COLOURS, STYLE, content
-from pipeline.pose.extract import ClipPoses, clip_of, read_shard, read_table
+from pipeline.files import write_bytes
 
 ACROSS = 8  # frames of a clip
 HIGH = 360  # pixels at most
@@ -28,7 +28,7 @@ def write_picture(out: str | Path, root: str | Path, clips: int = 3) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from pipeline.models.skeleton.graph import get_graph
+    from pipeline.datasets.skeletons.graph import get_graph
 
     manifest, table = read_table(out)
     parents = get_graph(manifest["layout"]).parents

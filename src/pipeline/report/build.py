@@ -28,10 +28,11 @@ from pipeline.figures import style
 from pipeline.figures.draw import draw, figures_of
 from pipeline.figures.training import draw_training, read_curve, runs_of
 from pipeline.plan import Plan
+from pipeline.sheets import Table, table_stem
 from pipeline.tables.html import html
-from pipeline.tables.render import layout
-from pipeline.tables.results import FORMATS, heading, records
-from pipeline.tables.spec import Table, table_stem
+from pipeline.tables.layout import layout
+from pipeline.tables.records import heading, records
+from pipeline.tables.results import FORMATS
 from pipeline.workspace import Workspace
 
 PACKAGES = (

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.plan import Plan
-from pipeline.tables.render import LEGEND, Layout, Place, layout
-from pipeline.tables.results import heading, papers_with, records
-from pipeline.tables.spec import table_number
+from pipeline.sheets import table_number
+from pipeline.tables.layout import LEGEND, Layout, Place, layout
+from pipeline.tables.records import heading, papers_with, records
 
 NAME_WIDTH = 24  # characters to which the names of rows are wrapped before a table is split
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pipeline.tables.render import LEGEND
+from pipeline.tables.layout import LEGEND
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from pipeline.tables.render import Layout
+    from pipeline.tables.layout import Layout
 
 
 @lru_cache

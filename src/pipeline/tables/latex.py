@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pipeline.tables.render import LEGEND, MISSING
+from pipeline.tables.layout import LEGEND, MISSING
 
 if TYPE_CHECKING:
-    from pipeline.tables.render import Layout, Place
+    from pipeline.tables.layout import Layout, Place
 
 PACKAGES = ("booktabs", "threeparttable", "adjustbox")
 SPECIAL = {

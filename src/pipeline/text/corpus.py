@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.index import write_text
-from pipeline.datasets.names import composed, match_names
 from pipeline.errors import UserError, unknown
+from pipeline.files import write_text
+from pipeline.names import composed, match_names
 from pipeline.textfiles import load_json, load_yaml, read_text
 
 FIELDS = ("label", "atomic", "stages", "global", "joints", "parts")
@@ -81,7 +81,7 @@ class Corpus:
     def named(self, names: Iterable[str]) -> tuple[Corpus, dict[str, str | None]]:
         """The corpus with its classes called as in `names`, and whose text each of `names` has (None: no text).
 
-        Spellings differ in case, brackets and other marks (`datasets.names`); other classes stay as they are. Raises
+        Spellings differ in case, brackets and other marks (`names`); other classes stay as they are. Raises
         UserError where two classes could be meant.
         """
         found = match_names(names, self.classes, str(self.path))

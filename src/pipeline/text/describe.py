@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import LLM
-from pipeline.datasets.index import write_text
 from pipeline.errors import UserError
 from pipeline.experiment import digest, slug
+from pipeline.files import write_text
 from pipeline.text.corpus import Corpus
 from pipeline.text.llm import BadBody, Chat, NoAnswer, Usage
 from pipeline.text.prompts import Prompt, Question, leaked, questions, read_answer, tell

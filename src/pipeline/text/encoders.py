@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.compat import quiet
+from pipeline.datasets.skeletons.graph import SkeletonGraph, side_of, unsided
 from pipeline.errors import UserError, unknown
-from pipeline.models.backbones.clip import quiet
-from pipeline.models.skeleton.graph import SkeletonGraph, side_of, unsided
 from pipeline.text import DEBERTA
 from pipeline.text.corpus import Corpus
 

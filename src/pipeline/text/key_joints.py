@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.datasets.skeletons.graph import BODY_PARTS, SIDES, SkeletonGraph, side_of, unsided
 from pipeline.errors import UserError
-from pipeline.models.skeleton.graph import BODY_PARTS, SIDES, SkeletonGraph, side_of, unsided
 
 _SYNONYMS = {
     "head": "skull, jaw, tongue, tooth, brow, eyebrow, eyelid, nostril",

@@ -27,7 +27,7 @@ from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD, CLIPBackbone
 from pipeline.models.backbones.nano_clip import SPECIAL_TOKENS, UNK, build_tokenizer, init_nano, nano_config
 from pipeline.models.backbones.resnet import NANO_RESNET, ResNetBackbone
 from pipeline.models.backbones.shipped import round_to_half
-from pipeline.models.sefar.timesformer import ElementTimeSformer
+from pipeline.models.semi.timesformer import ElementTimeSformer
 from pipeline.progress import bar
 
 if TYPE_CHECKING:

@@ -11,16 +11,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from pipeline.cluster import ask, connect
+from pipeline.cluster.client import ask, connect
 from pipeline.config import Cluster
-from pipeline.datasets.index import disk_full, write_text
 from pipeline.errors import UserError
 from pipeline.experiment import Run
+from pipeline.files import disk_full, write_text
 from pipeline.progress import job
 from pipeline.training.stopping import stoppable
 from pipeline.workspace import Workspace

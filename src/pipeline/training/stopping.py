@@ -8,38 +8,16 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from pipeline.cluster.slurm import seconds_to_work, slurm_job
+from pipeline.cluster.stop_files import keep_checkpoints, stop_file
 from pipeline.errors import UserError
 from pipeline.experiment import Run
-from pipeline.nodes import seconds_left, slurm_job
 from pipeline.workspace import Workspace
 
 KEEP_SECONDS = 60.0  # for the checkpoint
-
-
-def stop_file(ws: Workspace, run_id: str) -> Path:
-    """The file that asks a training to keep a checkpoint."""
-    return ws.run(run_id) / "stop"
-
-
-def keep_checkpoints(flags: Sequence[Path], seconds: float, over: Callable[[], bool] = lambda: False) -> None:
-    """Ask trainings by their stop files for a checkpoint, and wait until they have kept it, or it is `over`."""
-    for flag in flags:
-        flag.parent.mkdir(parents=True, exist_ok=True)
-        flag.touch()
-    end = time.monotonic() + seconds
-    while any(flag.exists() for flag in flags) and time.monotonic() < end and not over():  # a worker removes it
-        time.sleep(0.1)
-
-
-def seconds_to_work(job: str, minutes: float) -> float | None:
-    """Time until work in a Slurm job ends, `minutes` before its limit; None where it has no limit, or minutes is 0."""
-    left = seconds_left(job) if job and minutes else None
-    return None if left is None else max(left - 60 * minutes, 1.0)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster import Client, connect, join
+from pipeline.cluster.client import Client, connect, join
 from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.progress import Bar, bar

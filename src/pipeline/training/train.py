@@ -30,18 +30,20 @@ from mmengine.runner import Runner
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
+from pipeline.cluster.stop_files import stop_file
 from pipeline.errors import UserError
 from pipeline.evaluation.health import last_loss
-from pipeline.evaluation.scores import EpisodeScores, outcome
 from pipeline.experiment import Run
+from pipeline.files import write_json
 from pipeline.models.build import WEIGHTS
-from pipeline.models.compiled import compile_layers
+from pipeline.models.few_shot.compiled import compile_layers
 from pipeline.progress import Bar, bar
+from pipeline.scores import EpisodeScores, outcome
+from pipeline.tasks.base import Task
+from pipeline.tasks.registry import task_of
 from pipeline.training.metrics import Watched
-from pipeline.training.stopping import stop_file
-from pipeline.training.tasks import Task, task_of
 from pipeline.training.trackers import Tracked, visualizer
-from pipeline.workspace import Workspace, write_json
+from pipeline.workspace import Workspace
 
 Report = Callable[[dict[str, Any], Path | None], None]
 """Called with metrics and, at checkpoints, a folder to keep."""

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.actions.clips import OwnClip, labelled_clips, loose_clips, read_all, read_sampled
-from pipeline.datasets.frames import Failure
 from pipeline.datasets.index import read_index
 from pipeline.datasets.sampling import sample_positions
 from pipeline.errors import UserError
+from pipeline.guarded import Failure
 
 
 @pytest.fixture

@@ -23,14 +23,14 @@ from pipeline.actions.command import Asked, embed_clips, predict_clips
 from pipeline.actions.features import ModelName, embed_folder, read_features
 from pipeline.actions.model import ActionModel, Encoded, choose_run, describe_run, load_model, model_of_run
 from pipeline.actions.predict import Labeller, proportion
-from pipeline.datasets.episodes import EpisodeTable
 from pipeline.datasets.index import read_index
 from pipeline.errors import UserError
-from pipeline.evaluation.few_shot import encode_clips, score_episodes
+from pipeline.files import write_json
 from pipeline.models.build import build_model, class_sentences
+from pipeline.tasks.few_shot.episodes import EpisodeTable
+from pipeline.tasks.few_shot.scoring import encode_clips, score_episodes
 from pipeline.text.corpus import load_corpus
 from pipeline.training.train import train_run
-from pipeline.workspace import write_json
 
 WAY, SHOTS = 3, 2
 

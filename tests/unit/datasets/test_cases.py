@@ -11,12 +11,13 @@ import socket
 import numpy as np
 import pytest
 
-from pipeline.__main__ import app
+from pipeline.cli.options import app
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.index import read_index
 from pipeline.errors import UserError
 from pipeline.experiment import Asset
-from pipeline.workspace import Workspace, write_json
+from pipeline.files import write_json
+from pipeline.workspace import Workspace
 
 SIZE = [128, 160]
 TABLES = {"train": 3, "val": 1, "test": 2, "seed": 0}

@@ -14,13 +14,13 @@ from skeleton_set import make_skeleton_set
 from pipeline.datasets import frames
 from pipeline.datasets.coverage import Audit, present_clips, read_coverage
 from pipeline.datasets.frames import FrameStore
-from pipeline.datasets.prepare import make_frames, make_splits
 from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
 from pipeline.datasets.skeletons.readers import open_source
 from pipeline.datasets.skeletons.store import SkeletonStore, build_skeleton_store
 from pipeline.errors import UserError
 from pipeline.experiment import Asset
 from pipeline.plan import Plan
+from pipeline.stages import make_frames, make_splits
 from pipeline.workspace import Workspace
 
 POLICY = {"size": [16, 16], "frames": 2}

@@ -14,18 +14,10 @@ from shard_tasks import run_here
 
 from pipeline import shards
 from pipeline.datasets import frames as module
-from pipeline.datasets.frames import (
-    Failure,
-    FramePolicy,
-    FrameStore,
-    Unreadable,
-    build_frame_store,
-    encode_clip,
-    guarded_map,
-    probe_clip,
-)
+from pipeline.datasets.frames import FramePolicy, FrameStore, build_frame_store, encode_clip, probe_clip
 from pipeline.datasets.index import Clip, write_index
 from pipeline.errors import UserError
+from pipeline.guarded import Failure, Unreadable, guarded_map
 
 SIZE = (64, 80)  # height, width of the test videos
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipeline.datasets.randaugment import GREY, OPERATIONS, rand_augment
-from pipeline.datasets.semi import ElementView
+from pipeline.tasks.semi.items import ElementView
 
 CLIP = np.random.default_rng(0).integers(0, 256, (3, 40, 48, 3), dtype=np.uint8)
 

@@ -15,20 +15,12 @@ import pytest
 import torch
 import yaml
 
+from pipeline.datasets.elements import ElementSampler
 from pipeline.datasets.index import read_index
-from pipeline.datasets.semi import (
-    PAPER_COUNTS,
-    ElementView,
-    ListedVideo,
-    draw_labelled,
-    prepare_semi,
-    read_elements,
-    read_semi_lists,
-    semi_videos,
-)
+from pipeline.datasets.semi import PAPER_COUNTS, ListedVideo, draw_labelled, prepare_semi, read_semi_lists
 from pipeline.errors import UserError
-from pipeline.models.sefar.elements import ElementSampler
 from pipeline.plan import Plan
+from pipeline.tasks.semi.items import ElementView, read_elements, semi_videos
 
 torch.set_num_threads(1)
 

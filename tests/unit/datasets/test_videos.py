@@ -10,7 +10,8 @@ from films import SIZE, add_cover, cut, even, film, paint, read_number, tell_cut
 
 from pipeline.datasets import videos
 from pipeline.datasets.frames import FramePolicy, probe_clip
-from pipeline.datasets.videos import Unreadable, read_clip
+from pipeline.datasets.videos import read_clip
+from pipeline.guarded import Unreadable
 
 LATE = list(np.arange(45) / 60) + list(0.75 + np.arange(15) * 0.15)  # the frame rate falls to a ninth
 

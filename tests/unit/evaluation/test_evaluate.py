@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.evaluation import few_shot
 from pipeline.evaluation import score as score_module
 from pipeline.evaluation.evaluate import (
     measure_run,
@@ -20,10 +19,11 @@ from pipeline.evaluation.evaluate import (
     value_path,
 )
 from pipeline.evaluation.score import score_run
-from pipeline.evaluation.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, outcome, summary
 from pipeline.experiment import Cell
 from pipeline.models.build import load_trained
-from pipeline.models.methods.base import FewShotModel
+from pipeline.models.few_shot.base import FewShotModel
+from pipeline.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, outcome, summary
+from pipeline.tasks.few_shot import scoring as few_shot
 from pipeline.training.train import train_run
 from pipeline.workspace import Workspace
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.evaluation.health import Outcome, Training, last_loss, read_outcome, read_training, verdict
-from pipeline.evaluation.scores import EpisodeScores, outcome, spread_of
+from pipeline.scores import EpisodeScores, outcome, spread_of
 
 FINE = {
     "accuracy": 44.0, "ci95": 4.7, "classes": 5, "most_said": 0.3, "most_true": 0.2, "constant_scores": False,

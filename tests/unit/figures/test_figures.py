@@ -11,8 +11,8 @@ from pipeline.errors import UserError
 from pipeline.figures.draw import draw, figures_of, write_figure
 from pipeline.figures.style import FORMATS, content
 from pipeline.figures.training import draw_training, read_curve, runs_of, write_training
-from pipeline.tables.results import records
-from pipeline.tables.spec import table_stem
+from pipeline.sheets import table_stem
+from pipeline.tables.records import records
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
 

@@ -12,17 +12,19 @@ from made_up import fill, look
 from skeleton_set import SMALL, make_skeleton_set
 from test_figures import texts
 
+from pipeline.datasets.skeletons.graph import get_graph
 from pipeline.errors import UserError
 from pipeline.figures.draw import draw, write_figure
 from pipeline.figures.inside import KINDS, laid_over
 from pipeline.figures.style import FORMATS
-from pipeline.inspection import few_shot, inspect_run, read_look, skeletons, write_look
-from pipeline.inspection.few_shot import class_token_attention, tsne
+from pipeline.inspection import inspect_run, read_look, write_look
 from pipeline.models.skeleton.crossglg import CrossGLG
-from pipeline.models.skeleton.graph import get_graph
 from pipeline.plan import Plan
-from pipeline.tables.spec import INSIDE
-from pipeline.training.tasks import task_of
+from pipeline.sheets import INSIDE
+from pipeline.tasks.few_shot import look as few_shot
+from pipeline.tasks.few_shot.look import class_token_attention, tsne
+from pipeline.tasks.one_shot import look as skeletons
+from pipeline.tasks.registry import task_of
 from pipeline.workspace import Workspace
 
 PICTURES = {

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.figures.draw import draw, write_figure
 from pipeline.figures.single import BINS, bins, drawn, normalised
 from pipeline.figures.style import FORMATS
-from pipeline.tables.results import TeacherVideos, records
+from pipeline.tables.records import TeacherVideos, records
 
 PLACES = ("fig4a", "fig4b", "fig4c", "fig5", "fig8")
 

@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.datasets.skeletons.graph import get_graph
 from pipeline.datasets.synthetic import grammar
 from pipeline.datasets.synthetic.writer import Request, draw_clip
 from pipeline.errors import UserError
-from pipeline.models.skeleton.graph import get_graph
 from pipeline.pose import blazepose
 from pipeline.pose.blazepose import JOINTS, anchors, around, crop, find_models, merge, refine, same_body, to_image
 from pipeline.pose.estimator import open_estimator

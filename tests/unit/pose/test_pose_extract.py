@@ -10,9 +10,9 @@ import yaml
 from dots import OFFSETS
 from typer.testing import CliRunner
 
-from pipeline.__main__ import app
+from pipeline.cli.options import app
 from pipeline.datasets.index import read_index
-from pipeline.datasets.prepare import make_frames, make_poses, make_splits
+from pipeline.datasets.skeletons.pose_folder import read_shard, read_table
 from pipeline.datasets.skeletons.prepare import SkeletonDefinition, make_skeleton_store, prepare_skeletons
 from pipeline.datasets.skeletons.readers import open_source
 from pipeline.datasets.skeletons.store import SkeletonStore
@@ -21,8 +21,9 @@ from pipeline.errors import UserError
 from pipeline.experiment import Asset
 from pipeline.pose import extract
 from pipeline.pose.estimator import PoseSettings, open_estimator
-from pipeline.pose.extract import extract_poses, find_videos, read_shard, read_table
+from pipeline.pose.extract import extract_poses, find_videos
 from pipeline.pose.picture import write_picture
+from pipeline.stages import make_frames, make_poses, make_splits
 from pipeline.workspace import Workspace
 
 SETTINGS = PoseSettings("dots:Dots")

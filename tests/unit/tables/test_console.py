@@ -11,8 +11,8 @@ from rich.console import Console
 
 from pipeline.plan import Plan
 from pipeline.tables.console import print_table
-from pipeline.tables.render import layout
-from pipeline.tables.results import records
+from pipeline.tables.layout import layout
+from pipeline.tables.records import records
 
 NUMBERS = ("1", "4", "fig9")  # of many columns, of long names, of both
 

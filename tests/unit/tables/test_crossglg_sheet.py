@@ -8,7 +8,7 @@ import pytest
 from sheets import cell_ids
 
 from pipeline.plan import Plan
-from pipeline.tables.results import records
+from pipeline.tables.records import records
 
 PAPER = "crossglg"
 PRINTED = {"1": 69, "2": 20, "3": 6, "4": 20, "5": 20, "6": 10, "7": 3, "A1": 8}

@@ -14,16 +14,11 @@ from rich.console import Console
 from pipeline.errors import UserError
 from pipeline.experiment import Cell
 from pipeline.plan import Plan
+from pipeline.sheets import table_number, table_stem
 from pipeline.tables import results
 from pipeline.tables.console import print_table
-from pipeline.tables.results import (
-    COLUMNS,
-    FORMATS,
-    records,
-    write_combined,
-    write_table,
-)
-from pipeline.tables.spec import table_number, table_stem
+from pipeline.tables.records import COLUMNS, records
+from pipeline.tables.results import FORMATS, write_combined, write_table
 
 SHEET = {
     "title": "A paper",

@@ -13,11 +13,13 @@ import pytest
 from made_up import fill
 
 from pipeline.plan import Plan
+from pipeline.sheets import table_stem
 from pipeline.tables.html import html
 from pipeline.tables.latex import PACKAGES, escape, latex
-from pipeline.tables.render import MISSING, layout, markdown
-from pipeline.tables.results import FORMATS, heading, records, to_wide_csv, write_table
-from pipeline.tables.spec import table_stem
+from pipeline.tables.layout import MISSING, layout
+from pipeline.tables.markdown import markdown
+from pipeline.tables.records import heading, records
+from pipeline.tables.results import FORMATS, to_wide_csv, write_table
 
 VOID = {"br", "hr", "img", "meta", "link", "input"}
 

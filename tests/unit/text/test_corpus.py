@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from pipeline.datasets.prepare import make_texts
 from pipeline.errors import UserError
 from pipeline.experiment import Asset
+from pipeline.stages import make_texts
 from pipeline.text.corpus import BODY_PARTS, Corpus, import_corpus, import_task_adapter, load_corpus
 from pipeline.workspace import Workspace
 
@@ -147,7 +147,7 @@ def test_published_texts(reference_data, files, classes, field):
 
 
 def test_texts_of_parts_serve_every_joint(reference_data):
-    from pipeline.models.skeleton.graph import SKELETONS, get_graph
+    from pipeline.datasets.skeletons.graph import SKELETONS, get_graph
     from pipeline.text.encoders import joint_sentences
 
     folder = reference_data / "text" / "gap"

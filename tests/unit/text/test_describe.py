@@ -389,7 +389,7 @@ def test_the_plan_knows_by_whom_texts_are_written(repo, tmp_path):
 
 def test_texts_of_a_data_set_are_written(repo, server, tmp_path):
     from pipeline.datasets.index import Clip, write_index
-    from pipeline.datasets.prepare import make_texts
+    from pipeline.stages import make_texts
     from pipeline.workspace import Workspace
 
     described = {"model": "m", "base_url": server.url}

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from pipeline.datasets.skeletons.graph import SKELETONS, get_graph
 from pipeline.datasets.synthetic import grammar
-from pipeline.models.skeleton.graph import SKELETONS, get_graph
 from pipeline.text.key_joints import key_joint_matrix, key_joints
 
 NTU = get_graph("ntu25")

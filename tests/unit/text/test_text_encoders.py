@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.datasets.skeletons.graph import get_graph
 from pipeline.errors import UserError
-from pipeline.models.skeleton.graph import get_graph
 from pipeline.text import encoders
 from pipeline.text.corpus import Corpus
 from pipeline.text.encoders import encode_grid, encode_sentences, joint_sentences

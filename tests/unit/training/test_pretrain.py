@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.datasets.prepare import pretrain_backbone
 from pipeline.errors import UserError
 from pipeline.experiment import Asset
 from pipeline.models.backbones.clip import CLIPBackbone
 from pipeline.models.backbones.resnet import NANO_RESNET, ResNetBackbone
-from pipeline.models.sefar.timesformer import ElementTimeSformer
+from pipeline.models.semi.timesformer import ElementTimeSformer
+from pipeline.stages import pretrain_backbone
 from pipeline.training import pretrain as module
 from pipeline.training.pretrain import contrastive_loss, pretrain, pretrain_classifier
 from pipeline.workspace import Workspace

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.training.tasks import OneShotTask
+from pipeline.tasks.one_shot.task import OneShotTask
 
 TRAIN = {"epochs": 110, "steps": None, "warmup_epochs": 5, "milestones": [90, 100], "validate_epochs": 5}
 

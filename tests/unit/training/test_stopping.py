@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.cluster.stop_files import stop_file
 from pipeline.errors import UserError
 from pipeline.training import stopping as module
-from pipeline.training.stopping import stop_file, stoppable
+from pipeline.training.stopping import stoppable
 from pipeline.workspace import Workspace
 
 RUN = SimpleNamespace(id="lga-scene-s0-0a")

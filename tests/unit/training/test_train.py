@@ -16,17 +16,18 @@ from mmengine.optim.scheduler import LinearLR
 from safetensors.torch import load_file
 from tiny import train_on_workers
 
-from pipeline.datasets.episodes import EpisodeDataset
 from pipeline.errors import UserError
 from pipeline.evaluation.health import read_training
-from pipeline.evaluation.scores import EpisodeScores, outcome
 from pipeline.experiment import Run
 from pipeline.models.build import WEIGHTS
-from pipeline.models.methods.base import FewShotModel
-from pipeline.training import tasks
+from pipeline.models.few_shot.base import FewShotModel
+from pipeline.scores import EpisodeScores, outcome
+from pipeline.tasks import registry as tasks
+from pipeline.tasks.few_shot.episodes import EpisodeDataset
+from pipeline.tasks.few_shot.task import FewShotTask
+from pipeline.tasks.registry import task_of
 from pipeline.training import train as module
 from pipeline.training.ray_train import latest_checkpoint
-from pipeline.training.tasks import FewShotTask, task_of
 from pipeline.training.train import STATE, StepFactors, train_run
 from pipeline.workspace import Workspace
 

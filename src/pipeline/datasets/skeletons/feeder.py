@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import Dataset
 
+from pipeline.datasets.skeletons.layouts import coco_to_h36m
 from pipeline.datasets.skeletons.preprocess import SkeletonPolicy, show
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.errors import UserError
@@ -140,27 +141,12 @@ class SkeletonDataset(Dataset):
         return x
 
 
-# ------------------------------------------------------------------------------------------------ MotionBERT
-# Sources of the Human3.6M joints among the COCO ones; two are averaged (MotionBERT, data preparation for actions).
-_H36M_OF_COCO = (
-    (11, 12), (12, 12), (14, 14), (16, 16), (11, 11), (13, 13), (15, 15), None, (5, 6), (0, 0), (1, 2),
-    (5, 5), (7, 7), (9, 9), (6, 6), (8, 8), (10, 10),
-)  # fmt: skip
-_BELLY = 7  # middle of root (0) and neck (8)
 MIN_VISIBLE = 4  # key points with confidence that a clip must have
 
 
 def image_to_camera(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Pixels (..., 2) -> coordinates of which the longer side of the image (height, width) spans -1 to 1."""
     return points / max(size) * 2 - 1
-
-
-def coco_to_h36m(points: np.ndarray) -> np.ndarray:
-    """COCO key points (..., 17, C) in the joints of Human3.6M; the tenth is the nose, the eleventh between the eyes."""
-    first, second = zip(*(pair or (0, 0) for pair in _H36M_OF_COCO), strict=True)
-    out = (points[..., first, :] + points[..., second, :]) * 0.5
-    out[..., _BELLY, :] = (out[..., 0, :] + out[..., 8, :]) * 0.5
-    return out
 
 
 def track_persons(points: np.ndarray) -> np.ndarray:

@@ -15,14 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.guarded import Unreadable
 
 JOINTS = 25
 SUFFIX = ".skeleton"
 _NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
-
-
-class Unreadable(Exception):
-    """A clip that cannot be used; the message is the reason, one line."""
 
 
 class NtuName(NamedTuple):

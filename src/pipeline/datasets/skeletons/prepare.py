@@ -16,7 +16,7 @@ from pydantic import Field
 
 from pipeline.config import parse
 from pipeline.datasets.coverage import MISSING
-from pipeline.datasets.index import COLUMNS, LISTED, Clip, write_csv, write_index, write_text
+from pipeline.datasets.index import COLUMNS, LISTED, Clip, write_index
 from pipeline.datasets.skeletons import ntu
 from pipeline.datasets.skeletons.feeder import Feed
 from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
@@ -29,10 +29,12 @@ from pipeline.datasets.skeletons.protocols import (
     one_shot_split,
     split_clips,
 )
-from pipeline.datasets.skeletons.readers import JOINTS, Source, SourceSpec, open_source
+from pipeline.datasets.skeletons.readers import open_source
+from pipeline.datasets.skeletons.source import JOINTS, Source, SourceSpec
 from pipeline.datasets.skeletons.store import ReportProgress, SkeletonStore, build_skeleton_store
 from pipeline.errors import UserError
 from pipeline.experiment import Frozen
+from pipeline.files import write_csv, write_text
 from pipeline.textfiles import read_lines
 
 # Keys of a definition that other parts of the pipeline read.
@@ -58,7 +60,7 @@ class SkeletonDefinition(Frozen):
 
         The source's keys stand beside the others. Raises UserError naming the key that is wrong.
         """
-        from pipeline.models.skeleton.graph import get_graph
+        from pipeline.datasets.skeletons.graph import get_graph
 
         content = {key: value for key, value in spec.items() if key not in OTHER_KEYS}
         rest = {key: content.pop(key) for key in cls.model_fields if key in content}
@@ -87,7 +89,7 @@ def prepare_skeletons(definition: SkeletonDefinition, folder: str | Path, availa
     holds those that the protocol uses, found or not. Returns the index. Raises UserError when the definition does not
     fit the data.
     """
-    from pipeline.models.skeleton.graph import get_graph
+    from pipeline.datasets.skeletons.graph import get_graph
 
     folder, source = Path(folder), open_source(definition.source)
     if source.layout not in ("", name := get_graph(definition.graph).name):

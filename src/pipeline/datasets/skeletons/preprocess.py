@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from pipeline.datasets.skeletons.ntu import Body, Recording, Unreadable
+from pipeline.datasets.skeletons.ntu import Body, Recording
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Frozen
+from pipeline.guarded import Unreadable
 
 # Heuristics of SGN's denoising.
 NOISE_FRAMES = 11  # a body seen in no more frames than this is noise

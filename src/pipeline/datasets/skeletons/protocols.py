@@ -17,11 +17,12 @@ from typing import Literal, Protocol
 import numpy as np
 from pydantic import Field
 
-from pipeline.datasets.index import Clip, write_csv
-from pipeline.datasets.names import Names, ambiguous, folded, match_name
-from pipeline.datasets.skeletons.readers import Item, Source
+from pipeline.datasets.index import Clip
+from pipeline.datasets.skeletons.source import Item, Source
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Frozen
+from pipeline.files import write_csv
+from pipeline.names import Names, ambiguous, folded, match_name
 
 ClassRef = int | str
 _CLIP_KEYS = {"case": folded, "its suffix": lambda name: folded(name).removesuffix(".skeleton").removesuffix(".json")}

@@ -17,179 +17,28 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import pickle
-import re
 import tarfile
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from pipeline.datasets.index import read_index
-from pipeline.datasets.located import FILE_KEYS, MISSING
-from pipeline.datasets.names import Names, ambiguous, folded, near_path
 from pipeline.datasets.skeletons import ntu
-from pipeline.datasets.skeletons.ntu import Recording, Unreadable
+from pipeline.datasets.skeletons.ntu import Recording
 from pipeline.datasets.skeletons.preprocess import Pose
+from pipeline.datasets.skeletons.source import Item, Source, SourceSpec, files_below, labelled_items, plain_text
 from pipeline.errors import UserError, unknown
-from pipeline.experiment import Frozen
-from pipeline.textfiles import read_table, slashed
+from pipeline.guarded import Unreadable
+from pipeline.names import near_path
 
 MAX_JSON = 256 * 2**20  # bytes; a clip's file is some kilobytes, more is damaged or hostile
-
-Format = Literal["ntu", "files", "generated", "npz", "json", "pyskl", "openpose", "poses", "table"]
-JOINTS = {"ntu": ntu.JOINTS, "files": ntu.JOINTS, "generated": ntu.JOINTS, "openpose": 18}
-
-
-class SourceSpec(Frozen):
-    """Which clips, of which classes: the part of a data set's definition that readers need."""
-
-    format: Format
-    root: str = Field(description="folder or file on this machine")
-    joints: int = Field(0, ge=0, description="joints of the skeleton; 0: as the format has it")
-    classes: list[str] | dict[str, str] = Field(
-        [],
-        description="class names: in the order of their numbers, or by the name used in the data; "
-        "empty: names as in the data",
-    )
-    first_class: int = Field(0, ge=0, le=1, description="number of the first class of the list (NTU: 1)")
-    third: Literal["", "z", "score"] = Field(
-        "",
-        description="what the third number of a joint is: z or score; asked for where it looks like a score",
-    )
-    columns: dict[str, str] = Field({}, description="table: names of its columns, see `tables.TableSource`")
-    joint_names: list[str] = Field([], description="names of the joints, for a table that names them")
-    missing: str = Field("", description="list of samples with missing skeletons (NTU), left out")
-    labels: str = Field("", description="CSV file path,label[,split] (formats files, json, poses)")
-    pattern: str = Field(
-        "", description="regular expression with a group `label`, for the clips' names (files, json, poses)"
-    )
-    unit: Literal["pixel", "image"] = Field(
-        "pixel", description="poses: pixels, or lengths of the image's longer side from its middle, y upwards"
-    )
-    subsets: list[str] = Field([], description="pyskl: names of split lists; the first that has a clip is its subset")
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A clip as its source lists it. subset: the part of the source that it belongs to (train, val), if any."""
-
-    clip: str
-    path: str
-    label: str
-    subset: str = ""
-
-
-class Source:
-    """Clips of one format.
-
-    items: in a fixed order. classes: names in the order of their numbers, which start at `first_class`. missing:
-    (path, reason) of clips that are known to be unusable. joints: V; channels: C, of which the first `spatial`
-    are coordinates. parallel: whether other processes may read; they get a copy without the items. layout: name of
-    the skeleton, where the data say which it is.
-    """
-
-    joints = ntu.JOINTS
-    channels = 3
-    spatial = 3
-    parallel = True
-    layout = ""
-
-    def __init__(self, spec: SourceSpec) -> None:
-        self.spec, self.root = spec, Path(spec.root).expanduser()
-        self.joints = spec.joints or JOINTS.get(spec.format, 0)
-        if not self.joints:
-            raise UserError(
-                f"skeletons of format {spec.format} ({spec.root}): key joints is missing (how many a body has)"
-            )
-        self.first_class = spec.first_class
-        self.missing: list[tuple[str, str]] = []
-        self.classes: tuple[str, ...] = tuple(spec.classes.values() if isinstance(spec.classes, dict) else spec.classes)
-        self.items: list[Item] = []
-
-    def read(self, path: str) -> Recording | Pose:
-        """The clip at `path` of an item. Raises Unreadable with the reason when it cannot be used."""
-        raise NotImplementedError
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"items": [], "missing": []}
-
-    def _done(self, items: Iterable[Item]) -> None:
-        """Keep `items`, one for each name; the others of a name are listed as missing."""
-        named: dict[str, Item] = {}
-        for item in items:
-            first = named.setdefault(item.clip, item)
-            if first is not item:
-                self.missing.append((item.path, f"the clip {item.clip} is there already, as {first.path}"))
-        self.items = list(named.values())
-        if not self.items:
-            raise UserError(f"no skeleton clip of format {self.spec.format} is found in {self.root}; correct the root")
-        if not self.classes:
-            self.classes = tuple(sorted({item.label for item in self.items}))
-
-    def _ask_third(self, poses: Iterable[np.ndarray]) -> None:
-        """Settle what the third number of a joint is: of the definition, else of some clips' joints (..., V, 3).
-
-        Raises UserError where the definition does not say, and the numbers look like scores.
-        """
-        if self.channels != 3:
-            return
-        if not self.spec.third and any(looks_like_score(joints) for joints in poses):
-            raise UserError(
-                f"the third number of each joint in {self.root} looks like a score (from 0 to 1): set third: score, or "
-                "third: z if it is a coordinate"
-            )
-        if self.spec.third == "score":
-            self.spatial = 2
-
-    def _label(self, raw: str | int, where: str) -> str:
-        """Class name for a label as the data give it."""
-        classes, text = self.spec.classes, plain_text(raw)
-        if isinstance(classes, dict):
-            if text not in classes:
-                raise unknown("class", text, classes, where)
-            return classes[text]
-        if not classes:
-            return text
-        place = int(text) - self.first_class if text.lstrip("-").isdecimal() else -1
-        if place < 0 and text in classes:
-            return text
-        if not 0 <= place < len(classes):
-            raise UserError(f"{where}: class {raw} is not among the {len(classes)} `classes`; correct the list")
-        return classes[place]
-
-    def _check(self, joints: np.ndarray) -> np.ndarray:
-        """(..., V, C) float32, or Unreadable when V or C are others."""
-        if joints.ndim < 3 or not joints.size:
-            raise Unreadable("no frame")
-        if joints.shape[-2] != self.joints:
-            raise Unreadable(f"{joints.shape[-2]} joints, the skeleton has {self.joints}")
-        if joints.shape[-1] != self.channels:
-            raise Unreadable(f"{joints.shape[-1]} numbers a joint, expected {self.channels}")
-        return joints.astype(np.float32)
-
-
-def looks_like_score(joints: np.ndarray) -> bool:
-    """Whether the third of the numbers (..., V, 3) changes from joint to joint and is from 0 to 1 in every one, and the
-    first two are no such small lengths around an origin as those of 3D skeletons."""
-    if joints.shape[-1] != 3 or not joints.size or joints.dtype.kind not in "fiu":
-        return False
-    third, plane = joints[..., 2], joints[..., :2]
-    inside = bool(np.nanmin(third) >= 0 and np.nanmax(third) <= 1 and np.nanmax(third) > np.nanmin(third))
-    return inside and bool(np.nanmin(plane) >= 0 or np.nanmax(np.abs(plane)) > 2)
-
-
-def plain_text(value: Any) -> str:
-    """A name of an array or pickle as text, composed; bytes are UTF-8."""
-    return unicodedata.normalize("NFC", value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
 
 
 def open_source(spec: SourceSpec | Mapping[str, Any]) -> Source:
@@ -210,14 +59,14 @@ def open_source(spec: SourceSpec | Mapping[str, Any]) -> Source:
 
 # --------------------------------------------------------------------------------------- .skeleton files
 class SkeletonFiles(Source):
-    """`.skeleton` files below a folder; their classes as in `_labelled`."""
+    """`.skeleton` files below a folder; their classes as in `labelled_items`."""
 
     def __init__(self, spec: SourceSpec) -> None:
         super().__init__(spec)
         self._done(self._find())
 
     def _find(self) -> Iterator[Item]:
-        return _labelled(self, _walk(self.root, ntu.SUFFIX))
+        return labelled_items(self, files_below(self.root, ntu.SUFFIX))
 
     def read(self, path: str) -> Recording:
         return ntu.read_recording(self.root / path, self.joints)
@@ -235,7 +84,7 @@ class NtuFolder(SkeletonFiles):
     def _find(self) -> Iterator[Item]:
         missing = ntu.read_missing(self.spec.missing) if self.spec.missing else set()
         limit = len(self.spec.classes) or 999
-        for path in sorted(_walk(self.root, ntu.SUFFIX), key=lambda path: PurePosixPath(path).name):
+        for path in sorted(files_below(self.root, ntu.SUFFIX), key=lambda path: PurePosixPath(path).name):
             name = PurePosixPath(path).name.removesuffix(ntu.SUFFIX)
             found = ntu.parse_name(name)
             if found is None:
@@ -254,70 +103,6 @@ class GeneratedSet(SkeletonFiles):
     def _find(self) -> Iterator[Item]:
         for clip in read_index(self.root / "index.csv"):
             yield Item(clip.clip, f"skeletons/{clip.clip}{ntu.SUFFIX}", clip.label, clip.split)
-
-
-def _walk(root: Path, suffix: str) -> list[str]:
-    """Paths, relative to `root`, of the files with a suffix, sorted."""
-    if not root.is_dir():
-        raise UserError(f"{root} is no folder; set root: to the folder with the {suffix} files")
-    found = []
-    for folder, _, names in os.walk(root):
-        inside = os.path.relpath(folder, root)
-        prefix = "" if inside == "." else PurePosixPath(Path(inside)).as_posix() + "/"
-        found += [prefix + name for name in names if name.endswith(suffix) and name[0] != "."]
-    return sorted(found)
-
-
-def _labelled(source: Source, paths: Iterable[str]) -> Iterator[Item]:
-    """Items of files: their classes from the table `labels`, from `pattern`, or from the folder they lie in."""
-    spec = source.spec
-    paths = list(paths)
-    table = _read_labels(source, Path(spec.labels), paths) if spec.labels else None
-    try:
-        pattern = re.compile(spec.pattern) if spec.pattern else None
-    except re.error as error:
-        raise UserError(f"pattern {spec.pattern!r} is not a regular expression ({error}); correct it") from None
-    if pattern and "label" not in pattern.groupindex:
-        raise UserError(f"pattern {spec.pattern!r} has no group (?P<label>...); add it")
-    stems: set[str] = set()
-    for path in paths:
-        place = PurePosixPath(path)
-        clip, subset = str(place.with_suffix("")), ""
-        if table is not None:
-            if path not in table:
-                continue
-            raw, subset = table[path]
-        elif pattern:
-            found = pattern.search(place.name)
-            if not found:
-                source.missing.append((path, f"its name does not fit the pattern {spec.pattern!r}"))
-                continue
-            raw, clip = found["label"], clip if place.stem in stems else place.stem
-            stems.add(place.stem)
-        elif len(place.parts) > 1:
-            raw = place.parts[0]
-        else:
-            raise UserError(f"{source.root / path} lies in no class folder; make folders, or give pattern or labels")
-        yield Item(clip, path, source._label(raw, path), subset)
-
-
-def _read_labels(source: Source, table: Path, paths: list[str]) -> dict[str, tuple[str, str]]:
-    """{path of a clip: (label, split or "")} of a table; a row whose clip is not among `paths` is listed as missing."""
-    names = Names(paths, FILE_KEYS | {"any suffix": lambda path: folded(str(PurePosixPath(path).with_suffix("")))})
-    labels: dict[str, tuple[str, str]] = {}
-    for line, row in enumerate(read_table(table, "the table of labels", ("path", "label")), start=2):
-        listed = slashed(row["path"])
-        found, _ = names.candidates(listed)
-        if len(found) > 1:
-            raise ambiguous("clip", listed, found, f"{table}, line {line}")
-        if not found:
-            near = names.nearest(listed)
-            source.missing.append((listed, MISSING + (f"; the nearest that is there is {near}" if near else "")))
-        elif found[0] in labels:
-            raise UserError(f"{table}, line {line}: {listed} is listed twice; keep one")
-        else:
-            labels[found[0]] = row["label"], row.get("split", "")
-    return labels
 
 
 # ------------------------------------------------------------------------------------------- array files
@@ -412,7 +197,7 @@ class JsonSource(Source):
     """A JSON file for each clip, in a folder or a tar archive (.tar, .tar.gz), as CTR-GCN's of NW-UCLA.
 
     {"skeletons": [frames][joints][x, y, z]}, or [frames][persons][joints][...] with zeros for absent persons. Classes
-    as in `_labelled`. An archive is read as a stream, nothing of it is written to disk; links and devices in it
+    as in `labelled_items`. An archive is read as a stream, nothing of it is written to disk; links and devices in it
     are passed over.
     """
 
@@ -422,7 +207,7 @@ class JsonSource(Source):
         self._archive: tarfile.TarFile | None = None
         self._members: dict[str, tarfile.TarInfo] = {}
         if self.parallel:
-            self._done(_labelled(self, _walk(self.root, ".json")))
+            self._done(labelled_items(self, files_below(self.root, ".json")))
             self._settle_third()
             return
         try:
@@ -434,7 +219,7 @@ class JsonSource(Source):
             }
         except (OSError, EOFError, tarfile.TarError) as error:
             raise UserError(f"{self.root} is no tar archive, or is damaged ({error}); fetch it again") from None
-        self._done(_labelled(self, self._members))  # in the archive's order: no seeking back
+        self._done(labelled_items(self, self._members))  # in the archive's order: no seeking back
         self._settle_third()
 
     def _settle_third(self) -> None:
@@ -532,14 +317,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 class PoseFolder(Source):
     """Poses that were extracted from videos (`pose.extract`): x, y in pixels and confidence.
 
-    Classes are those of the list of videos where it had them, else as in `_labelled`, by the path of the video;
+    Classes are those of the list of videos where it had them, else as in `labelled_items`, by the path of the video;
     `labels` and `pattern` win over the list. Videos without poses are listed as missing.
     """
 
     spatial = 2
 
     def __init__(self, spec: SourceSpec) -> None:
-        from pipeline.pose.extract import read_table
+        from pipeline.datasets.skeletons.pose_folder import read_table
 
         super().__init__(spec)
         manifest, rows = read_table(self.root)
@@ -564,14 +349,14 @@ class PoseFolder(Source):
                 else:
                     self.missing.append((row["path"], "no label"))
             return
-        for item in _labelled(self, places):
+        for item in labelled_items(self, places):
             yield replace(item, path=places[item.path])
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_shard": ("", {})}
 
     def read(self, path: str) -> Pose:
-        from pipeline.pose.extract import clip_of, read_shard
+        from pipeline.datasets.skeletons.pose_folder import clip_of, read_shard
 
         name, place = path.rsplit("/", 1)
         if name != self._shard[0]:

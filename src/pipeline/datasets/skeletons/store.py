@@ -27,20 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets.index import (
-    Clip,
-    disk_full,
-    read_index,
-    read_json,
-    write_bytes,
-    write_csv,
-    write_index,
-    write_text,
-)  # fmt: skip
-from pipeline.datasets.skeletons.ntu import Unreadable
+from pipeline.datasets.index import Clip, read_index, write_index  # fmt: skip
 from pipeline.datasets.skeletons.preprocess import SkeletonPolicy, prepare_clip
-from pipeline.datasets.skeletons.readers import Source
+from pipeline.datasets.skeletons.source import Source
 from pipeline.errors import UserError
+from pipeline.files import disk_full, read_json, write_bytes, write_csv, write_text
+from pipeline.guarded import Unreadable
 from pipeline.progress import bar
 
 FORMAT = 1  # of the store's files

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.datasets.skeletons.ntu import Unreadable
 from pipeline.datasets.skeletons.preprocess import Pose
-from pipeline.datasets.skeletons.readers import Item, Source, SourceSpec, _labelled, _walk
+from pipeline.datasets.skeletons.source import Item, Source, SourceSpec, files_below, labelled_items
 from pipeline.errors import UserError, unknown
+from pipeline.guarded import Unreadable
 from pipeline.textfiles import read_text
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class TableSource(Source):
 
     `columns` says what each column is called, of clip, frame, joint, x, y, z, score, person, label, split; one that is
     called as here needs no entry. frame, joint, x and y are needed. Without `clip` each file below the root is a clip.
-    A joint is a name, or a number that counts from 0 or from 1. Without `label`, classes are found as in `_labelled`.
-    A joint has (x, y, z), (x, y, score) or (x, y); of (x, y) the score is 1.
+    A joint is a name, or a number that counts from 0 or from 1. Without `label`, classes are as in
+    `labelled_items`. A joint has (x, y, z), (x, y, score) or (x, y); of (x, y) the score is 1.
     """
 
     parallel = False
@@ -39,7 +39,9 @@ class TableSource(Source):
         super().__init__(spec)
         if odd := set(spec.columns) - set(ROLES):
             raise unknown("column", min(odd), ROLES, f"{self.root}, key columns")
-        files = [self.root.name] if self.root.is_file() else [f for end in SUFFIXES for f in _walk(self.root, end)]
+        files = (
+            [self.root.name] if self.root.is_file() else [f for end in SUFFIXES for f in files_below(self.root, end)]
+        )
         self._folder = self.root.parent if self.root.is_file() else self.root
         if not files:
             raise UserError(f"{self.root} holds no table ({', '.join(SUFFIXES)}); correct the root")
@@ -56,7 +58,7 @@ class TableSource(Source):
 
     def _items(self, files: Sequence[str], named: bool, labelled: bool) -> Iterator[Item]:
         if not named and not labelled:
-            yield from (replace(item, path=f"{item.path}\n") for item in _labelled(self, files))
+            yield from (replace(item, path=f"{item.path}\n") for item in labelled_items(self, files))
             return
         clips: dict[str, tuple[str, str, str]] = {}
         for file in files:
@@ -69,7 +71,7 @@ class TableSource(Source):
             for clip, (file, label, split) in clips.items():
                 yield Item(clip, f"{file}\n{clip}", self._label(label, f"{self.root}, {clip}"), split)
         else:
-            for item in _labelled(self, clips):
+            for item in labelled_items(self, clips):
                 yield replace(item, path=f"{clips[item.path][0]}\n{item.path}")
 
     def _one(self, rows: pd.DataFrame, role: str, clip: str) -> str:

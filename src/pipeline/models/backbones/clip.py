@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.compat import MODELS
+from pipeline.compat import MODELS, quiet
 from pipeline.errors import UserError, unknown
 from pipeline.models.backbones.weights import (
     check_finite,
@@ -258,23 +257,3 @@ def _load_tokenizer(folder: Path, config: CLIPConfig):
             f"at most {text.vocab_size}); download all files together"
         )
     return tokenizer
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and load reports of transformers and the hub; what matters in them is raised here."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging as hf
-
-    hub_off, bar_on, level = are_progress_bars_disabled(), hf.is_progress_bar_enabled(), hf.get_verbosity()
-    disable_progress_bars()
-    hf.disable_progress_bar()
-    hf.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf.set_verbosity(level)
-        if bar_on:
-            hf.enable_progress_bar()
-        if not hub_off:
-            enable_progress_bars()

@@ -20,8 +20,8 @@ from pipeline.compat import MODELS, ConvModule  # before anything of mmaction, w
 # isort: split
 from mmaction.models.backbones.resnet import BasicBlock, Bottleneck, ResNet, make_res_layer
 
+from pipeline.compat import quiet
 from pipeline.errors import UserError, unknown
-from pipeline.models.backbones.clip import quiet
 from pipeline.models.backbones.weights import hub_name, read_state, read_statistics, write_statistics
 
 # Of RGB in [0, 1]; those that torchvision and timm trained ResNets with.

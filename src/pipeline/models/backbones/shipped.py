@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.workspace import new_folder
+from pipeline.files import new_folder
 
 SUMS = "SHA256SUMS"
 WEIGHTS = "model.safetensors"

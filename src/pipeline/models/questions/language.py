@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.compat import quiet
 from pipeline.errors import UserError, unknown
-from pipeline.models.backbones.clip import quiet
 from pipeline.models.backbones.nano_clip import build_tokenizer
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.compat import MODELS
+from pipeline.datasets.skeletons.graph import SkeletonGraph, get_graph
 from pipeline.errors import UserError, unknown
 from pipeline.models.skeleton.dstformer import DSTformer
 from pipeline.models.skeleton.encoder import SkeletonEncoder
-from pipeline.models.skeleton.graph import SkeletonGraph, get_graph
 from pipeline.models.skeleton.hdgcn import HDGCN
 from pipeline.models.skeleton.infogcn import InfoGCN
 from pipeline.models.skeleton.stgcn import AAGCNEncoder, STGCNEncoder

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from pipeline.datasets.skeletons.graph import SkeletonGraph
 from pipeline.errors import UserError, unknown
 from pipeline.models.skeleton import build_encoder
-from pipeline.models.skeleton.graph import SkeletonGraph
 from pipeline.models.skeleton.losses import supervised_contrastive_loss
 from pipeline.text.corpus import Corpus
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.compat import MODELS
+from pipeline.datasets.skeletons.graph import SkeletonGraph
 from pipeline.errors import UserError, unknown
 from pipeline.models.skeleton.base import ClassTexts, SkeletonModel
-from pipeline.models.skeleton.graph import SkeletonGraph
 from pipeline.text.corpus import Corpus
 from pipeline.text.encoders import encode_grid, joint_sentences
 from pipeline.text.key_joints import key_joint_matrix

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.compat import MODELS
+from pipeline.datasets.skeletons.graph import SkeletonGraph
 from pipeline.errors import UserError
 from pipeline.models.skeleton.encoder import SkeletonEncoder
-from pipeline.models.skeleton.graph import SkeletonGraph
 
 NORM_EPS = 1e-6
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pipeline.datasets.skeletons.graph import SkeletonGraph, get_graph
 from pipeline.errors import UserError
-from pipeline.models.skeleton.graph import SkeletonGraph, get_graph
 
 
 class SkeletonEncoder(nn.Module):

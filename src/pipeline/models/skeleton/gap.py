@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.compat import MODELS
+from pipeline.datasets.skeletons.graph import SkeletonGraph
 from pipeline.errors import UserError
 from pipeline.models.backbones.clip import CLIPBackbone
 from pipeline.models.skeleton.base import ClassTexts, SkeletonModel
-from pipeline.models.skeleton.graph import SkeletonGraph
 from pipeline.text.corpus import Corpus
 from pipeline.text.encoders import encode_sentences, joint_sentences
 

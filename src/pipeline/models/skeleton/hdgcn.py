@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.compat import MODELS
+from pipeline.datasets.skeletons.graph import SkeletonGraph
 from pipeline.errors import UserError
 from pipeline.models.skeleton.blocks import (
     MultiScaleTemporal,
@@ -23,7 +24,6 @@ from pipeline.models.skeleton.blocks import (
     shortcut,
 )
 from pipeline.models.skeleton.encoder import SkeletonEncoder, normalise_input
-from pipeline.models.skeleton.graph import SkeletonGraph
 
 SUBSETS = 3  # self links, inner to outer joints, outer to inner joints
 

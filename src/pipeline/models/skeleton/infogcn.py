@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.compat import MODELS
+from pipeline.datasets.skeletons.graph import SkeletonGraph
 from pipeline.errors import UserError
 from pipeline.models.skeleton.blocks import (
     MultiScaleTemporal,
@@ -19,7 +20,6 @@ from pipeline.models.skeleton.blocks import (
     shortcut,
 )
 from pipeline.models.skeleton.encoder import SkeletonEncoder, normalise_input
-from pipeline.models.skeleton.graph import SkeletonGraph
 from pipeline.models.skeleton.losses import latent_losses
 
 MAX_STD = 100.0  # cap of the latent's noise

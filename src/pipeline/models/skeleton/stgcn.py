@@ -12,10 +12,10 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from pipeline.compat import MODELS
+from pipeline.datasets.skeletons.graph import SkeletonGraph
 from pipeline.errors import UserError
 from pipeline.models.skeleton.blocks import SpatioTemporalBlock
 from pipeline.models.skeleton.encoder import SkeletonEncoder, normalise_input
-from pipeline.models.skeleton.graph import SkeletonGraph
 
 LAYOUTS = {"ntu25": "nturgb+d", "coco17": "coco", "openpose18": "openpose"}  # MMAction2's own name of a skeleton
 

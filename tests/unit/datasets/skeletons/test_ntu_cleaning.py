@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.datasets.skeletons.ntu import Body, Recording, Unreadable, parse_name, read_missing, read_recording
+from pipeline.datasets.skeletons.ntu import Body, Recording, parse_name, read_missing, read_recording
 from pipeline.datasets.skeletons.preprocess import (
     RELEASED,
     Pose,
@@ -17,6 +17,7 @@ from pipeline.datasets.skeletons.preprocess import (
 )
 from pipeline.datasets.synthetic import write_skeleton
 from pipeline.errors import UserError
+from pipeline.guarded import Unreadable
 
 SAMPLES = ("S001C001P001R001A050", "S001C001P001R001A055", "S001C001P001R001A013")
 

@@ -17,7 +17,7 @@ from pipeline.datasets.skeletons.prepare import (
     prepare_skeletons,
 )
 from pipeline.datasets.skeletons.protocols import Listing, OneShotProtocol, class_sets, one_shot_split, split_clips
-from pipeline.datasets.skeletons.readers import Item
+from pipeline.datasets.skeletons.source import Item
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.datasets.synthetic import write_skeleton
 from pipeline.errors import UserError

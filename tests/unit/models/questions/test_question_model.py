@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.datasets.questions import Question
 from pipeline.errors import UserError
 from pipeline.models.questions import QuestionModel
 from pipeline.models.questions.language import load_language
+from pipeline.tasks.questions.questions import Question
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 NAMES = ["leap", "spin left", "turn on one leg", "kick"]

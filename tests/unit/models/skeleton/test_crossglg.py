@@ -7,6 +7,7 @@ import pytest
 import torch
 from skeleton_set import BASE, GCN, SMALL, make_skeleton_set, training_curve
 
+from pipeline.datasets.skeletons.graph import get_graph
 from pipeline.errors import UserError
 from pipeline.models.skeleton.base import ENCODERS, ClassTexts
 from pipeline.models.skeleton.baseline import SkeletonBaseline, per_class_batches
@@ -17,7 +18,6 @@ from pipeline.models.skeleton.crossglg import (
     importance_target,
     split_block,
 )
-from pipeline.models.skeleton.graph import get_graph
 
 torch.set_num_threads(1)
 JOINTS, CLASSES = 17, 4

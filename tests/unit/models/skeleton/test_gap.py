@@ -7,6 +7,7 @@ import pytest
 import torch
 from skeleton_set import BASE, GCN, make_skeleton_set, training_curve
 
+from pipeline.datasets.skeletons.graph import SKELETONS, get_graph
 from pipeline.errors import UserError
 from pipeline.models.backbones.clip import CLIPBackbone
 from pipeline.models.backbones.nano_clip import build_tokenizer, nano_config
@@ -14,7 +15,6 @@ from pipeline.models.skeleton import gap
 from pipeline.models.skeleton.base import ClassTexts
 from pipeline.models.skeleton.baseline import SkeletonBaseline
 from pipeline.models.skeleton.gap import GAP, PartHeads, TextChoice, alignment_loss, featured, part_joints
-from pipeline.models.skeleton.graph import SKELETONS, get_graph
 from pipeline.text.corpus import Corpus, load_corpus
 
 torch.set_num_threads(1)
@@ -107,8 +107,8 @@ def test_texts_are_put_together_as_released(golden, reference_data):
 def test_the_released_texts_reach_the_model(reference_data, repo, tmp_path):
     """The folder that a data set names under `corpora` becomes a corpus of its classes, which the method reads."""
     from pipeline.datasets.index import Clip, write_index
-    from pipeline.datasets.prepare import make_texts
     from pipeline.plan import Plan
+    from pipeline.stages import make_texts
     from pipeline.workspace import Workspace
 
     folder = reference_data / "text" / "gap"

@@ -1,0 +1,134 @@
+"""Commands for one's own videos: pose, predict, embed, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import Interface, Nodes, Results, RunId, Workers, app, share_nodes
+from pipeline.errors import UserError
+from pipeline.workspace import Workspace
+
+
+@app.command()
+def pose(
+    videos: Annotated[Path, typer.Argument(help="Folder of videos, or CSV file with the column path (index.csv).")],
+    out: Annotated[Path, typer.Option(help="Folder for the poses, which `format: poses` reads.")],
+    backend: Annotated[str, typer.Option(help="rtmpose, blazepose, or package.module:Class.")] = "rtmpose",
+    layout: Annotated[str, typer.Option(help="Skeleton: coco17, h36m17, openpose18 or ntu25.")] = "coco17",
+    persons: Annotated[int, typer.Option(min=1, max=8, help="Persons of a clip at most.")] = 2,
+    frames: Annotated[int, typer.Option(min=0, help="Frames of a clip at most, evenly spaced; 0 takes all.")] = 0,
+    models: Annotated[str, typer.Option(help="Folder with the backend's networks.")] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    root: Annotated[str, typer.Option(help="Where the paths of a CSV file start (default: its folder).")] = "",
+    pictures: Annotated[int, typer.Option(min=0, help="Draw so many clips into preview.png.")] = 3,
+    results: Results = Path("results"),
+    workers: Workers = 1,
+    nodes: Nodes = 1,
+    interface: Interface = "",
+) -> None:
+    """Find persons and their joints in videos, for skeleton data sets; what was interrupted is continued."""
+    share_nodes(Workspace(results), nodes, workers, interface)
+    from pipeline.datasets.skeletons.pose_folder import read_table
+    from pipeline.pose.estimator import PoseSettings
+    from pipeline.pose.extract import extract_poses, find_videos
+    from pipeline.pose.picture import write_picture
+
+    base, found = find_videos(videos, root)
+    settings = PoseSettings(backend, layout, persons, frames, models, device)
+    print(extract_poses(base, found, out, settings, workers, nodes=nodes))
+    made = read_table(out)[0]
+    share = 100 * made["frames_with_person"] / made["all_frames"]
+    left = f", {made['failures']} left out (failures.csv)" if made["failures"] else ""
+    print(f"{made['clips']} clips{left}; somebody is found in {share:.1f} % of their {made['all_frames']} frames")
+    if pictures:
+        print(write_picture(out, base, pictures))
+
+
+Model = Annotated[str, typer.Option("--model", help="Folder of an exported model, in place of a run.")]
+OwnRun = Annotated[str, typer.Option("--run", help="Id of a trained run, or its beginning.")]
+Method = Annotated[str, typer.Option("--method", help="The trained run of this method, if there is one only.")]
+Pattern = Annotated[str, typer.Option(help="Regular expression: only files whose name it matches are clips or frames.")]
+StripPrefix = Annotated[bool, typer.Option("--strip-prefix", help="01_wave is the class wave.")]
+
+
+@app.command()
+def predict(
+    support: Annotated[Path, typer.Option(help="Folder with a folder of example clips for each class.")],
+    query: Annotated[Path, typer.Option(help="A clip, or a folder of clips.")],
+    run: OwnRun = "",
+    method: Method = "",
+    model: Model = "",
+    texts: Annotated[str, typer.Option(help="Descriptions of the classes (JSON); without them videos decide.")] = "",
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the video-video score (default: validation's).")
+    ] = None,
+    truth: Annotated[bool, typer.Option("--truth", help="--query has class folders: print the accuracy.")] = False,
+    strip_prefix: StripPrefix = False,
+    pattern: Pattern = "",
+    pictures: Annotated[int, typer.Option(min=0, help="Draw the first so many clips.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for predictions.json and the pictures.")] = Path("predictions"),
+    workers: Workers = 1,
+    results: Results = Path("results"),
+) -> None:
+    """Label clips of your own from a few examples of each class, with a trained few-shot run."""
+    from pipeline.actions.command import Asked, predict_clips
+    from pipeline.actions.model import find_model
+
+    asked = Asked(support, query, texts, alpha, truth, strip_prefix, pictures, workers, pattern)
+    print(predict_clips(find_model(model, run, method, results), asked, out))
+
+
+@app.command()
+def embed(
+    clips: Annotated[Path, typer.Argument(help="A clip, a folder of clips, or (--labelled) of class folders.")],
+    run: OwnRun = "",
+    method: Method = "",
+    model: Model = "",
+    labelled: Annotated[bool, typer.Option("--labelled", help="Folders are classes.")] = False,
+    strip_prefix: StripPrefix = False,
+    pattern: Pattern = "",
+    out: Annotated[Path, typer.Option(help="A file NAME.npz, or a folder of shards.")] = Path("features.npz"),
+    workers: Workers = 1,
+    nodes: Nodes = 1,
+    interface: Interface = "",
+    results: Results = Path("results"),
+) -> None:
+    """Write what a trained few-shot run works out for each clip of your own: features, clips, labels.
+
+    A file has all features in memory at once. A folder takes any number of clips: it is written shard by shard, an
+    interrupted one is continued, and several nodes may share the work.
+    """
+    from pipeline.actions.clips import labelled_clips, loose_clips
+
+    if nodes > 1 and out.suffix == ".npz":
+        raise UserError(f"over several nodes features go into a folder of shards, and {out} is a file: --out features")
+    share_nodes(Workspace(results), nodes, workers, interface)
+    found = labelled_clips(clips, strip_prefix, pattern) if labelled else loose_clips(clips, pattern)
+    if out.suffix == ".npz":
+        from pipeline.actions.command import embed_clips
+        from pipeline.actions.model import find_model
+
+        count, bad = embed_clips(find_model(model, run, method, results), found, out, workers)
+        print(f"{out}: {count} clips{f', {len(bad)} left out' if bad else ''}")
+        return
+    from pipeline.actions.features import ModelName, embed_folder
+
+    made = embed_folder(ModelName(model, run, method, str(results)), clips, found, out, workers, nodes)
+    left_out = f", {made['failures']} left out (failures.csv)" if made["failures"] else ""
+    print(f"{out}: {made['features']} clips{left_out}")
+
+
+@app.command()
+def export(
+    run: RunId,
+    to: Annotated[Path, typer.Option(help="The folder to write.")],
+    results: Results = Path("results"),
+) -> None:
+    """Write a trained few-shot run into a folder of its own, which predict and embed take as --model."""
+    from pipeline.actions.model import choose_run, export_model
+
+    ws = Workspace(results)
+    print(export_model(choose_run(ws, run), ws, to))

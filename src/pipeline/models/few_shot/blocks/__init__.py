@@ -1,0 +1,1 @@
+"""Parts that several few-shot methods are built from."""

@@ -1,0 +1,21 @@
+"""The matchers that a model can be tested with, by its type: known without building one, so that a plan can check."""
+
+from __future__ import annotations
+
+FRAME_MATCHERS = ("otam", "bi_mhm", "mean")
+MATCHERS: dict[str, tuple[str, ...]] = {
+    "LGA": ("ab_mhm", "bi_mhm", "otam"),
+    "ClipFsar": FRAME_MATCHERS,
+    "Otam": FRAME_MATCHERS,
+    "ClipFreeze": FRAME_MATCHERS,
+    "TaskAdapter": ("cosine", "otam", "bi_mhm", "trx"),
+    "TRX": ("trx",),
+    "STRM": ("strm",),
+    "HyRSM": ("bi_mhm",),
+    "HyRSMPlusPlus": ("bi_mhm",),
+    "MoLo": ("bi_mhm",),
+    **dict.fromkeys(("SkeletonBaseline", "GAP", "CrossGLG"), ("nearest", "calibration")),
+    "QuestionModel": ("mean", "sum"),
+    "SeFARModel": (),
+}
+"""A model that is not here says nothing before it runs."""

@@ -1,0 +1,1 @@
+"""Few-shot recognition of videos in episodes (LGA, Task-Adapter++ and their baselines)."""

@@ -1,0 +1,1 @@
+"""One-shot recognition of skeletons (CrossGLG and its baselines)."""

@@ -1,0 +1,1 @@
+"""Semi-supervised recognition of videos (SeFAR and its baselines)."""
