@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -65,21 +62,22 @@ def ray_here():
 
     A look at a frame for poses (`dots.Dots`) takes 0.1 s there.
     """
-    from pipeline.cluster import server as cluster
+    from pipeline.cluster import head as cluster
+    from pipeline.cluster.folders import ray_folder
     from pipeline.config import Cluster
 
-    temporary, port = tempfile.mkdtemp(prefix="actions-"), cluster.free_port()
     folders = [str(REPO / name) for name in ("src", "tests", "tests/unit/pose")]
-    variables = {**os.environ, **cluster.environment(secrets.token_hex(32)), "PYTHONPATH": os.pathsep.join(folders)}
-    variables |= {"DOTS_SECONDS": "0.1", "RAY_ADDRESS": f"127.0.0.1:{port}"}
-    options = cluster.head_options(Cluster(dashboard=False), "127.0.0.1", port, cluster.free_port())
-    log = Path(temporary, "head.log")
-    with log.open("w") as out:
-        start = cluster.ray_start("127.0.0.1", 2, temporary, *options)
-        head = subprocess.Popen(start, stdout=out, stderr=out, env=variables, preexec_fn=cluster.die_with_parent)
-    try:
-        cluster.wait_for_port(variables["RAY_ADDRESS"], head, log)
-        yield variables
-    finally:
-        cluster.end_process(head, 15)
-        shutil.rmtree(temporary, ignore_errors=True)
+    before = dict(os.environ)
+    os.environ.update(cluster.environment(secrets.token_hex(32)) | {"PYTHONPATH": os.pathsep.join(folders)})
+    with ray_folder() as temporary:
+        log = Path(temporary).with_name("head.log")
+        try:
+            head = cluster.start_head(Cluster(dashboard=False), "127.0.0.1", 2, temporary, log)
+            variables = {**os.environ, "DOTS_SECONDS": "0.1", cluster.OURS: str(log.with_name(cluster.HEAD))}
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        try:
+            yield variables | {"RAY_ADDRESS": cluster.wait_for_head(temporary, head, log)}
+        finally:
+            cluster.end_process(head, 15)

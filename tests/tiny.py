@@ -118,7 +118,7 @@ def write_backbone(backbone: Asset, dataset: Asset, ws: Workspace) -> None:
 
 def train_on_workers(count: int, run: Run, ws: Workspace) -> None:
     """Train `run` on `count` processes, of which this is one, that speak gloo on the loopback interface."""
-    from pipeline.cluster.head import free_port
+    from ports import free_port
 
     arguments = (count, free_port(), run.model_dump(mode="json"), str(ws.root))
     context = torch.multiprocessing.get_context("spawn")

@@ -10,6 +10,7 @@ from pipeline.cli.options import (
     cluster_app,
 )
 from pipeline.errors import UserError
+from pipeline.files import system_error
 
 app.add_typer(cluster_app, name="cluster")
 
@@ -22,9 +23,10 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno != 28 or os.environ.get("PIPELINE_DEBUG"):
+        said = system_error(error, "the results")
+        if not said or os.environ.get("PIPELINE_DEBUG"):
             raise
-        print(f"error: no space left on the disk of {error.filename or 'the results'}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
 
 

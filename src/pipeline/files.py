@@ -21,20 +21,21 @@ from pipeline.errors import UserError
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Write `data` to `path` so that a reader sees all of it or the file as it was before.
 
-    Raises UserError when the disk is full.
+    Raises UserError where the disk is full, or does not let itself be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
-        if disk_full(error):
-            raise UserError(f"no space left on the disk of {path.parent}; free some and run again") from error
+        if said := system_error(error, path.parent):
+            raise UserError(said) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -65,27 +66,58 @@ def disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def system_error(error: OSError, where: str | Path = "") -> str | None:
+    """One line about an error that the user mends outside of this program: what, where, what to do; else None.
+
+    where: the path that was used; the error's own one, if it has one, is more exact.
+    """
+    if error.errno not in _SYSTEM:
+        return None
+    what, remedy = _SYSTEM[error.errno]
+    path = error.filename if isinstance(error.filename, str) else str(where)
+    return f"{what}{f' {path}' if path else ''}; {remedy}"
+
+
+_ELSEWHERE = "compute in another folder (`--directory`), or ask for the rights"
+_SYSTEM = {
+    errno.ENOSPC: ("no space left on the disk of", "free some and run the same command again"),
+    errno.EDQUOT: ("your quota is used up on the disk of", "free some and run the same command again"),
+    errno.EROFS: ("nothing can be written, for the file system is read-only:", _ELSEWHERE),
+    errno.EACCES: ("no permission for", _ELSEWHERE),
+    errno.EPERM: ("no permission for", _ELSEWHERE),
+    errno.ENOLCK: (
+        "the file system has no locks:",
+        "keep results on one that has, or use --config 'cluster={mode: job}', which needs none",
+    ),
+}
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` to `path` so that a reader sees the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "utf-8")
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, needed: bool = False) -> Iterator[None]:
     """No other process is in a block of the same `path` while this one is, on any node that shares the folder.
 
-    On a file system without locks nobody waits: what two of them do at once must be harmless, if wasteful.
+    On a file system without locks nobody waits: what two of them do at once must be harmless, if wasteful; else the
+    lock is `needed`, and a UserError says that there is none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        with suppress(OSError):
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if needed:
+                raise UserError(system_error(error, path) or f"{path}: {error.strerror}") from error
         yield
 
 

@@ -34,6 +34,33 @@ def span(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def this_process() -> dict[str, Any]:
+    """What tells this process from every other one: its number, its machine, and when it began there."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "began": _began(os.getpid())}
+
+
+def lives(record: dict[str, Any]) -> bool:
+    """Whether the process of a record (see `this_process`) runs. One on another machine is taken to run.
+
+    The number alone would not do: another process gets it once the first has ended.
+    """
+    if record["host"] != socket.gethostname():
+        return True
+    began = _began(record["pid"])
+    return began is not None and record.get("began") in (None, began)
+
+
+def _began(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks since it booted; None where there is none, or it only waits for its
+    parent to notice its end."""
+    try:
+        # "PID (NAME) STATE ..."; the name may have brackets and blanks in it.
+        state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else int(fields[18])
+
+
 class Bar:
     """Work of `total` units of which `done` are done; `words` says what it is and `note` how it goes."""
 
@@ -100,8 +127,7 @@ def job(ws: Workspace, stage: str, name: str, quiet: bool = False) -> Iterator[N
     before = _here.path, _here.record, _here.quiet
     _here.path, _here.quiet = ws.progress(stage, name), quiet
     _here.record = {
-        "stage": stage, "name": name, "state": "running", "pid": os.getpid(), "host": socket.gethostname(),
-        "started": time.time(), "bars": [],
+        "stage": stage, "name": name, "state": "running", "started": time.time(), "bars": [], **this_process(),
     }  # fmt: skip
     _write()
     try:
@@ -216,22 +242,12 @@ def read_job(path: Path) -> dict[str, Any] | None:
     One that no longer runs has the state "lost": its process was killed.
     """
     try:
-        record = json.loads(path.read_text())
-        if record["state"] == "running" and record["host"] == socket.gethostname() and not _alive(record["pid"]):
+        record = json.loads(path.read_text("utf-8"))
+        if record["state"] == "running" and not lives(record):
             record["state"] = "lost"
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return record
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # of somebody else
-    return True
 
 
 @contextmanager
@@ -239,8 +255,8 @@ def follow(ws: Workspace, stage: str, name: str) -> Iterator[None]:
     """Another process does `stage` of `name`, as this block waits: show what it says, and keep why it failed."""
     path, ended = ws.progress(stage, name), threading.Event()
     record = {
-        "stage": stage, "name": name, "state": "running", "pid": os.getpid(), "host": socket.gethostname(),
-        "started": time.time(), "updated": time.time(), "bars": [],
+        "stage": stage, "name": name, "state": "running", "started": time.time(), "updated": time.time(), "bars": [],
+        **this_process(),
     }  # fmt: skip
     with contextlib.suppress(OSError):
         write_json(path, record)

@@ -121,7 +121,7 @@ def test_a_stage_over_nodes_takes_the_cpus_that_its_job_has(monkeypatch, capsys,
     options = ["--workers", "16", "--nodes", "4", "--interface", "ib0", "--results", str(tmp_path)]
     status, _, _ = _call(monkeypatch, capsys, *stage, *options)
     ((command, ws, settings),) = asked
-    assert status == 3 and command[1:] == ["-m", "pipeline", *stage, *options] and ws.root == tmp_path
+    assert status == 3 and command[1:] == ["-P", "-m", "pipeline", *stage, *options] and ws.root == tmp_path
     assert (settings.nodes, settings.interface, nodes.cpus_per_node(settings)) == (4, "ib0", 16)
 
 
@@ -171,11 +171,13 @@ def test_status_and_stop_without_a_cluster(monkeypatch, capsys, tmp_path):
 
 def test_status_of_a_dead_cluster(monkeypatch, capsys, tmp_path):
     """A record whose process or port is gone, after a power cut say, is no cluster."""
-    from pipeline.cluster.head import free_port
+    from ports import free_port
+
+    from pipeline.progress import this_process
 
     ws = Workspace(tmp_path)
     ws.ray.mkdir(parents=True)
-    record = {"address": "127.0.0.1:1", "queue": f"127.0.0.1:{free_port()}", "pid": os.getpid(), "dashboard": None}
+    record = {"address": "127.0.0.1:1", "queue": f"127.0.0.1:{free_port()}", "dashboard": None} | this_process()
     for content in (json.dumps(record), json.dumps(record | {"pid": 2**22 - 3}), "{half"):
         (ws.ray / "cluster.json").write_text(content)
         status, out, _ = _call(monkeypatch, capsys, "cluster", "status", "--results", tmp_path)

@@ -129,3 +129,19 @@ def test_words():
     assert [span(seconds) for seconds in (3.2, 300, 3 * 3600 + 300)] == ["3 s", "5 min", "3 h 05 min"]
     state = {"words": "testing", "done": 2, "total": 1000, "unit": "clips", "note": "", "rate": 0.05, "left": 19960.0}
     assert line(state) == "testing: 2 of 1,000 clips, 20 s each, 5 h 33 min left"
+
+
+def test_a_process_is_told_from_another_one_with_its_number():
+    mine = progress.this_process()
+    assert progress.lives(mine)
+    assert not progress.lives(mine | {"began": mine["began"] - 1})  # the number was used again
+    assert progress.lives(mine | {"host": "elsewhere", "pid": 2**22 - 3})  # nobody can tell
+    assert not progress.lives(mine | {"pid": 2**22 - 3})
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    record = mine | {"pid": ended.pid, "began": None}
+    ended.stdout.read()
+    end = time.monotonic() + 5
+    while progress.lives(record) and time.monotonic() < end:  # it has ended, and nobody has waited for it
+        time.sleep(0.01)
+    assert not progress.lives(record)
+    ended.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,9 +18,13 @@ from pipeline.workspace import Workspace
 def cluster_serve(results: Results = Path("results"), settings: Settings = "") -> None:
     """Run the shared cluster in the foreground."""
     from pipeline.cluster.server import serve
-    from pipeline.training.ray_train import run_slot
 
-    serve(Workspace(results), settings_of(settings), run_slot)
+    def slot(*arguments: Any) -> None:
+        from pipeline.training.ray_train import run_slot  # imports Ray: only once the server has set its environment
+
+        run_slot(*arguments)
+
+    serve(Workspace(results), settings_of(settings), slot)
 
 
 @cluster_app.command("node", hidden=True)
@@ -39,7 +43,7 @@ def cluster_host(results: Results = Path("results"), settings: Settings = "") ->
     from pipeline.cluster.nodes import spread
 
     cluster = settings_of(settings)
-    inner = [sys.executable, "-m", "pipeline", "cluster", "serve", "--results", str(results)]
+    inner = [sys.executable, "-P", "-m", "pipeline", "cluster", "serve", "--results", str(results)]
     raise typer.Exit(spread([*inner, "--settings", cluster.model_dump_json()], Workspace(results), cluster))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -52,10 +51,12 @@ def overlay_of(text: str, scale: str) -> dict:
 
 def spread_over_nodes(ws: Workspace, settings: Cluster) -> None:
     """Go on, where a job is to have several nodes, as the driver of a Ray cluster over them."""
-    if settings.mode == "job" and settings.nodes > 1 and "RAY_ADDRESS" not in os.environ:
+    if settings.mode == "job" and settings.nodes > 1:
+        from pipeline.cluster.head import given_address
         from pipeline.cluster.nodes import spread
 
-        raise typer.Exit(spread([sys.executable, "-m", "pipeline", *sys.argv[1:]], ws, settings))
+        if not given_address():
+            raise typer.Exit(spread([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]], ws, settings))
 
 
 def share_nodes(ws: Workspace, nodes: int, workers: int, interface: str) -> None:

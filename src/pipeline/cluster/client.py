@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
-import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
-from pipeline.cluster.head import HEAD, START_SECONDS, announce, attach, environment, free_port, share_targets
+import psutil
+
+from pipeline.cluster.folders import ray_folder
+from pipeline.cluster.head import (
+    HEAD,
+    START_SECONDS,
+    announce,
+    attach,
+    end_all,
+    end_process,
+    environment,
+    forget_dead,
+    given_address,
+    shared_targets,
+)
+from pipeline.cluster.logs import last_words, ray_logs, rotate
 from pipeline.cluster.queue import Connection
 from pipeline.config import Cluster
 from pipeline.errors import UserError
+from pipeline.files import exclusive, read_json
+from pipeline.progress import lives
 from pipeline.workspace import Workspace
+
+STOP_SECONDS = 60.0  # for checkpoints, slots and Ray's processes
+ANSWER_SECONDS = 60.0  # for the queue, which answers every ten seconds at least
 
 
 def connect(ws: Workspace, settings: Cluster) -> None:
@@ -29,25 +45,56 @@ def connect(ws: Workspace, settings: Cluster) -> None:
     a temporary folder of its own, so that any number of them run on a machine. Nothing if it is connected.
 
     Call it before anything imports Ray, which reads its environment then.
+
+    Raises:
+        UserError: Ray does not start, or the cluster has gone.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return
-    if "RAY_ADDRESS" in os.environ:
-        attach(address=os.environ["RAY_ADDRESS"])
+    if address := given_address():
+        try:
+            attach(address)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"no Ray at {address} ({_first_line(error)}); the same command goes on") from error
         return
     token = secrets.token_hex(32)
     os.environ.update(environment(token))
-    temporary, dashboard = tempfile.mkdtemp(prefix="actions-"), free_port(8265)
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    ray = attach(
-        address="local", num_cpus=settings.workers * settings.threads + 1, object_store_memory=160_000_000,
-        include_dashboard=settings.dashboard, dashboard_host="127.0.0.1", dashboard_port=dashboard,
-        _temp_dir=temporary,
-    )  # fmt: skip
-    atexit.register(ray.shutdown)  # before its folder goes
-    share_targets(temporary, ws)
-    if settings.dashboard:
-        announce(ws, token, {"dashboard": f"http://127.0.0.1:{dashboard}"})
+    ending = ExitStack()
+    temporary = ending.enter_context(ray_folder())
+    try:
+        ending.enter_context(shared_targets(temporary, ws))
+        ray, dashboard = attach(
+            "local", num_cpus=settings.workers * settings.threads + 1, object_store_memory=160_000_000,
+            include_dashboard=None if settings.dashboard else False,  # None: Ray goes on where it does not start
+            dashboard_host="127.0.0.1", _temp_dir=temporary,
+        )  # fmt: skip
+    except BaseException as error:
+        said = last_words(*ray_logs(temporary))
+        ending.close()
+        if isinstance(error, Exception):
+            raise UserError(f"Ray did not start: {_first_line(error)} (its logs: {said})") from error
+        raise
+    ending.callback(_end_ray, ray, temporary)
+    atexit.register(ending.close)  # after Ray's own, so that it comes before that
+    if dashboard:
+        announce(ws, token, {"dashboard": dashboard})
+    elif settings.dashboard:
+        print("Ray's dashboard did not start; the training goes on without one", file=sys.stderr, flush=True)
+
+
+def _end_ray(ray: Any, temporary: str) -> None:
+    """End this process's Ray, and wait until none of its processes is there to write into its folder."""
+    below = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            words = " ".join(process.cmdline())
+            below += [process] if temporary in words or words.startswith("ray::") else []
+    ray.shutdown()
+    end_all(below, 5.0)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class Client:
@@ -59,7 +106,7 @@ class Client:
         Raises:
             UserError: the cluster cannot be started, or refuses the token.
         """
-        self.queue = ask(ensure(ws, settings), ws)
+        self.queue = ask(ensure(ws, settings), ws, ANSWER_SECONDS)
 
     def run(self, key: str, kind: str, arguments: dict[str, Any]) -> None:
         """Let a slot do a piece of work, and wait for it.
@@ -79,14 +126,14 @@ class Client:
             raise UserError(f"{key}: {item['message']}")
 
 
-def ask(record: dict[str, Any], ws: Workspace) -> Connection:
-    """A connection to the queue of a running cluster.
+def ask(record: dict[str, Any], ws: Workspace, seconds: float | None = None) -> Connection:
+    """A connection to the queue of a running cluster; see `Connection` for `seconds`.
 
     Raises:
         UserError: it does not answer, or refuses the token of this results folder.
     """
     try:
-        return Connection(record["queue"], (ws.ray / "token").read_text())
+        return Connection(record["queue"], (ws.ray / "token").read_text("utf-8"), seconds)
     except OSError as error:
         raise UserError(
             f"no shared cluster at {record['queue']} ({error}); "
@@ -101,12 +148,12 @@ def join(ws: Workspace, settings: Cluster) -> None:
         UserError: the cluster cannot be started, or refuses the token.
     """
     record = ensure(ws, settings)
-    os.environ.update(environment((ws.ray / "token").read_text(), record.get("interface", "lo")))
+    os.environ.update(environment((ws.ray / "token").read_text("utf-8"), record.get("interface", "lo")))
     try:
-        attach(address=record["address"])
+        attach(record["address"])
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"no shared cluster at {record['address']} ({str(error).splitlines()[0]:.100}); "
+            f"no shared cluster at {record['address']} ({_first_line(error)}); "
             "stop it with `python -m pipeline cluster stop` and run the command again"
         ) from error
 
@@ -115,41 +162,59 @@ def ensure(ws: Workspace, settings: Cluster) -> dict[str, Any]:
     """The record of a live cluster: the running one, or a new one in the background.
 
     Raises:
-        UserError: it does not come up.
+        UserError: it does not come up, or runs on another machine, where nobody here reaches it.
     """
-    ws.ray.mkdir(parents=True, exist_ok=True)
-    with (ws.ray / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(ws.ray / "lock", needed=True):
         if record := running(ws):
             return record
-        command = [sys.executable, "-m", "pipeline", "cluster", "serve", "--results", str(ws.root)]
-        command += ["--settings", settings.model_dump_json()]
-        with (ws.ray / "server.log").open("w") as log:
-            server = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                close_fds=True,
+        if host := _elsewhere(ws):
+            raise UserError(
+                f"the shared cluster of {ws.root} runs on {host}; stop it there with `python -m pipeline cluster "
+                f"stop`, or, if that machine is gone, delete {ws.ray / 'cluster.json'}"
             )
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            if record := running(ws):
-                return record
-            if server.poll() is not None:
-                break
-            time.sleep(0.1)
-        raise UserError(f"the shared Ray cluster did not start; see {ws.ray / 'server.log'}")
+        return _start(ws, settings)
+
+
+def _start(ws: Workspace, settings: Cluster) -> dict[str, Any]:
+    """The record of a new cluster in the background. One that does not come up in time is ended."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        print(f"RAY_ADDRESS is {address}, which mode shared leaves aside: it starts a Ray of its own", file=sys.stderr)
+    command = [sys.executable, "-P", "-m", "pipeline", "cluster", "serve", "--results", str(ws.root)]
+    command += ["--settings", settings.model_dump_json()]
+    log = rotate(ws.ray / "server.log")
+    with log.open("w", encoding="utf-8") as out:
+        server = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            close_fds=True,
+        )
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if record := running(ws):
+            return record
+        if server.poll() is not None:
+            raise UserError(f"the shared Ray cluster did not start: {last_words(log)} (log: {log})")
+        time.sleep(0.1)
+    end_process(server, 15)
+    raise UserError(f"the shared Ray cluster was not up after {START_SECONDS:.0f} s: {last_words(log)} (log: {log})")
+
+
+def _elsewhere(ws: Workspace) -> str:
+    """The other machine on which the shared cluster of a results folder runs, as far as is known from here."""
+    record = read_json(ws.ray / "cluster.json") or {}
+    host = record.get("host", "")
+    return host if "job" not in record and host != socket.gethostname() else ""
 
 
 def running(ws: Workspace) -> dict[str, Any] | None:
-    """The record of the running cluster, or None."""
-    path = ws.ray / "cluster.json"
-    with suppress(OSError, ValueError, KeyError):
-        record = json.loads(path.read_text())
-        if "job" not in record:
-            os.kill(record["pid"], 0)
+    """The record of the running cluster that can be reached from this machine, or None."""
+    with suppress(OSError, KeyError):
+        record = read_json(ws.ray / "cluster.json")
+        if not record or ("job" not in record and (_elsewhere(ws) or not lives(record))):
+            return None
         host, port = record["queue"].rsplit(":", 1)
         with socket.create_connection((host, int(port)), timeout=2):
             return record
@@ -164,12 +229,9 @@ def live(ws: Workspace) -> list[dict[str, Any]]:
     found = []
     if record := running(ws):
         found.append(record | {"name": "shared", "token": str(ws.ray / "token")})
+    forget_dead(ws)
     for path in sorted((ws.ray / "jobs").glob(f"*/{HEAD}")):
-        with suppress(OSError, ValueError):
-            record = json.loads(path.read_text())
-            if record["host"] == socket.gethostname() and not _alive(record.get("pid") or os.getpid()):
-                shutil.rmtree(path.parent)
-                continue
+        if record := read_json(path):
             found.append(record | {"name": path.parent.name, "token": str(path.with_name("token"))})
     return found
 
@@ -185,11 +247,17 @@ def tunnel(url: str, host: str) -> str:
 
 
 def stop(ws: Workspace) -> bool:
-    """Stop the running cluster; says whether there was one."""
+    """Stop the running cluster; says whether there was one.
+
+    Raises:
+        UserError: it runs on another machine, or does not end.
+    """
     record = running(ws)
     if not record:
+        if host := _elsewhere(ws):
+            raise UserError(f"the shared cluster of {ws.root} runs on {host}; give this command there")
         return False
-    end = time.monotonic() + 30
+    end = time.monotonic() + STOP_SECONDS
     if "job" in record:
         subprocess.run(["scancel", record["job"]], check=False)
         while time.monotonic() < end and running(ws):
@@ -197,14 +265,8 @@ def stop(ws: Workspace) -> bool:
         (ws.ray / "cluster.json").unlink(missing_ok=True)
         return True
     os.kill(record["pid"], signal.SIGTERM)
-    while time.monotonic() < end and _alive(record["pid"]):
+    while lives(record):
+        if time.monotonic() > end:
+            raise UserError(f"the cluster's server (process {record['pid']}) has not ended after {STOP_SECONDS:.0f} s")
         time.sleep(0.1)
-    return True
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
     return True

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import functools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,24 +15,31 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from pipeline.cluster.logs import last_words, ray_logs
 from pipeline.config import Cluster
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
+from pipeline.progress import lives, this_process
 from pipeline.workspace import Workspace
 
 NAMESPACE = "pipeline"
 START_SECONDS = 180.0
+ANSWER_SECONDS = 30.0  # for a Ray that RAY_ADDRESS names
 HEAD = "head.json"  # where the head of a job's cluster is, as long as it runs
+OWNER = "owner.json"  # beside it: the process whose cluster it is
+OURS = "PIPELINE_HEAD"  # variable with the path of head.json: RAY_ADDRESS was set by `nodes`, and is to be believed
 
 
 def environment(token: str, interface: str = "lo") -> dict[str, str]:
-    """Variables that the head and everyone who speaks to it must share; Ray reads them when it is imported.
+    """Variables that the head and everyone who speaks to it must share; Ray reads them when it is imported, and so they
+    come too late for a process that has imported it.
 
     Args:
         interface: the network interface between the nodes; lo: there is but this machine.
@@ -49,6 +58,11 @@ def environment(token: str, interface: str = "lo") -> dict[str, str]:
         "RAY_task_events_report_interval_ms": "10000",
         "RAY_raylet_report_resources_period_milliseconds": "1000",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "5",
+        # Ray's own limits, of a minute or less, are too short for a busy machine.
+        "RAY_gcs_server_port_wait_time_s": f"{START_SECONDS:.0f}",
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{START_SECONDS:.0f}",
+        "RAY_worker_register_timeout_seconds": f"{START_SECONDS:.0f}",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{START_SECONDS:.0f}",
         "MALLOC_ARENA_MAX": "2",  # workers stay smaller
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each trial is one number, kept in the cell
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -57,26 +71,32 @@ def environment(token: str, interface: str = "lo") -> dict[str, str]:
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_DEDUP_LOGS": "0",
         "PYTHONWARNINGS": "ignore",
+        # Whatever the user's locale is; and a queue.py in the working folder is not Python's.
+        "PYTHONUTF8": "1",
+        "PYTHONSAFEPATH": "1",
     }
 
 
-def head_options(settings: Cluster, address: str, port: int, dashboard: int) -> list[str]:
-    """Options of `ray_start` for a head, whose dashboard listens on `address` alone."""
-    return [
-        "--head", f"--port={port}", f"--ray-client-server-port={free_port(0, address)}",
-        f"--include-dashboard={str(settings.dashboard).lower()}", f"--dashboard-host={address}",
-        f"--dashboard-port={dashboard}",
-    ]  # fmt: skip
+def start_head(settings: Cluster, address: str, cpus: int, temporary: str, log: Path) -> subprocess.Popen:
+    """Start Ray's head on this machine, as one of its addresses. Ray chooses its ports: `wait_for_head` reads them."""
+    dashboard = [] if settings.dashboard else ["--include-dashboard=false"]
+    return start_ray(address, cpus, temporary, log, "--head", "--port=0", f"--dashboard-host={address}", *dashboard)
 
 
-def ray_start(address: str, cpus: int, temporary: str, *options: str) -> list[str]:
-    """The command that starts Ray on this machine, as one of its addresses, and blocks."""
-    return [
+def start_ray(address: str, cpus: int, temporary: str, log: Path, *options: str) -> subprocess.Popen:
+    """Start Ray on this machine, as one of its addresses; it ends with this process."""
+    command = [
         str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-ip-address={address}",
         f"--temp-dir={temporary}", f"--num-cpus={cpus}", "--object-store-memory=160000000", "--disable-usage-stats",
         "--include-log-monitor=false",  # it sends what workers print to drivers, which do not listen
         *options,
     ]  # fmt: skip
+    lean = {"RAY_num_prestart_python_workers": "0", "RAY_START_HOOK": "pipeline.cluster.lean.lean"}
+    with log.open("w", encoding="utf-8") as out:
+        return subprocess.Popen(
+            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
+            env={**os.environ, **lean},
+        )  # fmt: skip
 
 
 def end_process(process: subprocess.Popen, seconds: float) -> None:
@@ -88,9 +108,18 @@ def end_process(process: subprocess.Popen, seconds: float) -> None:
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     process.kill()
-    for left in below:
+    end_all(below)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+
+
+def end_all(processes: list[psutil.Process], seconds: float = 0.0) -> None:
+    """Give processes so many seconds to end, then SIGKILL, and wait until they are gone: none writes any more."""
+    _, left = psutil.wait_procs(processes, seconds)
+    for process in left:
         with suppress(psutil.Error):
-            left.kill()
+            process.kill()
+    psutil.wait_procs(left, 5)
 
 
 def die_with_parent() -> None:
@@ -99,44 +128,147 @@ def die_with_parent() -> None:
         ctypes.CDLL("libc.so.6").prctl(1, signal.SIGTERM)
 
 
-def attach(**options: Any) -> Any:
-    """Ray, connected; it reads its environment when it is imported."""
-    import ray
+def attach(address: str, **options: Any) -> tuple[Any, str | None]:
+    """Ray, connected, and the address of its dashboard; None where it has none.
 
-    ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **options)
-    return ray
+    Ray reads its environment when it is imported. A head that takes the connection and says nothing would be waited
+    for without end, in C++, where no signal is heard: a thread ends this process then, with a line that says why.
+
+    Raises:
+        ConnectionError: nothing listens at the address.
+    """
+    _listens(address)
+    watch = threading.Timer(START_SECONDS, _give_up, [address])
+    watch.daemon = True
+    watch.start()
+    try:
+        import ray
+
+        context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **options)
+    finally:
+        watch.cancel()
+    dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
+    _tell_dashboard(dashboard)
+    return ray, dashboard
+
+
+def _tell_dashboard(dashboard: str | None) -> None:
+    """Write where the dashboard of a job's cluster is into its head.json, which knows all but that."""
+    path = Path(os.environ.get(OURS, ""))
+    if dashboard and (record := read_json(path) if path.is_file() else None):
+        write_json(path, record | {"dashboard": dashboard})
+
+
+def _listens(address: str) -> None:
+    """Raises ConnectionError where an address is HOST:PORT and nothing listens there."""
+    if found := re.fullmatch(r"([\w.:-]+):(\d+)", address):
+        try:
+            socket.create_connection((found[1], int(found[2])), timeout=5).close()
+        except OSError as error:
+            raise ConnectionError(f"nothing listens at {address} ({error})") from None
+
+
+def _give_up(address: str) -> None:
+    print(
+        f"error: Ray at {address} has not answered for {START_SECONDS:.0f} s; run the same command again",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(2)
+
+
+def given_address() -> str | None:
+    """RAY_ADDRESS, if `nodes` has set it or a Ray answers there; else it is left aside, and a line says so."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address or OURS in os.environ:
+        return address or None
+    if reason := _unreachable(address):
+        del os.environ["RAY_ADDRESS"]
+        print(f"RAY_ADDRESS is {address}: {reason}; a Ray of its own is started instead", file=sys.stderr, flush=True)
+        return None
+    return address
+
+
+@functools.lru_cache
+def _unreachable(address: str) -> str:
+    """Why no driver can connect to a Ray; empty where one can. Another process tries, for Ray itself has no limit."""
+    try:
+        _listens(address)
+    except ConnectionError as error:
+        return str(error)
+    if address == "local":
+        return "that names no Ray"
+    code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-W", "ignore", "-c", code, address],
+            capture_output=True, timeout=ANSWER_SECONDS, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"no Ray answers within {ANSWER_SECONDS:.0f} s"
+    if not done.returncode:
+        return ""
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    return f"no Ray can be used there ({lines[-1][:200] if lines else done.returncode})"
 
 
 def announce(ws: Workspace, token: str, record: dict[str, Any]) -> None:
     """Write where a cluster is that lives no longer than this process: `RESULTS/ray/jobs/NAME/head.json`, `token`."""
     job = os.environ.get("SLURM_JOB_ID", "")
-    folder = ws.ray / "jobs" / f"{job or socket.gethostname()}-{os.getpid()}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = own_folder(ws, job or socket.gethostname())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_token(folder, token)
     host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    write_json(folder / HEAD, {"address": None, "host": host, "job": job, "pid": os.getpid()} | record)
+    write_json(folder / HEAD, {"address": None, "host": host, "job": job} | record)
 
 
-def share_targets(temporary: str, ws: Workspace) -> None:
+def own_folder(ws: Workspace, name: str) -> Path:
+    """A new folder of this process in `RESULTS/ray/jobs`; what killed processes have left there goes."""
+    forget_dead(ws)
+    folder = ws.ray / "jobs" / f"{name}-{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / OWNER, this_process())
+    return folder
+
+
+def forget_dead(ws: Workspace) -> None:
+    """Remove what processes of this machine that were killed have left: folders of their clusters, lists of targets."""
+    for path in (ws.ray / "jobs").glob(f"*/{OWNER}"):
+        owner = read_json(path)
+        if owner and not lives(owner):
+            shutil.rmtree(path.parent, ignore_errors=True)
+    host = this_process()["host"]
+    for path in (ws.ray / "metrics").glob("*.json"):
+        found = re.fullmatch(rf"{re.escape(host)}-(\d+)-(\d+)", path.stem)
+        if found and not lives({"host": host, "pid": int(found[1]), "began": int(found[2])}):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def shared_targets(temporary: str, ws: Workspace) -> Iterator[None]:
     """Keep a copy of where this cluster's metrics are in `RESULTS/ray/metrics`, for Prometheus' file discovery.
 
-    Ray writes that file into its temporary folder, which other machines do not see; the copy goes with the process.
+    Ray writes that file into its temporary folder, which other machines do not see; the copy goes with the block.
     """
     source = Path(temporary) / "prom_metrics_service_discovery.json"
-    target = ws.ray / "metrics" / f"{socket.gethostname()}-{os.getpid()}.json"
-    atexit.register(target.unlink, missing_ok=True)
+    target = ws.ray / "metrics" / "{host}-{pid}-{began}.json".format(**this_process())
+    ended = threading.Event()
 
     def copy() -> None:
         seen = ""
-        while True:
+        while not ended.wait(2):
             with suppress(OSError, ValueError):
-                if (said := source.read_text()) != seen:
+                if (said := source.read_text("utf-8")) != seen:
                     write_json(target, json.loads(said))
                     seen = said
-            time.sleep(5)
 
-    threading.Thread(target=copy, daemon=True).start()
+    copier = threading.Thread(target=copy, daemon=True)
+    copier.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        copier.join(10)
+        target.unlink(missing_ok=True)
 
 
 def write_token(folder: Path, token: str) -> None:
@@ -148,25 +280,19 @@ def write_token(folder: Path, token: str) -> None:
         file.write(token)
 
 
-def free_port(wanted: int = 0, address: str = "127.0.0.1") -> int:
-    """A TCP port of one of this machine's addresses that is free now; `wanted` if it is."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, wanted))
-        except OSError:
-            probe.bind((address, 0))
-        return probe.getsockname()[1]
+def wait_for_head(temporary: str, head: subprocess.Popen, log: Path) -> str:
+    """Wait until Ray's head has started; its address, which Ray writes into its temporary folder then.
 
-
-def wait_for_port(address: str, head: subprocess.Popen, log: Path) -> None:
-    """Wait until Ray's head answers. Raises UserError where it ends or does not."""
-    host, port = address.rsplit(":", 1)
-    end = time.monotonic() + START_SECONDS
+    Raises:
+        UserError: it ends, or is not up in time; with the line of its logs that tells why.
+    """
+    file, end = Path(temporary) / "ray_current_cluster", time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if head.poll() is not None:
-            raise UserError(f"Ray's head did not start; its last words are in {log}")
-        with suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
-            return
+            raise UserError(f"Ray's head did not start: {last_words(*ray_logs(temporary), log)} (log: {log})")
+        with suppress(OSError):
+            if re.search(r":\d+$", address := file.read_text("utf-8")):
+                return address
         time.sleep(0.1)
-    raise UserError(f"Ray's head did not answer within {START_SECONDS:.0f} s; see {log}")
+    said = last_words(*ray_logs(temporary), log)
+    raise UserError(f"Ray's head did not answer within {START_SECONDS:.0f} s: {said} (log: {log})")

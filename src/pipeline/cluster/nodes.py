@@ -20,7 +20,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -29,19 +28,21 @@ from typing import Any
 import psutil
 
 from pipeline.cluster.client import running
+from pipeline.cluster.folders import ray_folder
 from pipeline.cluster.head import (
     HEAD,
+    OURS,
     START_SECONDS,
-    die_with_parent,
     end_process,
     environment,
-    free_port,
-    head_options,
-    ray_start,
-    share_targets,
-    wait_for_port,
+    own_folder,
+    shared_targets,
+    start_head,
+    start_ray,
+    wait_for_head,
     write_token,
 )
+from pipeline.cluster.logs import last_words, rotate
 from pipeline.cluster.slurm import _ask, address_of, hosts, interface_of, plain_environment, slurm_job
 from pipeline.config import Cluster
 from pipeline.errors import UserError
@@ -59,7 +60,7 @@ def enter(record: dict[str, Any]) -> None:
     if record.get("job") in (None, os.environ.get("PIPELINE_ENTERED")):
         return
     options = [f"--jobid={record['job']}", f"--nodelist={record['host']}", "--nodes=1", "--ntasks=1", "--overlap"]
-    command = ["srun", *options, "--mem=0", sys.executable, "-m", "pipeline", *sys.argv[1:]]
+    command = ["srun", *options, "--mem=0", sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]]
     os.execvpe("srun", command, plain_environment() | {"PIPELINE_ENTERED": record["job"]})
 
 
@@ -77,8 +78,7 @@ def spread(command: list[str], ws: Workspace, settings: Cluster) -> int:
         )
     if len(names := hosts(job)) < settings.nodes:
         raise UserError(f"{settings.nodes} nodes are wanted, and Slurm job {job} has {len(names)}: {' '.join(names)}")
-    folder = ws.ray / "jobs" / f"{job}-{os.getpid()}"
-    folder.mkdir(parents=True)
+    folder = own_folder(ws, job)
     try:
         write_token(folder, secrets.token_hex(32))
         return _srun(job, command, folder, settings)
@@ -91,7 +91,7 @@ def _srun(job: str, command: list[str], folder: Path, settings: Cluster) -> int:
     options = [f"--jobid={job}", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap"]
     options += ["--kill-on-bad-exit=1", "--mem=0", f"--cpus-per-task={cpus_per_node(settings)}"]
     options += [f"--gres=gpu:{gpus}"] if gpus else []
-    inner = [sys.executable, "-m", "pipeline", "cluster", "node", str(folder.resolve())]
+    inner = [sys.executable, "-P", "-m", "pipeline", "cluster", "node", str(folder.resolve())]
     inner += ["--settings", settings.model_dump_json(), "--", *command]
     step = subprocess.Popen(["srun", *options, *inner], env=plain_environment(), stdin=subprocess.DEVNULL)
     for number in (signal.SIGTERM, signal.SIGINT):  # srun hands it to the nodes, whose driver keeps a checkpoint
@@ -109,8 +109,8 @@ def allocate(ws: Workspace, settings: Cluster, options: list[str]) -> dict[str, 
         UserError: Slurm refuses the job, or it ends before the cluster is up.
     """
     ws.ray.mkdir(parents=True, exist_ok=True)
-    log = ws.ray / "allocation.log"
-    command = [sys.executable, "-m", "pipeline", "cluster", "host", "--results", str(ws.root.resolve())]
+    log = rotate(ws.ray / "allocation.log")
+    command = [sys.executable, "-P", "-m", "pipeline", "cluster", "host", "--results", str(ws.root.resolve())]
     command += ["--settings", settings.model_dump_json()]
     asked = ["--parsable", "--job-name=ray-pipeline", f"--nodes={settings.nodes}", "--ntasks-per-node=1"]
     asked += [f"--cpus-per-task={cpus_per_node(settings)}", f"--output={log}", "--open-mode=truncate", *options]
@@ -122,7 +122,8 @@ def allocate(ws: Workspace, settings: Cluster, options: list[str]) -> dict[str, 
             return record
         state = _ask("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
         if state not in ("PENDING", "CONFIGURING", "RUNNING"):
-            raise UserError(f"Slurm job {job} is {state or 'gone'} before the cluster was up; see {log}")
+            said = f"{last_words(log)} (log: {log})"
+            raise UserError(f"Slurm job {job} is {state or 'gone'} before the cluster was up: {said}")
         time.sleep(1.0)
 
 
@@ -147,9 +148,9 @@ def run_node(folder: Path, settings: Cluster, command: list[str]) -> int:
     interface = settings.interface or interface_of(address)
     if settings.interface:
         address = _address_on(interface)
-    os.environ.update(environment((folder / "token").read_text(), interface))
+    os.environ.update(environment((folder / "token").read_text("utf-8"), interface))
     os.environ["PIPELINE_NODE"] = address
-    with tempfile.TemporaryDirectory(prefix="actions-", ignore_cleanup_errors=True) as temporary:
+    with ray_folder() as temporary:
         if number == 0:
             return _lead(folder, settings, command, address, temporary)
         return _follow(folder, settings, address, temporary)
@@ -163,21 +164,19 @@ def _address_on(interface: str) -> str:
     raise UserError(f"cluster.interface: {socket.gethostname()} has no {interface!r} with an address; it has {known}")
 
 
-def _start(folder: Path, settings: Cluster, address: str, temporary: str, *options: str) -> subprocess.Popen:
-    log = (folder.parent / f"{folder.name}-{os.environ['SLURMD_NODENAME']}.log").open("w")
-    with log:
-        return subprocess.Popen(
-            ray_start(address, cpus_per_node(settings), temporary, *options),
-            stdout=log, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
-        )  # fmt: skip
+def _log(folder: Path) -> Path:
+    return rotate(folder.parent / f"{folder.name}-{os.environ['SLURMD_NODENAME']}.log")
 
 
 def _lead(folder: Path, settings: Cluster, command: list[str], address: str, temporary: str) -> int:
-    port, dashboard = free_port(0, address), free_port(8265, address)
-    share_targets(temporary, Workspace(folder.parents[2]))
-    head = _start(folder, settings, address, temporary, *head_options(settings, address, port, dashboard))
-    os.environ["RAY_ADDRESS"] = f"{address}:{port}"
-    os.environ["PIPELINE_DASHBOARD"] = f"http://{address}:{dashboard}" if settings.dashboard else ""
+    with shared_targets(temporary, Workspace(folder.parents[2])):
+        log = _log(folder)
+        head = start_head(settings, address, cpus_per_node(settings), temporary, log)
+        return _drive(folder, command, head, log, temporary)
+
+
+def _drive(folder: Path, command: list[str], head: subprocess.Popen, log: Path, temporary: str) -> int:
+    """Run the driver as long as the head lives; its exit status."""
     driver: subprocess.Popen | None = None
 
     def hand_on(number: int, _: Any) -> None:
@@ -186,14 +185,18 @@ def _lead(folder: Path, settings: Cluster, command: list[str], address: str, tem
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hand_on)
     try:
-        wait_for_port(os.environ["RAY_ADDRESS"], head, folder.parent)
-        record = {"address": os.environ["RAY_ADDRESS"], "dashboard": os.environ["PIPELINE_DASHBOARD"]}
+        address = wait_for_head(temporary, head, log)
+        os.environ.update({"RAY_ADDRESS": address, OURS: str(folder / HEAD)})
+        record = {"address": address, "dashboard": None}  # the driver knows where that is
         write_json(folder / HEAD, record | {"job": slurm_job(), "host": os.environ["SLURMD_NODENAME"]})
-        print(f"Ray's head is at {address}:{port}", flush=True)
+        print(f"Ray's head is at {address}", flush=True)
         driver = subprocess.Popen(command)
         while (status := driver.poll()) is None:
             if head.poll() is not None:
-                raise UserError(f"Ray's head on {address} has ended; the next call continues from the last checkpoint")
+                raise UserError(
+                    f"Ray's head at {address} has ended ({last_words(log)}); the next call continues from the last "
+                    "checkpoint"
+                )
             time.sleep(0.2)
         return status if status >= 0 else 128 - status
     finally:
@@ -212,13 +215,14 @@ def _follow(folder: Path, settings: Cluster, address: str, temporary: str) -> in
         if time.monotonic() > end or stopped or not folder.is_dir():
             raise UserError(f"the head of Ray did not come up; see {folder.parent}")
         time.sleep(0.2)
-    head = json.loads((folder / HEAD).read_text())["address"]
+    head = json.loads((folder / HEAD).read_text("utf-8"))["address"]
     print(f"the node at {address} joins", flush=True)
-    child = _start(folder, settings, address, temporary, f"--address={head}")
+    log = _log(folder)
+    child = start_ray(address, cpus_per_node(settings), temporary, log, f"--address={head}")
     try:
         while (folder / HEAD).is_file():
             if child.poll() is not None:
-                raise UserError(f"Ray's node on {address} has ended; see {folder.parent}")
+                raise UserError(f"Ray's node on {address} has ended: {last_words(log)} (log: {log})")
             time.sleep(0.5)
         return 0
     finally:

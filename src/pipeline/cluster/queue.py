@@ -14,6 +14,7 @@ import secrets
 import socket
 import threading
 import time
+from collections import Counter
 from contextlib import closing, suppress
 from typing import Any
 
@@ -29,6 +30,9 @@ class Queue:
         self.items: dict[str, dict[str, Any]] = {}
         self.waiting: list[str] = []
         self.closed = False
+        self.taken: Counter[int] = Counter()  # slot -> how often it has taken work
+        self.slots: set[int] | None = None  # those that may take work; None: nobody has said
+        self.broken = ""  # why none is left
         self.touched = time.monotonic()
         self.changed = asyncio.Event()  # replaced by a new one with each change, so that nobody polls
 
@@ -49,6 +53,8 @@ class Queue:
             "attempts": 0,
         }
         self.waiting.append(key)
+        if self.broken:
+            self._fail_waiting()
         self._change()
 
     async def take(self, slot: int) -> dict[str, Any] | None:
@@ -58,13 +64,16 @@ class Queue:
             if item["state"] == "running" and item["slot"] == slot:
                 if item["attempts"] < ATTEMPTS:
                     item["attempts"] += 1
+                    self.taken[slot] += 1
                     return item
-                item |= {"state": "failed", "message": f"its worker died {ATTEMPTS} times (out of memory?)"}
+                why = item.get("why") or "out of memory?"
+                item |= {"state": "failed", "message": f"its worker died {ATTEMPTS} times ({why})"}
                 self._change()
         while not self.closed:
             if item := self._next():
                 self.waiting.remove(item["key"])
                 item |= {"state": "running", "slot": slot, "attempts": item["attempts"] + 1}
+                self.taken[slot] += 1
                 return item
             await self.changed.wait()
         return None
@@ -94,6 +103,28 @@ class Queue:
         """Seconds since anybody asked for anything; 0 while an item is waiting or under way."""
         busy = any(item["state"] in ("waiting", "running") for item in self.items.values())
         return 0.0 if busy else time.monotonic() - self.touched
+
+    async def died(self, slot: int, why: str) -> None:
+        """The worker of a slot has died; what it held says why, should that come to an end."""
+        for item in self.items.values():
+            if item["state"] == "running" and item["slot"] == slot:
+                item["why"] = why
+
+    async def lose(self, slot: int, why: str) -> None:
+        """A slot is given up. Its item has failed; where it was the last one, so has all that waits, now and later."""
+        for item in self.items.values():
+            if item["state"] == "running" and item["slot"] == slot:
+                item |= {"state": "failed", "message": why}
+        self.slots = (self.slots or set()) - {slot}
+        if not self.slots:
+            self.broken = f"no worker of the shared cluster starts: {why}"
+            self._fail_waiting()
+        self._change()
+
+    def _fail_waiting(self) -> None:
+        for key in self.waiting:
+            self.items[key] |= {"state": "failed", "message": self.broken}
+        self.waiting.clear()
 
     async def training(self) -> list[str]:
         """Ids of the runs that slots train."""
@@ -159,7 +190,8 @@ class Connection:
         ConnectionError: there is no queue, or not any more.
     """
 
-    def __init__(self, address: str, token: str) -> None:
+    def __init__(self, address: str, token: str, seconds: float | None = None) -> None:
+        """seconds: after which an answer is given up (TimeoutError); None: never."""
         host, port = address.rsplit(":", 1)
         self._socket = socket.create_connection((host, int(port)), timeout=30)
         self._file = self._socket.makefile("rwb")
@@ -167,7 +199,7 @@ class Connection:
         refusal = self._ask(_proof(token.encode(), self._read()))
         if refusal:
             raise PermissionError(refusal)
-        self._socket.settimeout(None)
+        self._socket.settimeout(seconds)
 
     def __getattr__(self, method: str) -> Any:
         if method not in METHODS:

@@ -13,9 +13,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -23,26 +20,32 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.folders import ray_folder
 from pipeline.cluster.head import (
+    OURS,
+    START_SECONDS,
     attach,
-    die_with_parent,
     end_process,
     environment,
-    free_port,
-    head_options,
-    ray_start,
-    share_targets,
-    wait_for_port,
+    forget_dead,
+    shared_targets,
+    start_head,
+    wait_for_head,
     write_token,
 )
+from pipeline.cluster.logs import reason_of, rotate
 from pipeline.cluster.queue import QueueServer
+from pipeline.cluster.resources import SETTLE_SECONDS, wait_for_room
 from pipeline.cluster.slurm import seconds_to_work
 from pipeline.cluster.stop_files import keep_checkpoints, stop_file
 from pipeline.config import Cluster
 from pipeline.files import write_json
+from pipeline.progress import this_process
 from pipeline.workspace import Workspace
 
 KEEP_SECONDS = 20.0  # for the checkpoints of the trainings under way; Slurm kills 30 s after its signal
+STARTS = 3  # of a slot's worker that dies before it has taken any work
+JOIN_SECONDS = 8.0  # for the slots that are free when the queue closes
 
 
 Slot = Callable[[int, Path, Cluster, str], None]
@@ -53,24 +56,23 @@ def serve(ws: Workspace, settings: Cluster, slot: Slot) -> None:
     """Run the shared cluster, a thread in `slot` for each slot, until it is idle or gets SIGTERM or SIGINT."""
     ws.ray.mkdir(parents=True, exist_ok=True)
     _forget_finished(ws)
+    forget_dead(ws)
     stopping = threading.Event()
     _stop_on_signals(stopping)
-    record = {"pid": os.getpid(), "host": socket.gethostname(), "slots": settings.slots}
-    if "RAY_ADDRESS" in os.environ:  # on the first node of a Slurm job, where `nodes` has started the head
+    record = this_process()
+    if OURS in os.environ:  # on the first node of a Slurm job, where `nodes` has started the head
         record |= {"job": os.environ["SLURM_JOB_ID"], "host": os.environ["SLURMD_NODENAME"]}
-        record |= {"address": os.environ["RAY_ADDRESS"], "dashboard": os.environ["PIPELINE_DASHBOARD"] or None}
-        record["interface"] = os.environ["GLOO_SOCKET_IFNAME"]
+        record |= {"address": os.environ["RAY_ADDRESS"], "interface": os.environ["GLOO_SOCKET_IFNAME"]}
         _serve(ws, settings, slot, record, lambda: True, stopping)
         return
+    os.environ.pop("RAY_ADDRESS", None)
     os.environ.update(environment(secrets.token_hex(32)))
-    port, dashboard = free_port(), free_port(8265)
-    record["address"] = f"127.0.0.1:{port}"
-    record["dashboard"] = f"http://127.0.0.1:{dashboard}" if settings.dashboard else None
-    with tempfile.TemporaryDirectory(prefix="actions-", ignore_cleanup_errors=True) as temporary:
-        share_targets(temporary, ws)
-        head = _start_head(settings, port, dashboard, temporary, ws.ray / "head.log")
+    log = rotate(ws.ray / "head.log")
+    with ray_folder() as temporary, shared_targets(temporary, ws):
+        cpus = settings.slots * settings.workers * settings.threads + 1
+        head = start_head(settings, "127.0.0.1", cpus, temporary, log)
         try:
-            wait_for_port(record["address"], head, ws.ray / "head.log")
+            record["address"] = wait_for_head(temporary, head, log)
             _serve(ws, settings, slot, record, lambda: head.poll() is None, stopping)
         finally:
             end_process(head, 15)
@@ -90,34 +92,30 @@ def _forget_finished(ws: Workspace) -> None:
             shutil.rmtree(slot, ignore_errors=True)
 
 
-def _start_head(settings: Cluster, port: int, dashboard: int, temporary: str, log: Path) -> subprocess.Popen:
-    options = head_options(settings, "127.0.0.1", port, dashboard)
-    with log.open("w") as out:
-        return subprocess.Popen(
-            ray_start("127.0.0.1", settings.slots * settings.workers * settings.threads + 1, temporary, *options),
-            stdout=out, stderr=out, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
-            env={**os.environ, "RAY_num_prestart_python_workers": "0"},
-        )  # fmt: skip
-
-
 def _serve(
     ws: Workspace, settings: Cluster, slot: Slot, record: dict[str, Any], alive: Callable[[], bool],
     stopping: threading.Event,
 ) -> None:  # fmt: skip
     """The queue and the slots, as long as they are used, the head lives and nobody says stop."""
-    ray = attach(address=record["address"])
+    ray, dashboard = attach(record["address"])
     _stop_on_signals(stopping)  # Ray has put its own way to end in their place
+    if settings.dashboard and not dashboard:
+        print("Ray's dashboard did not start; the cluster runs without one", flush=True)
+    seconds = START_SECONDS if "job" in record else SETTLE_SECONDS  # the other nodes of a Slurm job are joining
+    if (count := wait_for_room(settings.slots, settings, seconds, least=1)) < settings.slots:
+        print(f"there is room for {count} of {settings.slots} slots", flush=True)
     token = os.environ["RAY_AUTH_TOKEN"]
     work = QueueServer(record["address"].rsplit(":", 1)[0], token)
+    work.queue.slots = set(range(count))
     write_token(ws.ray, token)
     slots = [
-        threading.Thread(target=slot, args=(i, ws.root.resolve(), settings, work.address), daemon=True)
-        for i in range(settings.slots)
+        threading.Thread(target=_keep_slot, args=(slot, i, ws.root.resolve(), settings, work), daemon=True)
+        for i in range(count)
     ]
     try:
         for thread in slots:
             thread.start()
-        write_json(ws.ray / "cluster.json", record | {"queue": work.address})
+        write_json(ws.ray / "cluster.json", record | {"queue": work.address, "dashboard": dashboard, "slots": count})
         left = seconds_to_work(record.get("job", ""), settings.stop_minutes)
         end = float("inf") if left is None else time.monotonic() + left
         while not stopping.wait(0.5) and time.monotonic() < end:
@@ -130,8 +128,30 @@ def _serve(
     work.call(work.queue.close())
     if alive():
         _keep_checkpoints(ws, work)
+        held = {item["slot"] for item in work.queue.items.values() if item["state"] == "running"}
+        end = time.monotonic() + JOIN_SECONDS
+        for number in set(range(count)) - held:  # before Ray goes: they tidy up with its help
+            slots[number].join(max(0.0, end - time.monotonic()))
     with suppress(Exception):
         ray.shutdown()
+
+
+def _keep_slot(slot: Slot, number: int, root: Path, settings: Cluster, work: QueueServer) -> None:
+    """Run a slot until the queue closes; a dead one gets a new worker, unless it dies again before it takes work."""
+    idle, why = 0, ""
+    while idle < STARTS and not work.queue.closed:
+        taken = work.queue.taken[number]
+        try:
+            slot(number, root, settings, work.address)
+            return
+        except Exception as error:
+            why = reason_of(error, settings.slots)
+        idle = idle + 1 if work.queue.taken[number] == taken else 0
+        if not work.queue.closed:
+            print(f"error: the worker of slot {number} died: {why}", flush=True)
+            work.call(work.queue.died(number, why))
+    if not work.queue.closed:
+        work.call(work.queue.lose(number, f"it died {STARTS} times before it took any work: {why}"))
 
 
 def _keep_checkpoints(ws: Workspace, work: QueueServer) -> None:

@@ -12,8 +12,15 @@ from pipeline.errors import UserError
 
 
 def seconds_to_work(job: str, minutes: float) -> float | None:
-    """Time until work in a Slurm job ends, `minutes` before its limit; None where it has no limit, or minutes is 0."""
-    left = seconds_left(job) if job and minutes else None
+    """Time until work in a Slurm job ends, `minutes` before its limit; None where it has no limit, or minutes is 0.
+
+    Where Slurm cannot be asked (in a container, say) work goes on without a limit, and a line says so.
+    """
+    try:
+        left = seconds_left(job) if job and minutes else None
+    except UserError as error:
+        print(f"the time limit of Slurm job {job} is not known, and nothing is kept before it ({error})", flush=True)
+        return None
     return None if left is None else max(left - 60 * minutes, 1.0)
 
 

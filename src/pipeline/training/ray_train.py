@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import secrets
 import shutil
 import traceback
 from contextlib import nullcontext
@@ -16,10 +17,12 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pipeline.cluster.client import ask, connect
+from pipeline.cluster.logs import reason_of
+from pipeline.cluster.resources import need_of, wait_for_room
 from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.experiment import Run
-from pipeline.files import disk_full, write_text
+from pipeline.files import system_error, write_text
 from pipeline.progress import job
 from pipeline.training.stopping import stoppable
 from pipeline.workspace import Workspace
@@ -45,13 +48,11 @@ def _storage(ws: Workspace) -> str:
 
 
 def _scaling(settings: Cluster, workers: int) -> ScalingConfig:
-    resources: dict[str, float] = {"CPU": settings.threads}
-    if settings.gpus:
-        resources["GPU"] = settings.gpus
     strategy = "SPREAD" if settings.nodes > 1 else "PACK"
     return ScalingConfig(
-        num_workers=workers, use_gpu=settings.gpus > 0, resources_per_worker=resources, placement_strategy=strategy
-    )
+        num_workers=workers, use_gpu=settings.gpus > 0, resources_per_worker=need_of(settings),
+        placement_strategy=strategy,
+    )  # fmt: skip
 
 
 def _report(run: Run) -> Any:
@@ -71,10 +72,12 @@ def _train(run: Run, ws: Workspace, report: Any, tracker: str) -> None:
     try:
         train_run(run, ws, report, latest_checkpoint(ws, run.id), tracker)
     except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
-        full = disk_full(error) if isinstance(error, OSError) else shutil.disk_usage(ws.root).free < FULL
-        if full:
-            raise UserError(f"{run.id}: no space left on the disk of {ws.root}; the same command goes on") from error
-        raise
+        said = system_error(error, ws.root) if isinstance(error, OSError) else None
+        if said is None and shutil.disk_usage(ws.root).free < FULL:
+            said = f"no space left on the disk of {ws.root}; the same command goes on"
+        if said is None:
+            raise
+        raise UserError(f"{run.id}: {said}") from error
 
 
 def _prepare_worker(threads: int) -> None:
@@ -107,18 +110,25 @@ def _hopeless(ws: Workspace, run_id: str) -> Path:
     return ws.run(run_id) / "failed.txt"
 
 
-def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
+def fit(run: Run, ws: Workspace, settings: Cluster, alone: bool = True) -> None:
     """Train one run with `settings.workers` workers on the Ray cluster at RAY_ADDRESS, or on one of its own.
+
+    alone: nobody else uses that cluster, so workers that do not start within minutes never will.
 
     A training that was killed continues from its last checkpoint. SIGTERM, and a Slurm job's time limit
     `settings.stop_minutes` before it comes, have it keep one and end.
 
     Raises:
-        UserError: a worker was lost more often than FAILURES; a setting is wrong; the loss is no number any more.
+        UserError: Ray has not what is asked for; a worker was lost more often than FAILURES; a setting is wrong; the
+            loss is no number any more.
     """
     from ray.train.torch import TorchTrainer  # with torch: the server of the shared cluster does without
 
     connect(ws, settings)
+    try:
+        wait_for_room(settings.workers, settings)
+    except UserError as error:
+        raise UserError(f"{run.id}: {error}") from None
     _hopeless(ws, run.id).unlink(missing_ok=True)
     storage = Path(_storage(ws))
     config = {"run": run.model_dump(mode="json"), "root": str(ws.root.resolve())}
@@ -130,7 +140,7 @@ def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
         run_config=RunConfig(
             name=run.id,
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=FAILURES),
+            failure_config=FailureConfig(max_failures=FAILURES, controller_failure_limit=FAILURES if alone else -1),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
@@ -138,16 +148,10 @@ def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
         with stoppable(run, ws, settings.stop_minutes):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise UserError(f"{run.id}: {_reason(error)}") from error
+        raise UserError(f"{run.id}: {reason_of(error, settings.workers)}") from error
     if (reason := _hopeless(ws, run.id)).is_file():
         raise UserError(f"{run.id}: {reason.read_text().removeprefix(f'{run.id}: ')}")
     shutil.rmtree(storage / run.id, ignore_errors=True)
-
-
-def _reason(error: BaseException) -> str:
-    """The last line that says what went wrong, out of an error with a traceback in it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
 
 
 # A slot of the shared cluster
@@ -156,22 +160,23 @@ def _reason(error: BaseException) -> str:
 def run_slot(number: int, root: Path, settings: Cluster, queue: str) -> None:
     """Keep one slot of the shared cluster at work until its queue (its address) closes.
 
-    A slot is one worker, so it needs no process group (which would also listen on every interface).
+    Raises an error of Ray Train where its worker dies or does not start: the server decides what then. A slot is one
+    worker, so it needs no process group (which would also listen on every interface).
     """
-    ws = Workspace(root)
+    ws, name = Workspace(root), f"slot-{number}-{os.getpid()}-{secrets.token_hex(2)}"
     DataParallelTrainer(
         _slot_worker,
         train_loop_config={"slot": number, "root": str(root), "queue": queue}
         | settings.model_dump(include={"threads", "tracker"}),
         scaling_config=_scaling(settings, 1),
         run_config=RunConfig(
-            name=f"slot-{number}-{os.getpid()}",
+            name=name,
             storage_path=_storage(ws),
-            failure_config=FailureConfig(max_failures=-1),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     ).fit()
-    shutil.rmtree(Path(_storage(ws)) / f"slot-{number}-{os.getpid()}", ignore_errors=True)
+    shutil.rmtree(Path(_storage(ws)) / name, ignore_errors=True)
 
 
 def _slot_worker(config: dict[str, Any]) -> None:
@@ -186,7 +191,7 @@ def _slot_worker(config: dict[str, Any]) -> None:
             message = str(error)
         except Exception as error:
             traceback.print_exc()
-            message = f"{type(error).__name__}: {_reason(error)}"
+            message = f"{type(error).__name__}: {reason_of(error, 1)}"
         gc.collect()  # models and runners refer to each other; a slot must not grow from run to run
         queue.finish(item["key"], message)
 

@@ -28,7 +28,7 @@ def _trial(config: dict[str, Any]) -> None:
         else:
             from pipeline.training.ray_train import fit
 
-            fit(ws.read_run(run_id), ws, settings)
+            fit(ws.read_run(run_id), ws, settings, alone=False)
     content = json.loads(record.read_text())
     tune.report({key: content[key] for key in ("validation_accuracy", "selected_step", "seconds") if key in content})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -14,13 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.cluster import server as module
+from pipeline import progress
+from pipeline.cluster import client as module
 from pipeline.cluster.client import Client, ensure, running, stop
-from pipeline.cluster.head import environment, free_port, write_token
+from pipeline.cluster.head import environment, write_token
 from pipeline.cluster.queue import ATTEMPTS, Connection, Queue, QueueServer
 from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.files import write_json
+from pipeline.progress import this_process
 from pipeline.workspace import Workspace
 
 # ------------------------------------------------------------------------------------------------ queue
@@ -100,6 +103,36 @@ def test_a_dead_slot_gets_its_item_once_more_then_the_item_has_failed():
     assert ended["state"] == "failed"
 
 
+def test_a_slot_that_is_given_up_ends_what_it_held_and_the_last_one_ends_all():
+    async def story():
+        queue = Queue()
+        queue.slots = {0, 1}
+        for key in "abc":
+            await queue.submit(key, "train", {})
+        await queue.take(0)
+        await queue.died(0, "no module named torch")
+        await queue.lose(0, "no module named torch")
+        assert queue.items["a"]["state"] == "failed" and queue.items["b"]["state"] == "waiting"
+        waiting = asyncio.ensure_future(queue.wait("c", 5))
+        await asyncio.sleep(0.05)
+        await queue.lose(1, "no module named torch")
+        await queue.submit("d", "train", {})  # who comes later hears of it, too
+        for item in (await waiting, queue.items["b"], queue.items["d"]):
+            assert item["state"] == "failed"
+            assert item["message"] == "no worker of the shared cluster starts: no module named torch"
+        assert not queue.waiting
+
+    asyncio.run(story())
+
+
+def test_what_a_worker_died_of_stands_in_the_error():
+    queue = Queue()
+    _do(queue.submit("bad", "train", {}), queue.take(0), queue.died(0, "memory pressure"), queue.take(0))
+    _do(queue.died(0, "memory pressure"), queue.submit("good", "train", {}), queue.take(0))
+    assert queue.items["bad"]["message"] == "its worker died 2 times (memory pressure)"
+    assert queue.taken[0] == 3
+
+
 def test_slots_do_not_take_each_others_work():
     queue = Queue()
     _do(queue.submit("a", "train", {}), queue.take(0), queue.submit("b", "train", {}))
@@ -165,22 +198,11 @@ def test_only_the_owner_reads_the_token(tmp_path):
         os.umask(old)
 
 
-def test_free_port():
-    port = free_port()
-    assert 1024 < port < 65536
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        wanted = taken.getsockname()[1]
-        assert free_port(wanted) not in (0, wanted)
-    assert free_port(port) == port
-
-
-def _alive(ws, pid=None, address=None):
+def _alive(ws, **other):
     """A record of a server that is this process, and a port that answers."""
     server = socket.create_server(("127.0.0.1", 0))
     address = f"127.0.0.1:{server.getsockname()[1]}"
-    record = {"address": address, "queue": address, "pid": pid or os.getpid(), "dashboard": None, "slots": 2}
+    record = {"address": address, "queue": address, "dashboard": None, "slots": 2} | this_process() | other
     write_json(ws.ray / "cluster.json", record)
     return server, record
 
@@ -195,6 +217,30 @@ def test_a_running_cluster_is_found_and_not_started_again(tmp_path, monkeypatch)
     assert running(ws) is None  # the port is closed
 
 
+def test_a_process_that_only_has_the_number_is_no_cluster(tmp_path):
+    """Another process has got it since, and must not be ended."""
+    ws = Workspace(tmp_path)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        with _alive(ws, pid=other.pid)[0]:  # `began` is this process's
+            assert running(ws) is None and stop(ws) is False and other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_cluster_of_another_machine_is_neither_doubled_nor_ended(tmp_path, monkeypatch):
+    ws = Workspace(tmp_path)
+    monkeypatch.setattr(module.subprocess, "Popen", lambda *a, **k: pytest.fail("a second cluster"))
+    with _alive(ws, host="login02")[0]:
+        assert running(ws) is None
+        with pytest.raises(UserError, match=r"runs on login02; stop it there .* delete .*cluster\.json"):
+            ensure(ws, Cluster())
+        with pytest.raises(UserError, match="runs on login02; give this command there"):
+            stop(ws)
+    assert (ws.ray / "cluster.json").exists()
+
+
 class Starter:
     """In place of `subprocess.Popen`: counts starts, and lets the cluster come up or die."""
 
@@ -206,6 +252,8 @@ class Starter:
         self.commands.append(command)
         if self.comes_up:
             self.servers.append(_alive(self.ws)[0])
+        else:
+            options["stdout"].write("error: Ray's head did not start: no more ports\nand so on\n")
         return types.SimpleNamespace(poll=lambda: None if self.comes_up else 1)
 
 
@@ -217,31 +265,43 @@ def test_stages_that_come_at_once_start_one_cluster(tmp_path, monkeypatch):
         records = list(pool.map(lambda _: ensure(ws, Cluster(slots=3)), range(4)))
     assert len(starter.commands) == 1 and all(record == records[0] for record in records)
     command = starter.commands[0]
-    assert command[:5] == [sys.executable, "-m", "pipeline", "cluster", "serve"]
+    assert command[:6] == [sys.executable, "-P", "-m", "pipeline", "cluster", "serve"]
     assert json.loads(command[command.index("--settings") + 1])["slots"] == 3
     for server in starter.servers:
         server.close()
 
 
-def test_a_cluster_that_does_not_start(tmp_path, monkeypatch):
+def test_a_cluster_that_does_not_start_says_why(tmp_path, monkeypatch):
     ws = Workspace(tmp_path)
     monkeypatch.setattr(module.subprocess, "Popen", Starter(ws, comes_up=False))
-    with pytest.raises(UserError, match=r"did not start; see .*server\.log"):
-        ensure(ws, Cluster())
-    monkeypatch.setattr(module, "START_SECONDS", 0.3)
-    monkeypatch.setattr(module.subprocess, "Popen", lambda *a, **k: types.SimpleNamespace(poll=lambda: None))
-    with pytest.raises(UserError, match=r"did not start; see .*server\.log"):
-        ensure(ws, Cluster())
-    assert (ws.ray / "lock").exists()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"start: Ray's head did not start: no more ports \(log: .*server\.log\)$"):
+            ensure(ws, Cluster())
+    assert (ws.ray / "server.1.log").exists()  # what the first start said
 
 
-def test_a_head_that_dies_or_is_silent(tmp_path, monkeypatch):
-    address = f"127.0.0.1:{free_port()}"
-    with pytest.raises(UserError, match=r"head did not start; its last words are in .*head\.log"):
-        module.wait_for_port(address, types.SimpleNamespace(poll=lambda: 1), tmp_path / "head.log")
-    monkeypatch.setattr(module, "START_SECONDS", 0.2)
-    with pytest.raises(UserError, match=r"did not answer within 0 s; see .*head\.log"):
-        module.wait_for_port(address, types.SimpleNamespace(poll=lambda: None), tmp_path / "head.log")
+def test_a_server_that_does_not_come_up_is_ended(tmp_path, monkeypatch):
+    """Its client gives up; without one, nobody would end it."""
+    ws, started = Workspace(tmp_path), []
+    sleeps = [sys.executable, "-c", "import time; print('error: it hangs', flush=True); time.sleep(600)"]
+    real = subprocess.Popen
+    monkeypatch.setattr(module.subprocess, "Popen", lambda _, **k: started.append(real(sleeps, **k)) or started[0])
+    monkeypatch.setattr(module, "START_SECONDS", 1.5)
+    with pytest.raises(UserError, match=r"was not up after 2 s: it hangs \(log: .*server\.log\)"):
+        ensure(ws, Cluster())
+    assert started[0].poll() is not None
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    """Two stages would start two clusters there."""
+    import fcntl
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(UserError, match=r"the file system has no locks: .*lock; keep .* 'cluster=\{mode: job\}'"):
+        ensure(Workspace(tmp_path), Cluster())
 
 
 @pytest.fixture
@@ -317,11 +377,23 @@ def test_client_says_when_the_cluster_goes_away(work):
         client.run("a", "train", {})
 
 
+def test_a_server_that_is_silent_is_given_up(work, monkeypatch):
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.3)
+    client = Client(work, Cluster())
+
+    async def never(*_):
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(work.server.queue, "submit", never)
+    with pytest.raises(UserError, match=r"^a: the shared cluster stopped \(TimeoutError\); run the same command again"):
+        client.run("a", "train", {})
+
+
 def test_stop_ends_the_server(tmp_path):
     ws = Workspace(tmp_path)
     assert stop(ws) is False
     server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    port, _ = _alive(ws, pid=server.pid)
+    port, _ = _alive(ws, pid=server.pid, began=progress._began(server.pid))
     with port, ThreadPoolExecutor(1) as pool:
         reaped = pool.submit(server.wait, 20)  # as the server's own parent would
         assert stop(ws) is True

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 
 import pytest
 
-from pipeline.cluster import nodes
+from pipeline.cluster import nodes, slurm
 from pipeline.cluster.client import live, tunnel
-from pipeline.cluster.head import HEAD
+from pipeline.cluster.head import HEAD, OWNER, forget_dead, own_folder, shared_targets
 from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.files import write_json
@@ -21,7 +22,7 @@ from pipeline.workspace import Workspace
 def answers(monkeypatch):
     """`answers[command]` is what Slurm says."""
     found = {}
-    monkeypatch.setattr(nodes, "_ask", lambda *command: found[" ".join(command)])
+    monkeypatch.setattr(slurm, "_ask", lambda *command: found[" ".join(command)])
     return found
 
 
@@ -34,21 +35,21 @@ def answers(monkeypatch):
 )  # fmt: skip
 def test_time_left_as_slurm_writes_it(answers, said, seconds):
     answers["squeue --noheader --jobs=7 --format=%L"] = said
-    assert nodes.seconds_left("7") == seconds
+    assert slurm.seconds_left("7") == seconds
 
 
 def test_hosts_and_their_addresses(answers):
     answers["squeue --noheader --jobs=7 --format=%N"] = "gpu[01-02]"
     answers["scontrol show hostnames gpu[01-02]"] = "gpu01\ngpu02"
-    assert nodes.hosts("7") == ["gpu01", "gpu02"]
+    assert slurm.hosts("7") == ["gpu01", "gpu02"]
     answers["scontrol show node gpu01"] = "NodeName=gpu01 Arch=x86_64\n   NodeAddr=127.0.0.3 NodeHostName=gpu01"
-    assert nodes.address_of("gpu01") == "127.0.0.3"
+    assert slurm.address_of("gpu01") == "127.0.0.3"
 
 
 def test_the_interface_of_an_address():
-    assert nodes.interface_of("127.0.0.1") == "lo"
+    assert slurm.interface_of("127.0.0.1") == "lo"
     with pytest.raises(UserError, match=r"no network interface .* 192\.0\.2\.1 .*cluster\.interface"):
-        nodes.interface_of("192.0.2.1")  # for documentation alone
+        slurm.interface_of("192.0.2.1")  # for documentation alone
 
 
 def test_several_nodes_need_a_slurm_job_that_has_them(answers, monkeypatch, tmp_path):
@@ -64,15 +65,24 @@ def test_several_nodes_need_a_slurm_job_that_has_them(answers, monkeypatch, tmp_
 
 def test_without_slurm_one_line_says_so():
     with pytest.raises(UserError, match="no-such-program does not answer"):
-        nodes._ask("no-such-program")
+        slurm._ask("no-such-program")
     with pytest.raises(UserError, match="^ls /no/such/file: "):
-        nodes._ask("ls", "/no/such/file")
+        slurm._ask("ls", "/no/such/file")
+
+
+def test_a_job_whose_limit_nobody_tells_has_none(monkeypatch, tmp_path, capsys):
+    """SLURM_JOB_ID is set in a container of the job, and squeue is not there."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm.seconds_to_work("7", 2) is None
+    assert capsys.readouterr().out.startswith("the time limit of Slurm job 7 is not known, and nothing is kept before")
+    assert slurm.seconds_to_work("7", 0) is slurm.seconds_to_work("", 2) is None
+    assert not capsys.readouterr().out
 
 
 def test_a_further_srun_is_not_told_of_this_step(monkeypatch):
     for key in ("SLURM_NTASKS", "SLURM_MEM_PER_NODE", "SBATCH_PARTITION", "SLURM_JOB_ID", "SLURM_CONF"):
         monkeypatch.setenv(key, "1")
-    kept = nodes.plain_environment()
+    kept = slurm.plain_environment()
     assert {key for key in kept if key.startswith(("SLURM_", "SBATCH_"))} == {"SLURM_JOB_ID", "SLURM_CONF"}
     assert kept["PATH"] == os.environ["PATH"]
 
@@ -103,16 +113,39 @@ def test_a_driver_goes_to_the_job_that_hosts_the_cluster(monkeypatch):
     assert command[-4:] == ["-m", "pipeline", "sweep", "x"] and environment["PIPELINE_ENTERED"] == "7"
 
 
+GONE = {"pid": 2**22 - 3, "host": socket.gethostname(), "began": 1}
+
+
 def test_running_clusters_are_listed_and_dead_ones_forgotten(tmp_path):
     ws = Workspace(tmp_path)
-    here = {"host": socket.gethostname(), "dashboard": "http://127.0.0.1:8265", "job": ""}
-    write_json(ws.ray / "jobs" / "mine" / HEAD, here | {"pid": os.getpid()})
-    write_json(ws.ray / "jobs" / "dead" / HEAD, here | {"pid": 2**22 - 3})
+    here = {"host": "n1", "dashboard": "http://127.0.0.1:8265", "job": ""}
+    mine = own_folder(ws, "7")
+    write_json(mine / HEAD, here)
+    write_json(ws.ray / "jobs" / "dead" / HEAD, here)
+    write_json(ws.ray / "jobs" / "dead" / OWNER, GONE)
     write_json(ws.ray / "jobs" / "far" / HEAD, {"host": "gpu01", "dashboard": "http://10.1.2.3:8265", "job": "7"})
+    write_json(ws.ray / "jobs" / "far" / OWNER, GONE | {"host": "gpu01"})
     found = {record["name"]: record for record in live(ws)}
-    assert set(found) == {"mine", "far"} and not (ws.ray / "jobs" / "dead").exists()
-    assert found["mine"]["token"] == str(ws.ray / "jobs" / "mine" / "token")
+    assert set(found) == {mine.name, "far"} and not (ws.ray / "jobs" / "dead").exists()
+    assert found[mine.name]["token"] == str(mine / "token")
     assert json.loads((ws.ray / "jobs" / "far" / HEAD).read_text())["job"] == "7"
+
+
+def test_lists_of_targets_go_with_their_process(tmp_path):
+    ws, source = Workspace(tmp_path), tmp_path / "prom_metrics_service_discovery.json"
+    host = socket.gethostname()
+    for name in (f"{host}-{2**22 - 3}-1", f"{host}-{os.getpid()}-1", "elsewhere-1-1"):
+        write_json(ws.ray / "metrics" / f"{name}.json", [])
+    source.write_text('[{"targets": ["127.0.0.1:1"]}]')
+    with shared_targets(str(tmp_path), ws):
+        end = time.monotonic() + 10
+        while len(found := list((ws.ray / "metrics").glob(f"{host}-{os.getpid()}-*.json"))) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        forget_dead(ws)
+        (mine,) = set(found) & set((ws.ray / "metrics").glob(f"{host}-*.json"))  # not even one of the same number
+        assert json.loads(mine.read_text())[0]["targets"]
+    assert [path.name for path in (ws.ray / "metrics").iterdir()] == ["elsewhere-1-1.json"]
 
 
 def test_the_ssh_line_goes_where_the_dashboard_is():

@@ -1,0 +1,88 @@
+"""The temporary folder of a Ray: nobody else gets into it, and it goes with its process, or soon after.
+
+Ray opens its own folder to everyone (mode 0777), so it lies within one that only its owner enters.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+PREFIX = "actions-"
+SOCKET = 107  # bytes of a socket's path at most: Linux'
+# What comes after TMPDIR: this folder, Ray's, its session's and the longest name of a socket in it.
+LONGEST = f"/{PREFIX}12345678/r/session_2000-12-31_23-59-59_123456_1234567/sockets/dash_TaskEventsHead"
+
+
+@contextmanager
+def ray_folder() -> Iterator[str]:
+    """A folder for Ray's sockets and logs, which goes when the block ends.
+
+    Raises:
+        UserError: others could enter it.
+    """
+    base = _base(tempfile.gettempdir())
+    sweep(Path(base))
+    own = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+    with (own / "new").open("w") as lock:
+        with suppress(OSError):  # no locks here: then nobody sweeps it either
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.replace(own / "new", own / "lock")  # only now, so that a lock is always held while its process lives
+        try:
+            check_private(own)
+            yield str(own / "r")
+        finally:
+            _remove(own)
+
+
+def check_private(folder: Path) -> None:
+    """Raises UserError where a folder is not this user's alone."""
+    found = folder.lstat()
+    mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    if not mine or stat.S_IMODE(found.st_mode) & 0o077:
+        raise UserError(
+            f"{folder}: others may enter it (mode {stat.S_IMODE(found.st_mode):04o}), and Ray's logs and sockets would "
+            "lie there; set TMPDIR to a folder on a file system that keeps rights"
+        )
+
+
+def sweep(base: Path) -> None:
+    """Remove the folders that processes of this user have left which were killed: nobody holds their lock."""
+    for own in base.glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            if own.lstat().st_uid != os.geteuid():
+                continue
+            with (own / "lock").open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(own, ignore_errors=True)
+
+
+def _base(wanted: str) -> str:
+    """The folder for temporary files, or /tmp where the paths of Ray's sockets would become too long in it."""
+    if len(os.fsencode(wanted + LONGEST)) <= SOCKET:
+        return wanted
+    print(
+        f"TMPDIR ({wanted}) is too long for the paths of Ray's sockets, so /tmp is used; "
+        f"{SOCKET - len(LONGEST)} characters fit",
+        file=sys.stderr,
+    )
+    return "/tmp"
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder in which a process that is ending may still write."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
