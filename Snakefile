@@ -68,3 +68,4 @@ onsuccess:
 
 onerror:
     stop_cluster()
+    say_where_nothing_can_be_written()

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
-from pipeline.cli.options import (
-    app,
-    cluster_app,
-)
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # the working folder, into which `python -m` looks first: a queue.py there is not Python's
+
+import locale
+import os
+
+from pipeline.cli.options import app, cluster_app
 from pipeline.errors import UserError
 from pipeline.files import system_error
 
 app.add_typer(cluster_app, name="cluster")
+
+
+def use_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale says another encoding: in files, output and names of files.
+
+    The processes that this one starts have the mode, too.
+    """
+    os.environ["PYTHONUTF8"] = "1"
+    if not sys.flags.utf8_mode and locale.getencoding().lower().replace("-", "") != "utf8":
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def main() -> None:
@@ -31,4 +43,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_utf8()
     main()

@@ -6,8 +6,9 @@ Every error names the file and the key, and the nearest known name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args
@@ -100,11 +101,48 @@ class Settings(BaseModel):
     tables: dict[str, Any] = Field({}, description="overlay on config/tables/PAPER.yaml, or a new paper")
     llm: LLM = Field(default_factory=LLM, description="for data sets with the key describe")
     mirror: str = Field("", description="folder or server that has every file to download, by its address")
+    site: dict[str, int | str] = Field(
+        {},
+        description="what every job asks of this site's Slurm: slurm_partition, slurm_account, constraint, ...; a "
+        "stage's own resources go over it",
+    )
     resources: dict[Stage, dict[str, int | str]] = Field(
         {},
         description="stage -> what its jobs ask of a cluster (gpu, mem_mb, runtime in minutes, ...); threads; "
         "nodes over which frames and poses are spread",
     )
+
+
+def check_command_line(words: Sequence[str], config: Mapping[str, Any], scale: str) -> Iterator[str]:
+    """What has to be said of the words with which Snakemake was called, whose `--config` is `config` then.
+
+    Raises:
+        UserError: `--config` is given twice; Snakemake drops the first one silently.
+    """
+    given = [word for word in words if word in ("--config", "-C") or word.startswith("--config=")]
+    if len(given) > 1:
+        raise UserError("--config is given twice, and Snakemake reads only the last; write `--config a=1 b=2`")
+    profiles = [after for word, after in pairwise(words) if word == "--profile"]
+    profiles += [word.partition("=")[2] for word in words if word.startswith("--profile=")]
+    if given and "scale" not in config:
+        for lost in filter(None, map(_scale_of_profile, profiles)):
+            if lost != scale:
+                yield (
+                    f"scale {scale} runs, and not {lost}: --config takes the place of the profile's settings; "
+                    f"add scale={lost} to it if that is meant"
+                )
+
+
+def _scale_of_profile(folder: str) -> str:
+    """The scale in a profile's own `config`; empty where it has none."""
+    try:
+        content = yaml.safe_load((Path(folder) / "config.yaml").read_text("utf-8"))
+    except (OSError, yaml.YAMLError):
+        return ""
+    given = content.get("config", []) if isinstance(content, Mapping) else []
+    if isinstance(given, Mapping):
+        return str(given.get("scale", ""))
+    return next((str(item).partition("=")[2] for item in given if str(item).startswith("scale=")), "")
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +167,7 @@ def _copy(value: Any) -> Any:
 def _load(path: Path, mtime: int) -> Any:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return yaml.load(path.read_text(), Loader=loader)
+        return yaml.load(path.read_text("utf-8"), Loader=loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""

@@ -42,7 +42,7 @@ def _make(
     command = [sys.executable, "-m", "snakemake", "--quiet", "rules", "--cores", cores, "--", *targets]
     log = results / "logs" / "demo.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as out:
+    with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **variables})
         try:
             _follow(process, plan, number, files, results, began)
@@ -50,7 +50,7 @@ def _make(
             process.wait()
             raise UserError("interrupted; the same command goes on from here") from None
     if process.returncode:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
         raise UserError(f"{' / '.join(lines[-3:])[:300]}; see {log} and `python -m pipeline status`")
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -82,7 +81,7 @@ def examine(
         ("packages", lambda: check_packages(_project(plan))),
         ("machine", lambda: check_machine(plan)),
         ("gpu", lambda: check_gpus(plan, probe)),
-        ("slurm", lambda: check_slurm(_project(plan))),
+        ("slurm", lambda: check_slurm(_project(plan), str(plan.config.settings.site.get("slurm_partition", "")))),
         ("ray", lambda: check_ray(plan, ws)),
         ("disk", lambda: check_disk(plan, ws)),
         ("video", check_video),
@@ -118,7 +117,7 @@ def check_packages(project: Path) -> Iterator[Check]:
             topic, "warn", f"no pyproject.toml in {project}: versions are not compared", "call it in the project"
         )
         return
-    stated = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    stated = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
     if Version(platform.python_version()) not in SpecifierSet(stated["requires-python"]):
         yield Check(topic, "fail", f"Python {platform.python_version()}, needed {stated['requires-python']}", remedy)
     lines = [*stated["dependencies"], *_lines(project / "requirements-openmmlab.txt")]
@@ -142,7 +141,7 @@ def check_packages(project: Path) -> Iterator[Check]:
 
 
 def _lines(path: Path) -> list[str]:
-    text = path.read_text() if path.is_file() else ""
+    text = path.read_text("utf-8") if path.is_file() else ""
     return [line.strip() for line in text.splitlines() if line.strip() and line.strip()[0] not in "#-"]
 
 
@@ -173,7 +172,7 @@ def _memory() -> float:
     """Bytes of memory, or those that the control group allows."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text("utf-8")))
     return total
 
 
@@ -214,8 +213,12 @@ def check_gpus(plan: Plan, probe: subprocess.Popen[str] | None = None) -> Iterat
     yield Check("gpu", "warn" if elsewhere else "fail", f"no GPU ({built}){need}", remedy)
 
 
-def check_slurm(project: Path) -> Iterator[Check]:
-    """Slurm's commands, Snakemake's plugin for it, and the partition that the profile names."""
+def check_slurm(project: Path, partition: str = "") -> Iterator[Check]:
+    """Slurm's commands, Snakemake's plugin for it, and the partition that `site` or the profile names."""
+    if os.environ.get("SLURM_JOB_ID") and not shutil.which("squeue"):
+        found = "SLURM_JOB_ID is set, and there is no squeue to ask for the job's time limit (a container?)"
+        remedy = "nothing is kept before the limit: bind Slurm's commands into the container, or ask for time enough"
+        yield Check("slurm", "warn", found, remedy)
     if not shutil.which("sinfo"):
         yield Check("slurm", "ok", "no sinfo on the PATH: no Slurm here (`snakemake --profile slurm` alone needs it)")
         return
@@ -235,29 +238,25 @@ def check_slurm(project: Path) -> Iterator[Check]:
         yield Check("slurm", "warn", f"sinfo gives no answer ({said})", "ask whoever runs the cluster")
         return
     partitions = list(dict.fromkeys(done.stdout.split()))
-    wanted = _partition(project / "slurm" / "config.yaml")
+    wanted = partition or _partition(project / "slurm" / "config.yaml")
     good = not wanted or wanted in partitions
     remedy = (
-        "" if good else f"the profile asks for {wanted!r}: set slurm_partition in slurm/config.yaml to one of these"
+        "" if good else f"{wanted!r} is asked for: set slurm_partition in slurm/config.yaml or `site` to one of these"
     )
     yield Check("slurm", "ok" if good else "warn", f"{plugin}, partitions {', '.join(partitions)}", remedy)
 
 
 def _partition(profile: Path) -> str:
-    given = yaml.safe_load(profile.read_text()).get("default-resources", []) if profile.is_file() else []
+    given = yaml.safe_load(profile.read_text("utf-8")).get("default-resources", []) if profile.is_file() else []
     return next((str(item).partition("=")[2] for item in given if str(item).startswith("slurm_partition=")), "")
 
 
 def check_ray(plan: Plan, ws: Workspace) -> Iterator[Check]:
-    """The shared cluster or the one to join, its token (never shown), and the dashboard's port on loopback."""
-    from pipeline.cluster.client import running
+    """The shared cluster or the one to join, its token (never shown), what Ray's start would stumble on."""
+    from pipeline.cluster.client import elsewhere, running
 
-    if address := os.environ.get("RAY_ADDRESS"):
-        token = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-        token = token or (Path.home() / ".ray" / "auth_token").is_file()
-        remedy = "" if token else "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH if that cluster asks for a token"
-        found = f"RAY_ADDRESS is {address}; a token is {'set' if token else 'not set'}"
-        yield Check("ray", "ok" if token else "warn", found, remedy)
+    yield from _given_ray()
+    yield from _surroundings()
     cluster, file = plan.config.settings.cluster, ws.ray / "token"
     record = running(ws)
     if record and not file.is_file():
@@ -268,23 +267,62 @@ def check_ray(plan: Plan, ws: Workspace) -> Iterator[Check]:
     if record:
         yield Check("ray", "ok", f"a cluster runs at {record['address']}, dashboard {record['dashboard']}")
         return
+    if host := elsewhere(ws):
+        remedy = f"work there, or stop it there; if {host} is gone, delete {ws.ray / 'cluster.json'}"
+        yield Check("ray", "warn", f"the shared cluster of {ws.root} runs on {host}", remedy)
+        return
     how = "starts when a stage needs it" if cluster.mode == "shared" else "is started in each training (mode job)"
     yield Check("ray", "ok", f"no shared cluster runs; one {how}, with a token of its own")
-    if cluster.mode == "shared" and cluster.dashboard:
-        free = _free(8265)
-        said = "free" if free else "taken; the dashboard gets another port"
-        remedy = "" if free else "`python -m pipeline cluster status` says which, once it runs"
-        yield Check("ray", "ok" if free else "warn", f"port 8265 of the loopback interface is {said}", remedy)
 
 
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+def _given_ray() -> Iterator[Check]:
+    from pipeline.cluster.head import listens
+
+    if not (address := os.environ.get("RAY_ADDRESS")):
+        return
+    try:
+        listens(address)
+    except ConnectionError as error:
+        found = f"RAY_ADDRESS is {address}, and {error}: it is left aside"
+        yield Check("ray", "warn", found, "unset RAY_ADDRESS, or start that Ray")
+        return
+    token = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    token = token or (Path.home() / ".ray" / "auth_token").is_file()
+    remedy = "" if token else "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH if that cluster asks for a token"
+    found = f"RAY_ADDRESS is {address} (mode job uses it); a token is {'set' if token else 'not set'}"
+    yield Check("ray", "ok" if token else "warn", found, remedy)
+
+
+def _surroundings() -> Iterator[Check]:
+    """A folder for temporary files that is too long, a home that cannot be written, other people's Ray."""
+    from pipeline.cluster.folders import too_long
+
+    temporary = tempfile.gettempdir()
+    if left := too_long(temporary):
+        found = f"TMPDIR ({temporary}) is too long for the paths of Ray's sockets: /tmp is used"
+        yield Check("ray", "warn", found, f"set TMPDIR to a folder whose path is {left} characters shorter")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if not os.access(_existing(caches), os.W_OK):
+        remedy = "set XDG_CACHE_HOME and HF_HOME to folders that can be written"
+        yield Check("ray", "warn", f"nothing can be written to {caches}, where packages keep what they fetch", remedy)
+    others = sorted({name for name in _owners_of("gcs_server") if name != _owner_of(os.getpid())})
+    if others:
+        yield Check("ray", "ok", f"a Ray of {', '.join(others)} runs on this machine too; nothing is shared with it")
+
+
+def _owners_of(program: str) -> Iterator[str]:
+    """Names of the users who run a program."""
+    import psutil
+
+    for process in psutil.process_iter(["name", "username"]):
+        if process.info["name"] == program and process.info["username"]:
+            yield process.info["username"]
+
+
+def _owner_of(pid: int) -> str:
+    import psutil
+
+    return psutil.Process(pid).username()
 
 
 def check_disk(plan: Plan, ws: Workspace) -> Iterator[Check]:

@@ -112,7 +112,7 @@ def exclusive(path: Path, needed: bool = False) -> Iterator[None]:
     lock is `needed`, and a UserError says that there is none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:

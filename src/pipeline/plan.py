@@ -503,9 +503,9 @@ class Plan:
         folder.mkdir(parents=True, exist_ok=True)
         for name, thing in things:
             path, text = folder / f"{name}.json", canonical(thing) + "\n"
-            if not path.is_file() or path.read_text() != text:
+            if not path.is_file() or path.read_text("utf-8") != text:
                 temporary = path.with_suffix(f".{os.getpid()}.tmp")
-                temporary.write_text(text)
+                temporary.write_text(text, "utf-8")
                 os.replace(temporary, path)
 
 

@@ -83,7 +83,7 @@ class Workspace:
             else:
                 hint = f"one of {', '.join(known[:5])}" if known else "`python -m pipeline plan --write` lists them"
                 raise UserError(f"no experiment {name!r} in {path.parent}; {hint}")
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
 
     def read_run(self, name: str) -> Run:
         """The planned run `name` (an unambiguous beginning of its id is enough)."""
@@ -117,7 +117,7 @@ class Workspace:
     def read_shown(self, run_id: str) -> dict[str, str]:
         """Which clip figures show a planned run (`sheets.Show`); empty: the first of the test."""
         path = self.root / "specs" / f"shown-{run_id}.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
     def read_sweep(self, name: str) -> dict[str, Any]:
         """The planned sweep `name`."""

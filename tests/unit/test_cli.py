@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from pipeline import __main__ as cli
 from pipeline.cluster import nodes
+from pipeline.errors import UserError
 from pipeline.plan import Plan
 from pipeline.workspace import Workspace
 
@@ -141,6 +144,64 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys, repo, tmp_path):
     monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, arguments)])
     with pytest.raises(OSError, match="Input/output"):
         cli.main()
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (errno.EROFS, "the file system is read-only"), (errno.EACCES, "no permission for"),
+        (errno.EDQUOT, "your quota is used up"), (errno.ENOLCK, "has no locks"),
+    ],
+)  # fmt: skip
+def test_what_the_system_refuses_is_one_line_with_the_path(monkeypatch, capsys, repo, tmp_path, number, line):
+    def refused(*_):
+        raise OSError(number, os.strerror(number), str(tmp_path / "specs" / "x.json"))
+
+    monkeypatch.setattr(Plan, "write_specs", refused)
+    status, _, err = _call(monkeypatch, capsys, "plan", "--write", "--config", repo / "config", "--results", tmp_path)
+    assert status == 2 and line in err and f"{tmp_path}/specs/x.json; " in err and len(err.splitlines()) == 1
+
+
+def test_a_write_that_is_refused_names_the_folder(monkeypatch, tmp_path):
+    from pipeline import files
+
+    def refused(*_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    with pytest.raises(UserError, match=f"your quota is used up on the disk of {tmp_path}; free some"):
+        files.write_text(tmp_path / "x", "y")
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: refused())
+    with pytest.raises(UserError, match="your quota"):
+        files.write_text(tmp_path / "new" / "x", "y")
+
+
+def test_a_file_in_the_working_folder_is_no_module_of_python(tmp_path):
+    for name in ("queue", "locale", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('mine')\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment.pop("PYTHONSAFEPATH", None)
+    command = [sys.executable, "-m", "pipeline", "cluster", "status"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == "no cluster is running\n", done.stderr
+
+
+def test_text_is_utf_8_in_every_locale(monkeypatch):
+    begun = []
+    flags = type("Flags", (), {"utf8_mode": 0})
+    monkeypatch.setattr(cli.os, "execv", lambda *words: begun.append(words))
+    monkeypatch.setattr(cli.sys, "flags", flags)
+    monkeypatch.setattr(cli.sys, "orig_argv", ["python", "-m", "pipeline", "status"])
+    monkeypatch.delenv("PYTHONUTF8", raising=False)
+    monkeypatch.setattr(cli.locale, "getencoding", lambda: "UTF-8")
+    cli.use_utf8()
+    assert not begun and os.environ["PYTHONUTF8"] == "1"
+    monkeypatch.setattr(cli.locale, "getencoding", lambda: "ISO-8859-1")
+    cli.use_utf8()
+    assert begun == [(sys.executable, [sys.executable, "-m", "pipeline", "status"])]
+    flags.utf8_mode = 1
+    cli.use_utf8()
+    assert len(begun) == 1
 
 
 STAGES = (

@@ -143,3 +143,23 @@ def test_a_mistake_is_blamed_on_what_has_it(repo):
     assert config.place("datasets", "hmdb51") == str(repo / "config" / "datasets" / "hmdb51.yaml")
     for name, key in (("hmdb51", "root"), ("mine", ""), ("mine", "kind")):
         assert config.place("datasets", name, key).endswith(f"command line), key datasets.{name}")
+
+
+def test_a_second_config_on_the_command_line_is_no_silence(tmp_path):
+    from pipeline.config import check_command_line
+
+    def said(*words, **config):
+        return list(check_command_line(["snakemake", *words], config, "demo"))
+
+    with pytest.raises(UserError, match=r"--config is given twice, .* only the last; write `--config a=1 b=2`"):
+        said("--config", "scale=paper", "--config", "seeds=[0]")
+    with pytest.raises(UserError, match="twice"):
+        said("--config=scale=paper", "-C", "seeds=[0]")
+    assert not said("--configfile", "a.yaml", "--config", "seeds=[0]", "mirror=x")
+    (tmp_path / "config.yaml").write_text("config:\n  - scale=paper # this one\njobs: 3\n")
+    profile = ["--profile", str(tmp_path)]
+    (note,) = said(*profile, "--config", "seeds=[0]")
+    assert note.startswith("scale demo runs, and not paper") and "add scale=paper" in note
+    assert said(f"--profile={tmp_path}", "--config", "seeds=[0]") == [note]
+    assert not said(*profile) and not said(*profile, "--config", "scale=demo", scale="demo")
+    assert not said("--profile", str(tmp_path / "none"), "--config", "seeds=[0]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import socket
 import sys
 import threading
@@ -121,6 +122,7 @@ def test_slurm(tmp_path, monkeypatch):
     assert found.status == "ok" and found.found.endswith("partitions cpu, gpu")
     profile.write_text("default-resources:\n  - slurm_partition=a100\n")
     assert "set slurm_partition" in only(doctor.check_slurm(tmp_path)).remedy
+    assert only(doctor.check_slurm(tmp_path, "cpu")).status == "ok"  # `site` goes over the profile
     program(tmp_path / "bin", "sinfo", "echo no controller >&2; exit 1")
     found = only(doctor.check_slurm(tmp_path))
     assert (found.status, found.found) == ("warn", "sinfo gives no answer (no controller)")
@@ -129,25 +131,45 @@ def test_slurm(tmp_path, monkeypatch):
 def test_ray(repo, tmp_path, monkeypatch, clean):
     plan, ws = planned(repo), Workspace(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(doctor, "_free", lambda port: port == 8265)
-    assert [check.status for check in doctor.check_ray(plan, ws)] == ["ok", "ok"]
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert next(doctor.check_ray(plan, ws)).status == "warn"
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "hush")
+    monkeypatch.setattr(doctor, "_surroundings", lambda: iter(()))
+    assert [check.status for check in doctor.check_ray(plan, ws)] == ["ok"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        assert next(doctor.check_ray(plan, ws)).status == "warn"
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "hush")
+        found = next(doctor.check_ray(plan, ws))
+        assert found.status == "ok" and "hush" not in found.found
     found = next(doctor.check_ray(plan, ws))
-    assert found.status == "ok" and "hush" not in found.found
+    assert found.status == "warn" and "nothing listens at" in found.found and "unset RAY_ADDRESS" in found.remedy
     ws.ray.mkdir()
     (ws.ray / "token").write_text("hush")
     (ws.ray / "token").chmod(0o644)
     assert f"chmod 600 {ws.ray / 'token'}" in [check.remedy for check in doctor.check_ray(plan, ws)]
+    (ws.ray / "cluster.json").write_text('{"host": "login02", "pid": 1}')
+    *_, last = doctor.check_ray(plan, ws)
+    assert last.status == "warn" and last.found.endswith("runs on login02")
 
 
-def test_a_taken_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        assert not doctor._free(taken.getsockname()[1])
-    assert doctor._free(0)
+def test_what_ray_would_stumble_on(tmp_path, monkeypatch, clean):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "_owners_of", lambda program: [doctor._owner_of(os.getpid())])
+    assert not list(doctor._surroundings())
+    monkeypatch.setattr(doctor, "_owners_of", lambda program: ["alice", "alice"])
+    assert only(doctor._surroundings()).found.startswith("a Ray of alice runs on this machine")
+    monkeypatch.setattr(doctor.tempfile, "gettempdir", lambda: "/scratch/" + 86 * "x")
+    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+    long, home, _ = doctor._surroundings()
+    assert (long.status, home.status) == ("warn", "warn")
+    assert "TMPDIR" in long.remedy and "characters shorter" in long.remedy and "XDG_CACHE_HOME" in home.remedy
+
+
+def test_a_container_without_slurm_s_commands(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    first, _ = doctor.check_slurm(tmp_path)
+    assert first.status == "warn" and "no squeue" in first.found
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert only(doctor.check_slurm(tmp_path)).status == "ok"
 
 
 def test_disk(repo, tmp_path, monkeypatch):

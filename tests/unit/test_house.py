@@ -37,7 +37,7 @@ def _modules() -> dict[str, Path]:
 
 def _imported(path: Path) -> Iterator[str]:
     """Modules of this package that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pipeline"):
             inner = {f"{node.module}.{alias.name}" for alias in node.names} & set(_modules())
             yield from inner or {node.module}
@@ -84,3 +84,22 @@ def test_the_plan_is_read_without_what_is_heavy(repo):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def _unsaid(path: Path) -> Iterator[int]:
+    """Lines on which a file opens, reads or writes text in whatever encoding the user's locale has."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        texts = [word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
+        if any(word.arg == "encoding" for word in node.keywords) or "utf-8" in texts:
+            continue
+        mode = ast.unparse(node.args[0]) if node.args else ""
+        opens = node.func.attr == "open" and "path" in ast.unparse(node.func.value) and "b" not in mode
+        if node.func.attr in ("read_text", "write_text") or opens:
+            yield node.lineno
+
+
+def test_text_is_utf_8_whatever_the_locale():
+    found = [f"{path.relative_to(SRC)}:{line}" for path in _modules().values() for line in _unsaid(path)]
+    assert not found

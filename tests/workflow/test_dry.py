@@ -196,3 +196,19 @@ def test_poses_from_videos_are_planned(workflow):
     assert _jobs(out)["extract_poses"] == 1
     key = re.search(r"python -m pipeline poses (own-\w+) ", out)[1]
     assert f"results/data/{key}/poses/poses.csv" in out and f"python -m pipeline splits {key} " in out
+
+
+def test_a_site_s_words_are_added_to_what_the_profile_asks_for(workflow, repo):
+    """Every job has the partition, and keeps the profile's memory, time and CPUs."""
+    words = ["--profile", str(repo / "slurm"), "--config", "site={slurm_partition: gpu, qos: 7}"]
+    status, out = workflow.run("-n", "results/lga/table4.csv", *words)
+    assert status == 0, out[-3000:]
+    assert "note: scale demo runs, and not paper" in out
+    asked = re.findall(r"^ +resources: (.*)$", out, re.M)
+    for each in ("slurm_partition=gpu", "qos=7", "mem_mb=8000", "runtime=240", "cpus_per_task=2"):
+        assert asked and all(each in line for line in asked), each
+
+
+def test_a_second_config_is_an_error(workflow):
+    status, out = workflow.run("-n", "--config", "scale=quick", "--config", "seeds=[0]")
+    assert status == 2 and "error: --config is given twice" in out

@@ -3,11 +3,15 @@ import json
 import os
 import re
 import shlex
+import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from pipeline.config import check_command_line
 from pipeline.errors import UserError
+from pipeline.files import read_json, system_error
 from pipeline.plan import Plan
 from pipeline.experiment import store_key
 from pipeline.status import totals
@@ -18,9 +22,12 @@ CONFIG = Path(workflow.basedir) / "config"
 
 
 def read_plan():
-    """The plan of the configured tables; a mistake in a config file is one line."""
+    """The plan of the configured tables; a mistake in a config file or the command is one line."""
     try:
-        return Plan.read(CONFIG, config)
+        plan = Plan.read(CONFIG, config)
+        for note in check_command_line(sys.argv, config, plan.config.settings.scale):
+            print(f"note: {note}", file=sys.stderr)
+        return plan
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.stderr.flush()
@@ -30,19 +37,26 @@ def read_plan():
 PLAN = read_plan()
 CLUSTER = PLAN.config.settings.cluster
 # What only says where and how fast something is done is no parameter of a rule: another value makes nothing anew.
-WHERE = ("cluster", "resources", "mirror", "llm")
+WHERE = ("cluster", "resources", "site", "mirror", "llm")
 OVERLAY_JSON = json.dumps(
     {key: value for key, value in config.items() if key not in WHERE}, sort_keys=True
 )
 
 
-def needs(stage):
-    """Resources of a stage's jobs: those of the scale (`resources`), and as many nodes as its work is spread over."""
-    # Snakemake reads numbers inside braces, as in --config 'resources={train: {mem_mb: 4000}}', as words.
-    found = {
+def numbers(words):
+    """Snakemake reads numbers inside braces, as in --config 'resources={train: {mem_mb: 4000}}', as words."""
+    return {
         key: int(value) if str(value).isdecimal() else value
-        for key, value in PLAN.config.settings.resources.get(stage, {}).items()
+        for key, value in words.items()
     }
+
+
+SITE = numbers(PLAN.config.settings.site)
+
+
+def needs(stage):
+    """Resources of a stage's jobs: those of the site and the scale, and as many nodes as its work is spread over."""
+    found = SITE | numbers(PLAN.config.settings.resources.get(stage, {}))
     found.pop("threads", None)
     nodes = 1
     if stage in ("train", "sweep") and CLUSTER.mode == "job":
@@ -78,9 +92,12 @@ CLIENT_CORES = 0 if WAITING else 1
 if WAITING:
     workflow.global_resources.setdefault("waiting", CLUSTER.slots + 1)
 
+# Whatever the locale is, text is UTF-8; and a queue.py in the working folder is not Python's.
+PYTHON = "export PYTHONUTF8=1 PYTHONSAFEPATH=1; "
 if not workflow.deployment_settings.deployment_method:
     # Jobs find the Python that runs Snakemake, also where its environment is not activated.
-    shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+    PYTHON += f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+shell.prefix(PYTHON)
 
 
 def drop_default_rate_limit(scheduler):
@@ -185,14 +202,26 @@ def encoder_files(run):
 
 
 def stop_cluster():
-    """End the shared cluster that the stages have started; one in a Slurm job is the user's.
+    """End the shared cluster that the stages have started here; one in a Slurm job is the user's.
 
     `make demo` calls Snakemake twice and keeps it in between.
     """
-    record = Path("results/ray/cluster.json")
-    kept = os.environ.get("PIPELINE_KEEP_CLUSTER")
-    if not kept and record.exists() and "job" not in json.loads(record.read_text()):
-        shell("python -m pipeline cluster stop > /dev/null")
+    record = read_json("results/ray/cluster.json") or {"job": ""}
+    here = "job" not in record and record.get("host") == socket.gethostname()
+    if here and not os.environ.get("PIPELINE_KEEP_CLUSTER"):
+        shell("python -m pipeline cluster stop > /dev/null || true")
+
+
+def say_where_nothing_can_be_written():
+    """The reason of a failure in a line here, where the logs lie on the full disk and have room for none."""
+    probe = Path(f"results/.probe-{os.getpid()}")
+    try:
+        probe.write_bytes(bytes(65536))
+    except OSError as error:
+        print(f"error: {system_error(error, 'results') or error}", file=sys.stderr)
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def say_totals():

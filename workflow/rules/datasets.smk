@@ -47,6 +47,8 @@ rule split_classes:
     conda:
         "../envs/pipeline.yaml"
     threads: 2
+    resources:
+        **SITE,
     params:
         options=lambda wildcards: json.dumps(
             {
@@ -73,6 +75,8 @@ rule describe_classes:
         "results/benchmarks/describe_classes/{dataset}.tsv"
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        **SITE,
     params:
         asked=asked_of,
     shell:
@@ -109,6 +113,7 @@ rule download:
         "../envs/pipeline.yaml"
     threads: 2
     resources:
+        **SITE,
         overlay=shlex.quote(json.dumps(config, sort_keys=True)),
     params:
         config=shlex.quote(str(CONFIG)),

@@ -19,6 +19,8 @@ rule table_of_paper:
         stem=rf"(?!(?:{DRAWN})\.)(table|fig)[0-9A-Za-z]+",
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        **SITE,
     params:
         number=lambda wildcards: STEMS.get((wildcards.paper, wildcards.stem)),
         about=about,
@@ -60,6 +62,8 @@ rule figure_of_paper:
         stem=DRAWN or "none",
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        **SITE,
     params:
         about=about,
         config=shlex.quote(str(CONFIG)),
@@ -87,6 +91,8 @@ rule curves_of_paper:
         "results/benchmarks/figures/{paper}-training.tsv"
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        **SITE,
     params:
         config=shlex.quote(str(CONFIG)),
         overlay=shlex.quote(OVERLAY_JSON),
@@ -113,6 +119,8 @@ rule report:
         "results/benchmarks/report.tsv"
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        **SITE,
     params:
         config=shlex.quote(str(CONFIG)),
         overlay=shlex.quote(OVERLAY_JSON),
@@ -137,6 +145,8 @@ rule table_of_papers:
         "results/benchmarks/tables/{stem}.tsv"
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        **SITE,
     params:
         number=lambda wildcards: next(
             (n for (_, stem), n in STEMS.items() if stem == wildcards.stem), None

@@ -59,7 +59,7 @@ def download(
         if record:
             from pipeline.files import write_text
 
-            write_text(record, made.read_text())
+            write_text(record, made.read_text("utf-8"))
 
 
 @app.command()

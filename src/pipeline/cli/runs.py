@@ -115,7 +115,7 @@ def evaluate(
         with job(ws, "evaluate", name):
             evaluate_run(spec, todo, ws)
     for path in (ws.cell(cell.id) for cell in asked):
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text("utf-8"))
         half = "" if record["ci95"] is None else f" +- {record['ci95']:.2f}"
         print(f"{path}: {record['value']:.2f}{half}")
 

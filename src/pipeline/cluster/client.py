@@ -167,7 +167,7 @@ def ensure(ws: Workspace, settings: Cluster) -> dict[str, Any]:
     with exclusive(ws.ray / "lock", needed=True):
         if record := running(ws):
             return record
-        if host := _elsewhere(ws):
+        if host := elsewhere(ws):
             raise UserError(
                 f"the shared cluster of {ws.root} runs on {host}; stop it there with `python -m pipeline cluster "
                 f"stop`, or, if that machine is gone, delete {ws.ray / 'cluster.json'}"
@@ -202,7 +202,7 @@ def _start(ws: Workspace, settings: Cluster) -> dict[str, Any]:
     raise UserError(f"the shared Ray cluster was not up after {START_SECONDS:.0f} s: {last_words(log)} (log: {log})")
 
 
-def _elsewhere(ws: Workspace) -> str:
+def elsewhere(ws: Workspace) -> str:
     """The other machine on which the shared cluster of a results folder runs, as far as is known from here."""
     record = read_json(ws.ray / "cluster.json") or {}
     host = record.get("host", "")
@@ -213,7 +213,7 @@ def running(ws: Workspace) -> dict[str, Any] | None:
     """The record of the running cluster that can be reached from this machine, or None."""
     with suppress(OSError, KeyError):
         record = read_json(ws.ray / "cluster.json")
-        if not record or ("job" not in record and (_elsewhere(ws) or not lives(record))):
+        if not record or ("job" not in record and (elsewhere(ws) or not lives(record))):
             return None
         host, port = record["queue"].rsplit(":", 1)
         with socket.create_connection((host, int(port)), timeout=2):
@@ -254,7 +254,7 @@ def stop(ws: Workspace) -> bool:
     """
     record = running(ws)
     if not record:
-        if host := _elsewhere(ws):
+        if host := elsewhere(ws):
             raise UserError(f"the shared cluster of {ws.root} runs on {host}; give this command there")
         return False
     end = time.monotonic() + STOP_SECONDS

@@ -69,14 +69,17 @@ def sweep(base: Path) -> None:
 
 def _base(wanted: str) -> str:
     """The folder for temporary files, or /tmp where the paths of Ray's sockets would become too long in it."""
-    if len(os.fsencode(wanted + LONGEST)) <= SOCKET:
-        return wanted
-    print(
-        f"TMPDIR ({wanted}) is too long for the paths of Ray's sockets, so /tmp is used; "
-        f"{SOCKET - len(LONGEST)} characters fit",
-        file=sys.stderr,
-    )
-    return "/tmp"
+    if too_long(wanted):
+        fits = SOCKET - len(LONGEST)
+        said = f"TMPDIR ({wanted}) is too long for the paths of Ray's sockets, so /tmp is used; {fits} characters fit"
+        print(said, file=sys.stderr, flush=True)
+        return "/tmp"
+    return wanted
+
+
+def too_long(base: str) -> int:
+    """By how many characters the path of a folder is too long for the sockets in it; 0 where it is not."""
+    return max(0, len(os.fsencode(base + LONGEST)) - SOCKET)
 
 
 def _remove(folder: Path) -> None:

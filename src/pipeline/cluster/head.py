@@ -137,7 +137,7 @@ def attach(address: str, **options: Any) -> tuple[Any, str | None]:
     Raises:
         ConnectionError: nothing listens at the address.
     """
-    _listens(address)
+    listens(address)
     watch = threading.Timer(START_SECONDS, _give_up, [address])
     watch.daemon = True
     watch.start()
@@ -159,7 +159,7 @@ def _tell_dashboard(dashboard: str | None) -> None:
         write_json(path, record | {"dashboard": dashboard})
 
 
-def _listens(address: str) -> None:
+def listens(address: str) -> None:
     """Raises ConnectionError where an address is HOST:PORT and nothing listens there."""
     if found := re.fullmatch(r"([\w.:-]+):(\d+)", address):
         try:
@@ -192,7 +192,7 @@ def given_address() -> str | None:
 def _unreachable(address: str) -> str:
     """Why no driver can connect to a Ray; empty where one can. Another process tries, for Ray itself has no limit."""
     try:
-        _listens(address)
+        listens(address)
     except ConnectionError as error:
         return str(error)
     if address == "local":

@@ -232,11 +232,11 @@ class Part:
     @property
     def validator(self) -> str:
         """Strong ETag or date of the file that the part belongs to."""
-        return self._mark.read_text() if self._mark.is_file() else ""
+        return self._mark.read_text("utf-8") if self._mark.is_file() else ""
 
     @validator.setter
     def validator(self, value: str) -> None:
-        self._mark.write_text(value)
+        self._mark.write_text(value, "utf-8")
 
     def resumable(self, checked: bool) -> int:
         """Bytes to go on from: none where nothing would tell that the file has changed since."""

@@ -97,14 +97,14 @@ def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[
         "coverage": there.get("test"), "coverage_train": there.get("train"), "measure": measure.model_dump(mode="json"),
     }  # fmt: skip
     if measure.metric == "time_ms":
-        record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text())["milliseconds"]))
+        record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text("utf-8"))["milliseconds"]))
     elif measure.metric == "teacher_time_share_pct":
-        record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text())["percent"]))
+        record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text("utf-8"))["percent"]))
     elif measure.metric == "teacher_spread_pct":
-        found = json.loads(value_path(ws, run, measure).read_text())
+        found = json.loads(value_path(ws, run, measure).read_text("utf-8"))
         record |= summary(100 * np.asarray(found["deviation"])) | {"teacher": found}
     elif measure.metric == "params_m":
-        count = json.loads(value_path(ws, run, measure).read_text())["parameters"]
+        count = json.loads(value_path(ws, run, measure).read_text("utf-8"))["parameters"]
         record |= {"value": count / 1e6, "ci95": None, "n": 1}
     elif measure.metric == "opposite_pct":
         record |= _opposites(cell, ws)

@@ -92,7 +92,7 @@ def read_outcome(path: Path) -> Outcome | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: damaged file ({error}); delete it, and the workflow makes it again") from None
     if not isinstance(content, dict):

@@ -34,7 +34,7 @@ def read_curve(path: Path, points: int = 0) -> dict[str, list[float | None]]:
     Args:
         points: where there are more lines, about so many of them, evenly; all that were validated are kept.
     """
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     every = math.ceil(len(lines) / points) if points else 1
     kept = [x for i, x in enumerate(lines) if i % every == 0 or i == len(lines) - 1 or x.get("validation_accuracy")]

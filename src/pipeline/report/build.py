@@ -162,7 +162,7 @@ def _command(plan: Plan, path: Path) -> str:
 
 def _cell(plan: Plan, cell: Cell, ws: Workspace) -> dict[str, Any]:
     path = ws.cell(cell.id)
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text("utf-8"))
     kept = (
         "value", "ci95", "n", "metric", "alpha", "alpha_curve", "coverage", "coverage_train", "scale", "selection",
         "seed", "dataset",
@@ -173,7 +173,7 @@ def _cell(plan: Plan, cell: Cell, ws: Workspace) -> dict[str, Any]:
 
 def _run(run: Run, ws: Workspace) -> dict[str, Any]:
     folder = ws.run(run.id)
-    trained = json.loads((folder / "train.json").read_text())
+    trained = json.loads((folder / "train.json").read_text("utf-8"))
     curve = read_curve(folder / "curve.csv", POINTS) if (folder / "curve.csv").is_file() else {}
     return {
         "settings": _yaml(run),
@@ -203,6 +203,6 @@ def _benchmark(path: Path) -> str:
     """Time and memory that Snakemake saw, where it ran the job."""
     if not path.is_file():
         return ""
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         line = next(csv.DictReader(file, delimiter="\t"), {})
     return f"{line.get('s', '?')} s, {line.get('max_rss', '?')} MB"

@@ -132,7 +132,7 @@ def read_cell(cell: Cell, results_dir: Path | str = "results") -> CellFile:
         raise UserError(f"{path}: not measured yet; make it with {make}")
     again = f"delete it and make it again with {make}"
     try:
-        found = parse(CellFile, json.loads(path.read_text()), str(path))
+        found = parse(CellFile, json.loads(path.read_text("utf-8")), str(path))
     except (UserError, ValueError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise UserError(f"{path}: damaged cell file ({reason}); {again}") from None

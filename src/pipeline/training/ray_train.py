@@ -152,7 +152,8 @@ def fit(run: Run, ws: Workspace, settings: Cluster, alone: bool = True) -> None:
     except ray.train.TrainingFailedError as error:
         raise UserError(f"{run.id}: {reason_of(error, settings.workers)}") from error
     if (reason := _hopeless(ws, run.id)).is_file():
-        raise UserError(f"{run.id}: {reason.read_text().removeprefix(f'{run.id}: ')}")
+        said = reason.read_text("utf-8")
+        raise UserError(f"{run.id}: {said.removeprefix(f'{run.id}: ')}")
     shutil.rmtree(storage / run.id, ignore_errors=True)
 
 

@@ -29,7 +29,7 @@ def _trial(config: dict[str, Any]) -> None:
             from pipeline.training.ray_train import fit
 
             fit(ws.read_run(run_id), ws, settings, alone=False)
-    content = json.loads(record.read_text())
+    content = json.loads(record.read_text("utf-8"))
     tune.report({key: content[key] for key in ("validation_accuracy", "selected_step", "seconds") if key in content})
 
 
@@ -91,7 +91,7 @@ def sweep(name: str, ws: Workspace, settings: Cluster) -> Path:
     path = ws.root / "sweeps" / f"{name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
+    with temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda row: row[plan["axis"]]))

@@ -154,7 +154,7 @@ class Curve(Hook):
         if not self.rows or not is_main_process():
             return
         temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
             columns = dict.fromkeys(key for row in self.rows for key in row)  # not every step is validated
             writer = csv.DictWriter(file, fieldnames=list(columns), restval="")
             writer.writeheader()
@@ -186,7 +186,7 @@ def _read_curve(path: Path, steps: int) -> list[dict[str, Any]]:
     """Rows of an interrupted training up to the step that it resumes from."""
     if not steps or not path.is_file():
         return []
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if int(row["step"]) <= steps]
 
 
@@ -355,7 +355,7 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
         compile_layers(model)
     start = 0
     if checkpoint:
-        start = int(json.loads((checkpoint / "meta.json").read_text())["step"])
+        start = int(json.loads((checkpoint / "meta.json").read_text("utf-8"))["step"])
     curve = Curve(run, folder / "curve.csv", every, start, READ_EVERY if torch.cuda.is_available() else 1)
     keeper = Keeper(run, train, curve, task.validate, report, every, stop_file(task.ws, run.id))
     hooks: list[Hook] = [EpisodeSeed(run.seed), *task.hooks(model, every), curve, keeper, Tracked(curve.rows, every)]

@@ -91,7 +91,7 @@ def write_samples(folder: str | Path, number: int, seed: int = 0) -> None:
                 for joint, other in zip(joints[m, t].tolist(), rest[t, m].tolist(), strict=True):
                     lines.append(" ".join(f"{value:.7g}" for value in (*joint, *other)) + " 2")
         name = f"S001C001P{i // 120 % 999 + 1:03d}R{i // 120 // 999 + 1:03d}A{i % 120 + 1:03d}.skeleton"
-        (folder / name).write_text("\r\n".join(lines) + "\r\n")
+        (folder / name).write_text("\r\n".join(lines) + "\r\n", "utf-8")
 
 
 def main() -> None:

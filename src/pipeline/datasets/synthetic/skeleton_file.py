@@ -48,7 +48,7 @@ def write_skeleton(
             lines += [f"{_FIRST_BODY + m} 0 1 1 1 1 0 0 0 2", str(JOINT_COUNT)]
             lines += [" ".join(map(repr, row)) + " 2" for row in table[t][m]]
     partial = Path(f"{path}.tmp")
-    partial.write_text("\n".join(lines) + "\n")
+    partial.write_text("\n".join(lines) + "\n", "utf-8")
     os.replace(partial, path)
 
 
@@ -59,7 +59,7 @@ def read_skeleton(path: str | Path) -> np.ndarray:
     in which no frame has a body.
     """
     try:
-        words = Path(path).read_text().split()
+        words = Path(path).read_text("utf-8").split()
     except OSError as error:
         raise UserError(f"{path}: cannot read the skeleton file ({error.strerror})") from error
     try:

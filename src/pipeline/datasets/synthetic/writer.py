@@ -309,13 +309,13 @@ def _write_tables(folder: Path, request: Request) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(text)
+    partial.write_text(text, "utf-8")
     os.replace(partial, path)
 
 
 def _recorded(folder: Path) -> dict | None:
     path = folder / _REQUEST
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def _open_workspace(root: Path, request: dict) -> Path | None:
@@ -428,7 +428,7 @@ def read_annotations(path: str | Path) -> list[Annotation]:
     path = path / "annotations.csv" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path}: no such file; generate the synthetic set first")
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     try:
         return [

@@ -34,7 +34,7 @@ def pack(folder: Path, out: Path) -> Path:
     with new_folder(out) as new:
         _copy(folder, new, torch.float16)
         names = sorted(path.name for path in new.iterdir())
-        (new / SUMS).write_text("".join(f"{_sha256(new / name)}  {name}\n" for name in names))
+        (new / SUMS).write_text("".join(f"{_sha256(new / name)}  {name}\n" for name in names), "utf-8")
     return out
 
 
@@ -44,7 +44,7 @@ def unpack(packed: Path, out: Path) -> Path:
     Raises:
         UserError: a file is missing, or is not the one that was packed.
     """
-    for line in (packed / SUMS).read_text().splitlines():
+    for line in (packed / SUMS).read_text("utf-8").splitlines():
         wanted, name = line.split("  ", 1)
         if not (packed / name).is_file() or _sha256(packed / name) != wanted:
             raise UserError(

@@ -106,7 +106,7 @@ def semi_videos(store: FrameStore, folder: str | Path, rate: float, seed: int) -
     classes = store.classes()
     number = {name: i for i, name in enumerate(classes)}
     train = [i for i, split in enumerate(store.splits) if split == "train"]
-    published = json.loads((Path(folder) / LABELLED).read_text())
+    published = json.loads((Path(folder) / LABELLED).read_text("utf-8"))
     if names := published.get(f"{rate:g}"):
         chosen = set(names)
     else:
