@@ -153,6 +153,45 @@ def test_every_paper_has_a_page_that_names_its_tables_and_says_how_many_rows_sta
     assert "papers/index.md" in (repo / "mkdocs.yml").read_text()
 
 
+def spelt_out(numbers: str) -> set[str]:
+    """Numbers of tables or figures as a page lists them: "1 to 3, A1" is 1, 2, 3 and A1."""
+    found = set()
+    for part in numbers.split(", "):
+        first, _, last = part.partition(" to ")
+        found |= {str(n) for n in range(int(first), int(last) + 1)} if last else {first}
+    return found
+
+
+def test_the_readme_lists_the_tables_and_figures_of_every_paper(repo):
+    plan = Plan.read(repo / "config")
+    told = re.findall(
+        r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \| \[(\w+)\]\(docs/papers", (repo / "README.md").read_text(), re.M
+    )
+    assert [paper for *_, paper in told] and {paper for *_, paper in told} == set(plan.papers)
+    for tables, figures, paper in told:
+        numbers = set(plan.papers[paper].tables)
+        drawn = {number.removeprefix("fig") for number in numbers if re.match(r"fig[\dA-Z]", number)}  # figphases: ours
+        plain = {number for number in numbers if not number.startswith("fig")}
+        for said, planned in ((spelt_out(tables), plain), (spelt_out(figures), drawn)):
+            assert {n if n in said else n.rstrip("abc") for n in planned} == said, paper
+
+
+def test_the_readme_counts_what_the_demo_measures(repo):
+    plan = Plan.read(repo / "config", number="4")
+    trainings = sum(bool(run.train) for run in plan.runs.values())
+    assert f"{trainings} trainings, {len(plan.cells)} numbers" in (repo / "README.md").read_text()
+
+
+def test_the_picture_shows_the_numbers_of_the_readme(repo):
+    """Of LGA alone: `docs/img/table4.py` draws its table."""
+    results = (repo / "README.md").read_text().partition("<!-- results:begin -->")[2]
+    rows = re.findall(r"^\| LGA[^|]*\|(.*)\|$", results, re.M)
+    values = [value.strip() for row in rows for value in row.split("|")]
+    assert len(values) == 16
+    drawn = re.findall(r">([^<>]+)</text>", (DOCS / "img" / "table4.svg").read_text())
+    assert not [value for value in values if value not in drawn]
+
+
 def test_every_page_is_in_the_site(repo):
     nav = (repo / "mkdocs.yml").read_text()
     for page in DOCS.rglob("*.md"):
