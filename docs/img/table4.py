@@ -56,7 +56,8 @@ def draw(rows: dict[str, dict[str, dict[str, str]]]) -> None:
             write(FIRST + WIDTH * i + 0.1, line + 0.3, f"paper {float(place['published']):.1f}", color=GREY, size=8.5)
     rule(0.15, 1.2), rule(1.2, 0.6), rule(len(rows) + 1.5, 1.2)
     scale = next(iter(rows.values()))[columns[0]]["scale"]
-    note = f"LGA, Table 4, at {scale} scale: accuracy in per cent ± 95 % interval. Generated videos stand in for both data sets."
+    note = f"LGA, Table 4, at {scale} scale: accuracy in per cent ± 95 % interval. "
+    note += "Generated videos stand in for both data sets."
     write(NAMES[0], len(rows) + 1.75, note, color=GREY, size=8.5)
     page.savefig(OUT, metadata={"Date": None})
 
