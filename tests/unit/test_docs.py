@@ -17,7 +17,10 @@ from pipeline.compat import MODELS
 from pipeline.config import merge
 from pipeline.evaluation.evaluate import measure_run, search_in_process
 from pipeline.evaluation.score import score_run
+from pipeline.experiment import Cell, Measure
+from pipeline.models.few_shot.base import FewShotModel
 from pipeline.plan import Plan
+from pipeline.sheets import Experiment, Figure
 from pipeline.text.corpus import load_corpus
 from pipeline.training.train import train_run
 
@@ -190,6 +193,45 @@ def test_the_picture_shows_the_numbers_of_the_readme(repo):
     assert len(values) == 16
     drawn = re.findall(r">([^<>]+)</text>", (DOCS / "img" / "table4.svg").read_text())
     assert not [value for value in values if value not in drawn]
+
+
+def test_every_rule_of_the_workflow_is_described(repo):
+    page = (DOCS / "quickstart.md").read_text()
+    table = page[page.index("## What runs for a table") : page.index("## Did it learn?")]
+    files = (repo / "workflow" / "rules").glob("*.smk")
+    rules = {rule for file in files for rule in re.findall(r"^rule (\w+):", file.read_text(), re.M)}
+    assert {"train", "report"} <= rules and not [rule for rule in rules if f"`{rule}`" not in table]
+
+
+def test_the_setting_train_reaches_the_methods_that_the_quickstart_says(repo):
+    """Those that train in episodes: all of two papers, and none of the others'."""
+    plan = Plan.read(repo / "config", {"train": {"steps": 7}})
+    reached = {
+        paper: {cell.run.train["steps"] == 7 for number in page.tables for cell in trained(plan, paper, number)}
+        for paper, page in plan.papers.items()
+    }
+    assert reached == {"lga": {True}, "task_adapter": {True}, "crossglg": {False}, "sefar": {False}}
+
+
+def trained(plan: Plan, paper: str, number: str) -> list[Cell]:
+    """Cells of a table whose run is a training."""
+    return [cell for entry in plan.table_entries(paper, number) for cell in entry.cells if cell.run.train]
+
+
+def test_every_key_of_a_sheet_is_described():
+    page = re.sub(r"^```.*?^```$", "", (DOCS / "add-a-table-row.md").read_text(), flags=re.M | re.S)
+    measure = [key for key in Measure.model_fields if key != "metric"]
+    metrics = [metric for metric in get_args(Measure.model_fields["metric"].annotation) if metric != "accuracy_pct"]
+    kinds = get_args(Figure.model_fields["kind"].annotation)
+    told = set(re.findall(r"[\w.]+", " ".join(re.findall(r"`([^`]+)`", page))))
+    assert kinds and not {*Experiment.model_fields, *measure, *metrics, *kinds} - told
+
+
+def test_every_function_and_flag_of_a_method_is_described():
+    page = (DOCS / "add-a-method.md").read_text()
+    own = [name for name, value in vars(FewShotModel).items() if not name.startswith("_")]
+    shared = {"register_texts", "forward", "loss", "relate_supports", "load_trained_state"}  # no method replaces these
+    assert not [name for name in own if name not in shared and f"`{name}" not in page]
 
 
 def test_every_page_is_in_the_site(repo):
