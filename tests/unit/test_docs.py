@@ -15,11 +15,12 @@ from tiny import CONFIG, OVERLAY
 
 from pipeline.compat import MODELS
 from pipeline.config import merge
+from pipeline.datasets.sources import KINDS
 from pipeline.evaluation.evaluate import measure_run, search_in_process
 from pipeline.evaluation.score import score_run
 from pipeline.experiment import Cell, Measure
 from pipeline.models.few_shot.base import FewShotModel
-from pipeline.plan import Plan
+from pipeline.plan import DATASET_OPTIONS, Plan
 from pipeline.sheets import Experiment, Figure
 from pipeline.text.corpus import load_corpus
 from pipeline.training.train import train_run
@@ -232,6 +233,20 @@ def test_every_function_and_flag_of_a_method_is_described():
     own = [name for name, value in vars(FewShotModel).items() if not name.startswith("_")]
     shared = {"register_texts", "forward", "loss", "relate_supports", "load_trained_state"}  # no method replaces these
     assert not [name for name in own if name not in shared and f"`{name}" not in page]
+
+
+def test_every_kind_of_data_set_is_described():
+    page = (DOCS / "add-a-dataset.md").read_text()
+    section = page[page.index("There are ") : page.index("The tables name")]
+    kinds = re.findall(r"^\| \[?`(\w+)`", section, re.M)
+    assert set(kinds[1:]) == set(KINDS)  # the first is the head of the table
+    assert f"There are {['three', 'four', 'five', 'six', 'seven'][len(KINDS) - 3]} kinds" in section
+
+
+def test_the_keys_that_enter_no_id_are_listed():
+    page = (DOCS / "add-a-dataset.md").read_text()
+    (listed,) = re.findall(r"every key of the definition except (.*?)\. ", page)
+    assert re.findall(r"`(\w+)`", listed) == list(DATASET_OPTIONS)
 
 
 def test_every_page_is_in_the_site(repo):
