@@ -243,6 +243,12 @@ def test_every_kind_of_data_set_is_described():
     assert f"There are {['three', 'four', 'five', 'six', 'seven'][len(KINDS) - 3]} kinds" in section
 
 
+def test_every_data_set_is_listed(repo):
+    told = re.findall(r"`([\w*]+)`", "".join(re.findall(r"^\| (`.*?) \|", (DOCS / "datasets.md").read_text(), re.M)))
+    names = {path.stem for path in (repo / "config" / "datasets").glob("*.yaml")}
+    assert {name for name in names if not name.startswith("synthetic_")} == set(told) - {"synthetic_*"}
+
+
 def test_the_keys_that_enter_no_id_are_listed():
     page = (DOCS / "add-a-dataset.md").read_text()
     (listed,) = re.findall(r"every key of the definition except (.*?)\. ", page)
