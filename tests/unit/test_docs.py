@@ -10,9 +10,11 @@ from typing import get_args
 
 import pytest
 import torch
+import typer
 import yaml
 from tiny import CONFIG, OVERLAY
 
+from pipeline.cli import app
 from pipeline.compat import MODELS
 from pipeline.config import merge
 from pipeline.datasets.sources import KINDS
@@ -172,6 +174,12 @@ def test_the_readme_lists_the_tables_and_figures_of_every_paper(repo):
         plain = {number for number in numbers if not number.startswith("fig")}
         for said, planned in ((spelt_out(tables), plain), (spelt_out(figures), drawn)):
             assert {n if n in said else n.rstrip("abc") for n in planned} == said, paper
+
+
+def test_the_readme_names_every_command(repo):
+    readme = (repo / "README.md").read_text()
+    section = readme[readme.index("## Stages by hand") : readme.index("## Where to go next")]
+    assert not [name for name in typer.main.get_command(app).commands if f"`{name}`" not in section]
 
 
 def test_the_readme_counts_what_the_demo_measures(repo):
