@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -36,6 +37,7 @@ from pipeline.files import exclusive, read_json
 from pipeline.progress import lives
 from pipeline.workspace import Workspace
 
+SAYING_SECONDS = 30.0  # more than its head, so that the server says itself what is not up
 STOP_SECONDS = 60.0  # for checkpoints, slots and Ray's processes
 ANSWER_SECONDS = 60.0  # for the queue, which answers every ten seconds at least
 
@@ -61,6 +63,7 @@ def connect(ws: Workspace, settings: Cluster) -> None:
     os.environ.update(environment(token))
     ending = ExitStack()
     temporary = ending.enter_context(ray_folder())
+    os.environ["TMPDIR"] = str(Path(temporary).parent)  # what Ray's processes leave there goes with it
     try:
         ending.enter_context(shared_targets(temporary, ws))
         ray, dashboard = attach(
@@ -85,10 +88,10 @@ def connect(ws: Workspace, settings: Cluster) -> None:
 def _end_ray(ray: Any, temporary: str) -> None:
     """End this process's Ray, and wait until none of its processes is there to write into its folder."""
     below = []
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process().children():
         with suppress(psutil.Error):
-            words = " ".join(process.cmdline())
-            below += [process] if temporary in words or words.startswith("ray::") else []
+            if temporary in " ".join(process.cmdline()):
+                below += [process, *process.children(recursive=True)]
     ray.shutdown()
     end_all(below, 5.0)
 
@@ -191,15 +194,16 @@ def _start(ws: Workspace, settings: Cluster) -> dict[str, Any]:
             start_new_session=True,
             close_fds=True,
         )
-    end = time.monotonic() + START_SECONDS
+    end = time.monotonic() + START_SECONDS + SAYING_SECONDS
     while time.monotonic() < end:
         if record := running(ws):
             return record
         if server.poll() is not None:
             raise UserError(f"the shared Ray cluster did not start: {last_words(log)} (log: {log})")
         time.sleep(0.1)
-    end_process(server, 15)
-    raise UserError(f"the shared Ray cluster was not up after {START_SECONDS:.0f} s: {last_words(log)} (log: {log})")
+    end_process(server, 20)
+    said = f"{last_words(log)} (log: {log})"
+    raise UserError(f"the shared Ray cluster was not up after {START_SECONDS + SAYING_SECONDS:.0f} s: {said}")
 
 
 def elsewhere(ws: Workspace) -> str:

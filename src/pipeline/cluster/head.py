@@ -92,6 +92,7 @@ def start_ray(address: str, cpus: int, temporary: str, log: Path, *options: str)
         *options,
     ]  # fmt: skip
     lean = {"RAY_num_prestart_python_workers": "0", "RAY_START_HOOK": "pipeline.cluster.lean.lean"}
+    lean |= {"TMPDIR": str(Path(temporary).parent)}  # what its processes leave there goes with it
     with log.open("w", encoding="utf-8") as out:
         return subprocess.Popen(
             command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -58,7 +59,8 @@ def serve(ws: Workspace, settings: Cluster, slot: Slot) -> None:
     _forget_finished(ws)
     forget_dead(ws)
     stopping = threading.Event()
-    _stop_on_signals(stopping)
+    for number in (signal.SIGTERM, signal.SIGINT):  # until it is up: tidy up and end
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     record = this_process()
     if OURS in os.environ:  # on the first node of a Slurm job, where `nodes` has started the head
         record |= {"job": os.environ["SLURM_JOB_ID"], "host": os.environ["SLURMD_NODENAME"]}

@@ -287,6 +287,7 @@ def test_a_server_that_does_not_come_up_is_ended(tmp_path, monkeypatch):
     real = subprocess.Popen
     monkeypatch.setattr(module.subprocess, "Popen", lambda _, **k: started.append(real(sleeps, **k)) or started[0])
     monkeypatch.setattr(module, "START_SECONDS", 1.5)
+    monkeypatch.setattr(module, "SAYING_SECONDS", 0.5)
     with pytest.raises(UserError, match=r"was not up after 2 s: it hangs \(log: .*server\.log\)"):
         ensure(ws, Cluster())
     assert started[0].poll() is not None

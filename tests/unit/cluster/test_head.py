@@ -31,6 +31,7 @@ def test_ray_chooses_its_ports(tmp_path, monkeypatch):
     ((command, options),) = started
     ports = [word for word in command if "port" in word]
     assert ports == ["--port=0"] and not [word for word in command if word.startswith("--include-dashboard")]
+    assert options["env"]["TMPDIR"] == "/tmp/x"
     assert options["env"]["RAY_START_HOOK"] == f"{lean.__module__}.{lean.__name__}"
     params = types.SimpleNamespace(dashboard_port=8265, ray_client_server_port=10001, no_monitor=False)
     lean(params, True)
