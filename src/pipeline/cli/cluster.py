@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pipeline.cli.options import Results, Settings, cluster_app, settings_of
+from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 
@@ -19,10 +20,10 @@ def cluster_serve(results: Results = Path("results"), settings: Settings = "") -
     """Run the shared cluster in the foreground."""
     from pipeline.cluster.server import serve
 
-    def slot(*arguments: Any) -> None:
-        from pipeline.training.ray_train import run_slot  # imports Ray: only once the server has set its environment
+    def slot(number: int, root: Path, cluster: Cluster, queue: str) -> None:
+        from pipeline.training.ray_train import run_slot  # here: Ray reads its environment when it is imported
 
-        run_slot(*arguments)
+        run_slot(number, root, cluster, queue)
 
     serve(Workspace(results), settings_of(settings), slot)
 
