@@ -128,7 +128,7 @@ def test_a_leftover_address_of_another_ray_is_left_aside(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.delenv(module.OURS, raising=False)
     monkeypatch.setattr(module, "environment", lambda token: {})
-    monkeypatch.setattr(module, "_stop_on_signals", lambda _: None)
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
     monkeypatch.setattr(module, "start_head", lambda *_: types.SimpleNamespace(poll=lambda: None))
     monkeypatch.setattr(module, "wait_for_head", lambda *_: "127.0.0.1:1")
     monkeypatch.setattr(module, "end_process", lambda *_: None)
