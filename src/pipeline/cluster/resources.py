@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.cluster.head import START_SECONDS
 from pipeline.config import Cluster
 from pipeline.errors import UserError
 
@@ -24,14 +25,15 @@ def room_for(need: dict[str, float], nodes: Sequence[dict[str, Any]]) -> int:
     return sum(min(int(has.get(what, 0) / wanted + 1e-6) for what, wanted in need.items()) for has in living)
 
 
-def wait_for_room(count: int, settings: Cluster, seconds: float = SETTLE_SECONDS, least: int = 0) -> int:
-    """How many of `count` workers there is room for on the Ray of this process, whose nodes may still be joining.
+def wait_for_room(count: int, settings: Cluster, least: int = 0) -> int:
+    """How many of `count` workers there is room for on the Ray of this process, whose other nodes may still be joining.
 
     Raises:
         UserError: there is room for fewer than `least` (default: for fewer than all).
     """
     import ray
 
+    seconds = START_SECONDS if settings.nodes > 1 else SETTLE_SECONDS
     need, end = need_of(settings), time.monotonic() + seconds
     while (room := room_for(need, ray.nodes())) < count and time.monotonic() < end:
         time.sleep(0.2)

@@ -24,7 +24,6 @@ from typing import Any
 from pipeline.cluster.folders import ray_folder
 from pipeline.cluster.head import (
     OURS,
-    START_SECONDS,
     attach,
     end_process,
     environment,
@@ -36,7 +35,7 @@ from pipeline.cluster.head import (
 )
 from pipeline.cluster.logs import reason_of, rotate
 from pipeline.cluster.queue import QueueServer
-from pipeline.cluster.resources import SETTLE_SECONDS, wait_for_room
+from pipeline.cluster.resources import wait_for_room
 from pipeline.cluster.slurm import seconds_to_work
 from pipeline.cluster.stop_files import keep_checkpoints, stop_file
 from pipeline.config import Cluster
@@ -103,8 +102,7 @@ def _serve(
     _stop_on_signals(stopping)  # Ray has put its own way to end in their place
     if settings.dashboard and not dashboard:
         print("Ray's dashboard did not start; the cluster runs without one", flush=True)
-    seconds = START_SECONDS if "job" in record else SETTLE_SECONDS  # the other nodes of a Slurm job are joining
-    if (count := wait_for_room(settings.slots, settings, seconds, least=1)) < settings.slots:
+    if (count := wait_for_room(settings.slots, settings, least=1)) < settings.slots:
         print(f"there is room for {count} of {settings.slots} slots", flush=True)
     token = os.environ["RAY_AUTH_TOKEN"]
     work = QueueServer(record["address"].rsplit(":", 1)[0], token)

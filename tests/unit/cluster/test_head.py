@@ -203,12 +203,17 @@ def test_what_cannot_come_is_said_before_anybody_waits(monkeypatch):
     found = {"CPU": 3.0}
     ray = types.SimpleNamespace(nodes=lambda: _nodes(found), cluster_resources=lambda: found)
     monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(resources, "SETTLE_SECONDS", 0.0)
     with pytest.raises(UserError, match=r"2 times 1 CPU and 1 GPU .* 3 CPU and 0 GPU .*cluster\.gpus: 0"):
-        resources.wait_for_room(2, Cluster(gpus=1), 0.0)
+        resources.wait_for_room(2, Cluster(gpus=1))
     with pytest.raises(UserError, match=r"8 times 1 CPU .* has 3 CPU in all, room for 3; lower cluster\.workers"):
-        resources.wait_for_room(8, Cluster(), 0.0)
-    assert resources.wait_for_room(8, Cluster(), 0.0, least=1) == 3
-    assert resources.wait_for_room(2, Cluster(), 0.0) == 2
+        resources.wait_for_room(8, Cluster())
+    assert resources.wait_for_room(8, Cluster(), least=1) == 3
+    assert resources.wait_for_room(2, Cluster()) == 2
+    joined = iter([1, 1, 4])
+    ray.nodes = lambda: _nodes(*[found] * next(joined))  # the others come later
+    monkeypatch.setattr(resources, "START_SECONDS", 5.0)
+    assert resources.wait_for_room(12, Cluster(nodes=4, workers=12)) == 12
 
 
 # ------------------------------------------------------------------------------------------ its logs

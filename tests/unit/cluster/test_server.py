@@ -55,14 +55,13 @@ def served(tmp_path, ray):
         thread.join(20)
 
 
-def test_a_worker_that_never_starts_is_an_error_and_no_wait(served, monkeypatch):
+def test_a_worker_that_never_starts_is_an_error_and_no_wait(served):
     starts = []
 
     def slot(number, *_):
         starts.append(number)
         raise RuntimeError("a traceback\nModuleNotFoundError: No module named 'torch'")
 
-    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.0)
     gate = threading.Event()
     ws, _ = served(lambda *a: gate.wait(20) and slot(*a))
     client = Client(ws, Cluster())
