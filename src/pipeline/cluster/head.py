@@ -22,7 +22,8 @@ from typing import Any
 
 import psutil
 
-from pipeline.cluster.logs import last_words, ray_logs
+from pipeline.cluster.lean import be_patient
+from pipeline.cluster.logs import fatal, last_words, ray_logs
 from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
@@ -62,6 +63,8 @@ def environment(token: str, interface: str = "lo") -> dict[str, str]:
         "RAY_gcs_server_port_wait_time_s": f"{START_SECONDS:.0f}",
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{START_SECONDS:.0f}",
         "RAY_worker_register_timeout_seconds": f"{START_SECONDS:.0f}",
+        "RAY_raylet_start_wait_time_s": f"{START_SECONDS:.0f}",
+        "RAY_agent_register_timeout_ms": f"{1000 * START_SECONDS:.0f}",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{START_SECONDS:.0f}",
         "MALLOC_ARENA_MAX": "2",  # workers stay smaller
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each trial is one number, kept in the cell
@@ -145,6 +148,8 @@ def attach(address: str, **options: Any) -> tuple[Any, str | None]:
     try:
         import ray
 
+        if address == "local":
+            be_patient()
         context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **options)
     finally:
         watch.cancel()
@@ -289,7 +294,7 @@ def wait_for_head(temporary: str, head: subprocess.Popen, log: Path) -> str:
     """
     file, end = Path(temporary) / "ray_current_cluster", time.monotonic() + START_SECONDS
     while time.monotonic() < end:
-        if head.poll() is not None:
+        if head.poll() is not None or fatal(temporary):
             raise UserError(f"Ray's head did not start: {last_words(*ray_logs(temporary), log)} (log: {log})")
         with suppress(OSError):
             if re.search(r":\d+$", address := file.read_text("utf-8")):

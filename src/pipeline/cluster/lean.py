@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
+
+PATIENCE = 150.0  # seconds until a node of Ray's has started
 
 
 def lean(params: Any, head: bool) -> None:
@@ -13,3 +16,23 @@ def lean(params: Any, head: bool) -> None:
     params.ray_client_server_port = None  # drivers run on the cluster's nodes: nobody comes as ray://
     params.no_monitor = True  # the autoscaler's: nodes are given
     params.dashboard_port = None  # 8265, or the next ones that are free
+    be_patient()
+
+
+def be_patient() -> None:
+    """Let Ray wait longer than half a minute until the node that it starts is known: a busy machine needs more."""
+    from ray._private import services
+
+    asked = services.get_node
+
+    def get_node(*words: Any, **options: Any) -> Any:
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return asked(*words, **options)
+            except RuntimeError:  # not known yet
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.2)
+
+    services.get_node = get_node

@@ -15,7 +15,10 @@ TELLING = re.compile(
     r"|Permission denied|Read-only file system|[Tt]oo many open files|quota exceeded"
 )
 # What a line of Ray's own logs begins with: [time level pid thread] (program) file.cc:12:
-STAMP = re.compile(r"^\[[^\]]*\] (\([\w ]+\) )?(\S+\.(cc|h|py):\d+: )?(-- )?")
+STAMP = re.compile(
+    r"^\[[^\]]*\] (\([\w ]+\) )?(\S+\.(cc|h|py):\d+: )?(-- )?"
+    r"( *An unexpected system state has occurred\..*(?=Check failed))?"
+)
 # Ray's memory monitor, and not CUDA's memory, in what Ray says of a dead worker.
 MEMORY = re.compile(r"NODE_OUT_OF_MEMORY|ray\.exceptions\.OutOfMemoryError|running low on memory|memory usage thresh")
 
@@ -38,6 +41,11 @@ def _numbered(log: Path, number: int) -> Path:
 def ray_logs(folder: str | Path) -> list[Path]:
     """Where Ray's own processes write, of the session in its temporary folder."""
     return [Path(folder) / "session_latest" / "logs" / name for name in RAYS]
+
+
+def fatal(folder: str | Path) -> bool:
+    """Whether one of Ray's own processes has ended because of a fault of its own."""
+    return any("Check failed" in line for log in ray_logs(folder)[:2] for line in _tail(log))
 
 
 def last_words(*logs: Path) -> str:

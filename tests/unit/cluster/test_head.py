@@ -14,6 +14,7 @@ import pytest
 from ports import free_port
 
 from pipeline.cluster import client, folders, head, resources
+from pipeline.cluster import lean as module
 from pipeline.cluster.lean import lean
 from pipeline.cluster.logs import last_words, reason_of, rotate
 from pipeline.config import Cluster
@@ -33,6 +34,7 @@ def test_ray_chooses_its_ports(tmp_path, monkeypatch):
     assert ports == ["--port=0"] and not [word for word in command if word.startswith("--include-dashboard")]
     assert options["env"]["TMPDIR"] == "/tmp/x"
     assert options["env"]["RAY_START_HOOK"] == f"{lean.__module__}.{lean.__name__}"
+    monkeypatch.setattr(module, "be_patient", lambda: None)
     params = types.SimpleNamespace(dashboard_port=8265, ray_client_server_port=10001, no_monitor=False)
     lean(params, True)
     assert params.dashboard_port is params.ray_client_server_port is None and params.no_monitor
@@ -40,13 +42,31 @@ def test_ray_chooses_its_ports(tmp_path, monkeypatch):
     assert "--include-dashboard=false" in started[1][0]
 
 
+def test_a_slow_node_is_waited_for(monkeypatch):
+    from ray._private import services
+
+    answers = iter([RuntimeError("no such node")] * 3 + [{"node_id": "7"}])
+
+    def asked(address, *, node):
+        if isinstance(answer := next(answers), RuntimeError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(services, "get_node", asked)
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    module.be_patient()
+    assert services.get_node("127.0.0.1:1", node="7") == {"node_id": "7"}
+    answers = iter([RuntimeError("no such node")] * 9)
+    monkeypatch.setattr(module, "PATIENCE", -1.0)
+    with pytest.raises(RuntimeError):
+        services.get_node("127.0.0.1:1", node="7")
+
+
 def test_ray_still_asks_the_hook():
     import ray._private.ray_constants as constants
     from ray._private.parameter import RayParams
 
     assert constants.RAY_START_HOOK == "RAY_START_HOOK"
-    params = RayParams(ray_client_server_port=10001, dashboard_port=8265)
-    lean(params, True)
     assert {"dashboard_port", "ray_client_server_port", "no_monitor"} <= set(vars(RayParams()))
 
 
@@ -55,6 +75,14 @@ def test_the_head_s_address_is_read_when_it_is_up(tmp_path):
     assert head.wait_for_head(str(tmp_path), types.SimpleNamespace(poll=lambda: None), tmp_path / "log") == (
         "127.0.0.1:43210"
     )
+
+
+def test_a_raylet_that_crashes_is_not_waited_for(tmp_path):
+    logs = tmp_path / "session_latest" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "raylet.err").write_text("[t C 1 2] (raylet) port.cc:1: Check failed: no port file\n")
+    with pytest.raises(UserError, match=r"Ray's head did not start: Check failed: no port file \(log: "):
+        head.wait_for_head(str(tmp_path), types.SimpleNamespace(poll=lambda: None), tmp_path / "head.log")
 
 
 def test_a_head_that_dies_or_is_silent(tmp_path, monkeypatch):
@@ -234,6 +262,9 @@ def test_the_line_that_tells_is_found(tmp_path):
     assert last_words(deep, shallow) == "Ray did not start"
     deep.write_text("[2026-11-30 16:27:25 E 12 34] (raylet) main.cc:12: Check failed: there is no /dev/shm\nat 0x1\n")
     assert last_words(deep, shallow) == "Check failed: there is no /dev/shm"
+    bug = "An unexpected system state has occurred. You have likely discovered a bug in Ray. Tell us. "
+    deep.write_text(f"[2026-11-30 16:27:25,123 C 12 34] (raylet) port.cc:12:  {bug} Check failed: no port file\n")
+    assert last_words(deep, shallow) == "Check failed: no port file"
     deep.write_text("all is well\n")
     assert last_words(deep, shallow) == "Ray did not start"
     shallow.write_text("one\ntwo\n")
