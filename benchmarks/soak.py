@@ -139,9 +139,8 @@ def _head(folder: Path, dashboard: bool) -> Iterator[psutil.Process]:
     from pipeline.config import Cluster
 
     temporary = str(folder / "r")
-    process = head.start_head(Cluster(dashboard=dashboard), "127.0.0.1", 3, temporary, folder / "head.log")
+    process, _ = head.start_head(Cluster(dashboard=dashboard), "127.0.0.1", 3, temporary, folder / "head.log")
     try:
-        head.wait_for_head(temporary, process, folder / "head.log")
         yield psutil.Process(process.pid)
     finally:
         head.end_process(process, 15)

@@ -72,12 +72,12 @@ def ray_here():
     with ray_folder() as temporary:
         log = Path(temporary).with_name("head.log")
         try:
-            head = cluster.start_head(Cluster(dashboard=False), "127.0.0.1", 2, temporary, log)
+            head, address = cluster.start_head(Cluster(dashboard=False), "127.0.0.1", 2, temporary, log)
             variables = {**os.environ, "DOTS_SECONDS": "0.1", cluster.OURS: str(log.with_name(cluster.HEAD))}
         finally:
             os.environ.clear()
             os.environ.update(before)
         try:
-            yield variables | {"RAY_ADDRESS": cluster.wait_for_head(temporary, head, log)}
+            yield variables | {"RAY_ADDRESS": address}
         finally:
             cluster.end_process(head, 15)

@@ -37,7 +37,7 @@ from pipeline.files import exclusive, read_json
 from pipeline.progress import lives
 from pipeline.workspace import Workspace
 
-SAYING_SECONDS = 30.0  # more than its head, so that the server says itself what is not up
+SAYING_SECONDS = 120.0  # more than its head, which may start twice, so that the server says itself what is not up
 STOP_SECONDS = 60.0  # for checkpoints, slots and Ray's processes
 ANSWER_SECONDS = 60.0  # for the queue, which answers every ten seconds at least
 

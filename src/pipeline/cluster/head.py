@@ -32,6 +32,8 @@ from pipeline.workspace import Workspace
 
 NAMESPACE = "pipeline"
 START_SECONDS = 180.0
+STOP_SECONDS = 15.0
+SLOW = "Timed out waiting for file"  # what a raylet says whose agents do not come up within a minute
 ANSWER_SECONDS = 30.0  # for a Ray that RAY_ADDRESS names
 HEAD = "head.json"  # where the head of a job's cluster is, as long as it runs
 OWNER = "owner.json"  # beside it: the process whose cluster it is
@@ -80,14 +82,35 @@ def environment(token: str, interface: str = "lo") -> dict[str, str]:
     }
 
 
-def start_head(settings: Cluster, address: str, cpus: int, temporary: str, log: Path) -> subprocess.Popen:
-    """Start Ray's head on this machine, as one of its addresses. Ray chooses its ports: `wait_for_head` reads them."""
-    dashboard = [] if settings.dashboard else ["--include-dashboard=false"]
-    return start_ray(address, cpus, temporary, log, "--head", "--port=0", f"--dashboard-host={address}", *dashboard)
+def start_head(
+    settings: Cluster, address: str, cpus: int, temporary: str, log: Path
+) -> tuple[subprocess.Popen, str]:  # fmt: skip
+    """Start Ray's head on this machine, as one of its addresses, and wait until it is up; its process and address.
+
+    Ray chooses its ports. Its raylet waits a minute, which nothing can change, for those of its agents; on a machine
+    that is too busy for that Ray starts once more, with ports for them that are given.
+
+    Raises:
+        UserError: it does not start.
+    """
+    options = ["--head", "--port=0", f"--dashboard-host={address}"]
+    options += [] if settings.dashboard else ["--include-dashboard=false"]
+    for given in (False, True):
+        head = start_ray(address, cpus, temporary, log, *options, given_ports=given)
+        try:
+            return head, wait_for_head(temporary, head, log)
+        except BaseException as error:
+            end_process(head, STOP_SECONDS)
+            if given or not (isinstance(error, UserError) and SLOW in str(error)):
+                raise
+        shutil.rmtree(temporary, ignore_errors=True)
+    raise AssertionError  # one of the two returns or raises
 
 
-def start_ray(address: str, cpus: int, temporary: str, log: Path, *options: str) -> subprocess.Popen:
-    """Start Ray on this machine, as one of its addresses; it ends with this process."""
+def start_ray(
+    address: str, cpus: int, temporary: str, log: Path, *options: str, given_ports: bool = False
+) -> subprocess.Popen:
+    """Start Ray on this machine, as one of its addresses; it ends with this process. given_ports: see `start_head`."""
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-ip-address={address}",
         f"--temp-dir={temporary}", f"--num-cpus={cpus}", "--object-store-memory=160000000", "--disable-usage-stats",
@@ -95,6 +118,7 @@ def start_ray(address: str, cpus: int, temporary: str, log: Path, *options: str)
         *options,
     ]  # fmt: skip
     lean = {"RAY_num_prestart_python_workers": "0", "RAY_START_HOOK": "pipeline.cluster.lean.lean"}
+    lean |= {"PIPELINE_GIVEN_PORTS": str(int(given_ports))}
     lean |= {"TMPDIR": str(Path(temporary).parent)}  # what its processes leave there goes with it
     with log.open("w", encoding="utf-8") as out:
         return subprocess.Popen(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
+from contextlib import ExitStack
 from typing import Any
 
 PATIENCE = 150.0  # seconds until a node of Ray's has started
@@ -16,7 +19,20 @@ def lean(params: Any, head: bool) -> None:
     params.ray_client_server_port = None  # drivers run on the cluster's nodes: nobody comes as ray://
     params.no_monitor = True  # the autoscaler's: nodes are given
     params.dashboard_port = None  # 8265, or the next ones that are free
+    if os.environ.get("PIPELINE_GIVEN_PORTS") == "1":
+        names = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port", "metrics_export_port")
+        for name, port in zip(names, free_ports(len(names)), strict=True):
+            setattr(params, name, port)
     be_patient()
+
+
+def free_ports(count: int) -> list[int]:
+    """So many TCP ports that are free on every address of this machine now."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def be_patient() -> None:

@@ -33,13 +33,13 @@ from pipeline.cluster.head import (
     HEAD,
     OURS,
     START_SECONDS,
+    STOP_SECONDS,
     end_process,
     environment,
     own_folder,
     shared_targets,
     start_head,
     start_ray,
-    wait_for_head,
     write_token,
 )
 from pipeline.cluster.logs import last_words, rotate
@@ -48,8 +48,6 @@ from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.workspace import Workspace
-
-STOP_SECONDS = 15.0
 
 
 def enter(record: dict[str, Any]) -> None:
@@ -170,22 +168,21 @@ def _log(folder: Path) -> Path:
 
 def _lead(folder: Path, settings: Cluster, command: list[str], address: str, temporary: str) -> int:
     with shared_targets(temporary, Workspace(folder.parents[2])):
-        log = _log(folder)
-        head = start_head(settings, address, cpus_per_node(settings), temporary, log)
-        return _drive(folder, command, head, log, temporary)
+        return _drive(folder, settings, command, address, temporary)
 
 
-def _drive(folder: Path, command: list[str], head: subprocess.Popen, log: Path, temporary: str) -> int:
-    """Run the driver as long as the head lives; its exit status."""
+def _drive(folder: Path, settings: Cluster, command: list[str], address: str, temporary: str) -> int:
+    """Start the head, and run the driver as long as it lives; the driver's exit status."""
     driver: subprocess.Popen | None = None
+    log = _log(folder)
 
     def hand_on(number: int, _: Any) -> None:
         driver.send_signal(number) if driver else sys.exit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hand_on)
+    head, address = start_head(settings, address, cpus_per_node(settings), temporary, log)
     try:
-        address = wait_for_head(temporary, head, log)
         os.environ.update({"RAY_ADDRESS": address, OURS: str(folder / HEAD)})
         record = {"address": address, "dashboard": None}  # the driver knows where that is
         write_json(folder / HEAD, record | {"job": slurm_job(), "host": os.environ["SLURMD_NODENAME"]})

@@ -24,13 +24,13 @@ from typing import Any
 from pipeline.cluster.folders import ray_folder
 from pipeline.cluster.head import (
     OURS,
+    STOP_SECONDS,
     attach,
     end_process,
     environment,
     forget_dead,
     shared_targets,
     start_head,
-    wait_for_head,
     write_token,
 )
 from pipeline.cluster.logs import reason_of, rotate
@@ -71,12 +71,11 @@ def serve(ws: Workspace, settings: Cluster, slot: Slot) -> None:
     log = rotate(ws.ray / "head.log")
     with ray_folder() as temporary, shared_targets(temporary, ws):
         cpus = settings.slots * settings.workers * settings.threads + 1
-        head = start_head(settings, "127.0.0.1", cpus, temporary, log)
+        head, record["address"] = start_head(settings, "127.0.0.1", cpus, temporary, log)
         try:
-            record["address"] = wait_for_head(temporary, head, log)
             _serve(ws, settings, slot, record, lambda: head.poll() is None, stopping)
         finally:
-            end_process(head, 15)
+            end_process(head, STOP_SECONDS)
 
 
 def _stop_on_signals(stopping: threading.Event) -> None:

@@ -28,6 +28,7 @@ def test_ray_chooses_its_ports(tmp_path, monkeypatch):
     """None is looked for here and bound there: of two that start at once, one would find it taken."""
     started = []
     monkeypatch.setattr(head.subprocess, "Popen", lambda command, **options: started.append((command, options)))
+    monkeypatch.setattr(head, "wait_for_head", lambda *_: "127.0.0.1:7")
     head.start_head(Cluster(), "127.0.0.1", 3, "/tmp/x/r", tmp_path / "head.log")
     ((command, options),) = started
     ports = [word for word in command if "port" in word]
@@ -62,12 +63,45 @@ def test_a_slow_node_is_waited_for(monkeypatch):
         services.get_node("127.0.0.1:1", node="7")
 
 
+def test_a_machine_that_is_too_busy_for_ray_gets_a_second_start(tmp_path, monkeypatch):
+    """With ports for Ray's agents: its raylet does not wait for those that they find, then."""
+    ports, ended = [], []
+    monkeypatch.setattr(
+        head.subprocess, "Popen", lambda _, env, **__: ports.append(env["PIPELINE_GIVEN_PORTS"]) or len(ports)
+    )
+    monkeypatch.setattr(head, "end_process", lambda process, seconds: ended.append(process))
+
+    def slow(temporary, process, log):
+        if process == 1:
+            raise UserError(f"Ray's head did not start: Check failed: {head.SLOW} x")
+        return "127.0.0.1:7"
+
+    monkeypatch.setattr(head, "wait_for_head", slow)
+    words = Cluster(), "127.0.0.1", 3, str(tmp_path / "r"), tmp_path / "head.log"
+    assert head.start_head(*words) == (2, "127.0.0.1:7") and ports == ["0", "1"] and ended == [1]
+    monkeypatch.setattr(head, "wait_for_head", lambda *_: slow(None, 1, None))
+    with pytest.raises(UserError, match="Timed out"):
+        head.start_head(*words)
+    monkeypatch.setenv("PIPELINE_GIVEN_PORTS", "1")
+    monkeypatch.setattr(module, "be_patient", lambda: None)
+    params = types.SimpleNamespace()
+    lean(params, True)
+    given = {name: port for name, port in vars(params).items() if name.endswith("port") and port}
+    assert set(given) == {
+        "metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port", "metrics_export_port",
+    }  # fmt: skip
+    assert len(set(given.values())) == 4 and min(given.values()) > 1023
+
+
 def test_ray_still_asks_the_hook():
     import ray._private.ray_constants as constants
     from ray._private.parameter import RayParams
 
     assert constants.RAY_START_HOOK == "RAY_START_HOOK"
-    assert {"dashboard_port", "ray_client_server_port", "no_monitor"} <= set(vars(RayParams()))
+    assert {
+        "dashboard_port", "ray_client_server_port", "no_monitor", "metrics_agent_port", "dashboard_agent_listen_port",
+        "runtime_env_agent_port", "metrics_export_port",
+    } <= set(vars(RayParams()))  # fmt: skip
 
 
 def test_the_head_s_address_is_read_when_it_is_up(tmp_path):

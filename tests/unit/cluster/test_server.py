@@ -128,8 +128,8 @@ def test_a_leftover_address_of_another_ray_is_left_aside(tmp_path, monkeypatch):
     monkeypatch.delenv(module.OURS, raising=False)
     monkeypatch.setattr(module, "environment", lambda token: {})
     monkeypatch.setattr(module.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(module, "start_head", lambda *_: types.SimpleNamespace(poll=lambda: None))
-    monkeypatch.setattr(module, "wait_for_head", lambda *_: "127.0.0.1:1")
+    started = types.SimpleNamespace(poll=lambda: None)
+    monkeypatch.setattr(module, "start_head", lambda *_: (started, "127.0.0.1:1"))
     monkeypatch.setattr(module, "end_process", lambda *_: None)
     seen = []
     monkeypatch.setattr(module, "_serve", lambda ws, settings, slot, record, *_: seen.append(record))
