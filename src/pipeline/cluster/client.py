@@ -5,32 +5,33 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
-
-import psutil
 
 from pipeline.cluster.folders import ray_folder
 from pipeline.cluster.head import (
     HEAD,
     START_SECONDS,
+    STOP_SECONDS,
     announce,
     attach,
-    end_all,
     end_process,
     environment,
     forget_dead,
     given_address,
+    own_folder,
     shared_targets,
+    start_head,
 )
-from pipeline.cluster.logs import last_words, ray_logs, rotate
+from pipeline.cluster.logs import last_words, rotate
 from pipeline.cluster.queue import Connection
+from pipeline.cluster.slurm import slurm_job
 from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.files import exclusive, read_json
@@ -38,7 +39,7 @@ from pipeline.progress import lives
 from pipeline.workspace import Workspace
 
 SAYING_SECONDS = 120.0  # more than its head, which may start twice, so that the server says itself what is not up
-STOP_SECONDS = 60.0  # for checkpoints, slots and Ray's processes
+END_SECONDS = 60.0  # for checkpoints, slots and Ray's processes
 ANSWER_SECONDS = 60.0  # for the queue, which answers every ten seconds at least
 
 
@@ -62,38 +63,28 @@ def connect(ws: Workspace, settings: Cluster) -> None:
     token = secrets.token_hex(32)
     os.environ.update(environment(token))
     ending = ExitStack()
-    temporary = ending.enter_context(ray_folder())
-    os.environ["TMPDIR"] = str(Path(temporary).parent)  # what Ray's processes leave there goes with it
     try:
+        temporary = ending.enter_context(ray_folder())
         ending.enter_context(shared_targets(temporary, ws))
-        ray, dashboard = attach(
-            "local", num_cpus=settings.workers * settings.threads + 1, object_store_memory=160_000_000,
-            include_dashboard=None if settings.dashboard else False,  # None: Ray goes on where it does not start
-            dashboard_host="127.0.0.1", _temp_dir=temporary,
-        )  # fmt: skip
+        folder = own_folder(ws, slurm_job() or socket.gethostname())
+        ending.callback(shutil.rmtree, folder, ignore_errors=True)
+        log = folder.with_name(f"{folder.name}.log")
+        cpus = settings.workers * settings.threads + 1
+        head, address = start_head(settings, "127.0.0.1", cpus, temporary, log)
+        ending.callback(end_process, head, STOP_SECONDS)
+        ray, dashboard = attach(address)
     except BaseException as error:
-        said = last_words(*ray_logs(temporary))
         ending.close()
-        if isinstance(error, Exception):
-            raise UserError(f"Ray did not start: {_first_line(error)} (its logs: {said})") from error
+        if isinstance(error, ConnectionError | ValueError | RuntimeError):
+            raise UserError(f"Ray did not start ({_first_line(error)}); the same command goes on") from error
         raise
-    ending.callback(_end_ray, ray, temporary)
+    ending.callback(log.unlink, missing_ok=True)  # it has said nothing that matters
+    ending.callback(ray.shutdown)
     atexit.register(ending.close)  # after Ray's own, so that it comes before that
     if dashboard:
-        announce(ws, token, {"dashboard": dashboard})
+        announce(folder, token, address, dashboard)
     elif settings.dashboard:
         print("Ray's dashboard did not start; the training goes on without one", file=sys.stderr, flush=True)
-
-
-def _end_ray(ray: Any, temporary: str) -> None:
-    """End this process's Ray, and wait until none of its processes is there to write into its folder."""
-    below = []
-    for process in psutil.Process().children():
-        with suppress(psutil.Error):
-            if temporary in " ".join(process.cmdline()):
-                below += [process, *process.children(recursive=True)]
-    ray.shutdown()
-    end_all(below, 5.0)
 
 
 def _first_line(error: BaseException) -> str:
@@ -261,7 +252,7 @@ def stop(ws: Workspace) -> bool:
         if host := elsewhere(ws):
             raise UserError(f"the shared cluster of {ws.root} runs on {host}; give this command there")
         return False
-    end = time.monotonic() + STOP_SECONDS
+    end = time.monotonic() + END_SECONDS
     if "job" in record:
         subprocess.run(["scancel", record["job"]], check=False)
         while time.monotonic() < end and running(ws):
@@ -271,6 +262,6 @@ def stop(ws: Workspace) -> bool:
     os.kill(record["pid"], signal.SIGTERM)
     while lives(record):
         if time.monotonic() > end:
-            raise UserError(f"the cluster's server (process {record['pid']}) has not ended after {STOP_SECONDS:.0f} s")
+            raise UserError(f"the cluster's server (process {record['pid']}) has not ended after {END_SECONDS:.0f} s")
         time.sleep(0.1)
     return True

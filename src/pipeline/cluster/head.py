@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import functools
 import json
@@ -22,7 +21,6 @@ from typing import Any
 
 import psutil
 
-from pipeline.cluster.lean import be_patient
 from pipeline.cluster.logs import fatal, last_words, ray_logs
 from pipeline.config import Cluster
 from pipeline.errors import UserError
@@ -172,8 +170,6 @@ def attach(address: str, **options: Any) -> tuple[Any, str | None]:
     try:
         import ray
 
-        if address == "local":
-            be_patient()
         context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR", **options)
     finally:
         watch.cancel()
@@ -241,14 +237,11 @@ def _unreachable(address: str) -> str:
     return f"no Ray can be used there ({lines[-1][:200] if lines else done.returncode})"
 
 
-def announce(ws: Workspace, token: str, record: dict[str, Any]) -> None:
-    """Write where a cluster is that lives no longer than this process: `RESULTS/ray/jobs/NAME/head.json`, `token`."""
-    job = os.environ.get("SLURM_JOB_ID", "")
-    folder = own_folder(ws, job or socket.gethostname())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+def announce(folder: Path, token: str, address: str, dashboard: str) -> None:
+    """Write where a cluster of this process alone is into its `own_folder`: `head.json`, `token`."""
     write_token(folder, token)
-    host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    write_json(folder / HEAD, {"address": None, "host": host, "job": job} | record)
+    host, job = os.environ.get("SLURMD_NODENAME", socket.gethostname()), os.environ.get("SLURM_JOB_ID", "")
+    write_json(folder / HEAD, {"address": address, "host": host, "job": job, "dashboard": dashboard})
 
 
 def own_folder(ws: Workspace, name: str) -> Path:
