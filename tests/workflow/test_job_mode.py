@@ -90,6 +90,19 @@ def test_two_workers_train_as_one(world, folder, tmp_path):
     assert not list((results / "ray/train").iterdir())  # no checkpoint is kept of what is finished
 
 
+@pytest.mark.parametrize("mode", ["job", "shared"])
+def test_a_gpu_that_no_machine_has_is_an_error_and_no_wait(folder, mode):
+    """In the job's error, and in `status`."""
+    results, add = folder
+    run = add()
+    status, out = _train(results, run, mode=mode, gpus=64)
+    (line,) = [text for text in out.splitlines() if text.startswith("error: ")]
+    assert status == 2 and run in line if mode == "job" else status == 2
+    assert "1 CPU and 64 GPU are asked for" in line and "room for 0; cluster.gpus: 0 trains on CPUs" in line
+    record = json.loads((results / "progress" / f"train-{run}.json").read_text())
+    assert record["state"] == "failed" and "64 GPU are asked for" in " ".join(record["reason"])
+
+
 def test_a_poisoned_run_fails_at_once_with_its_id(folder, ray_here):
     results, add = folder
     run = add(learning_rate=1e30, steps=20, milestones=[20])
