@@ -98,7 +98,7 @@ def _count_one_shot(definition: Mapping[str, Any], where: str, console: Console)
     for name in _read_available(Path(definition["available"])):
         parsed = ntu.parse_name(name)
         if parsed is None:
-            raise UserError(f"{definition['available']}: {name[:60]!r} is no sample of NTU RGB+D; fetch it again")
+            raise UserError(f"{definition['available']}: {name[:60]!r} is not a sample of NTU RGB+D; fetch it again")
         if parsed.action <= len(classes):
             items.append(Item(name, f"{name}{ntu.SUFFIX}", classes[parsed.action - 1]))
     source: Any = SimpleNamespace(items=items, classes=classes, first_class=1, root=definition["available"], missing=[])
