@@ -27,6 +27,7 @@ from pipeline.experiment import Cell, Run
 from pipeline.figures import style
 from pipeline.figures.draw import draw, figures_of
 from pipeline.figures.training import draw_training, read_curve, runs_of
+from pipeline.metrics import METRICS
 from pipeline.plan import Plan
 from pipeline.sheets import Table, table_stem
 from pipeline.tables.html import html
@@ -168,6 +169,7 @@ def _cell(plan: Plan, cell: Cell, ws: Workspace) -> dict[str, Any]:
         "seed", "dataset",
     )  # fmt: skip
     out = {key: record[key] for key in kept if record.get(key) is not None}
+    out["decimals"] = max(METRICS[cell.measure.metric].decimals, 2)
     return out | {"run": cell.run.id, "measure": _yaml(cell.measure.settled()), "made": _time(path)}
 
 

@@ -15,15 +15,12 @@ from pipeline.config import parse
 from pipeline.errors import UserError, unknown
 from pipeline.evaluation.health import Outcome, read_training, verdict
 from pipeline.experiment import Cell, slug
+from pipeline.metrics import METRICS
 from pipeline.plan import Entry, Plan
 from pipeline.sheets import table_stem
 from pipeline.workspace import Workspace
 
 DIGITS = 4  # decimals kept in CSV files
-UNLEARNT = ("time_ms", "params_m", "teacher_time_share_pct")
-"""Metrics for which it does not matter whether a run has learnt anything."""
-BESIDE = {"teacher_spread_pct": ("teacher",), "opposite_pct": ("confusion", "classes")}
-"""Keys that a cell file of a metric has beside its number."""
 
 
 class TeacherVideos(BaseModel):
@@ -54,9 +51,9 @@ class CellFile(BaseModel):
     alpha_curve: dict[str, list[tuple[FiniteFloat, FiniteFloat]]] | None = None
     """Where alpha was chosen: (alpha, accuracy in per cent) on `val` and `test`."""
     teacher: TeacherVideos | None = None
-    """Of teacher_spread_pct."""
+    """What single predictions of the teacher say."""
     confusion: list[list[int]] | None = None
-    """Of opposite_pct: videos of each true class (rows) that are taken for each class."""
+    """Videos of each true class (rows) that are taken for each class."""
     classes: list[str] | None = None
     """Their names."""
     predictions: Outcome | None = None
@@ -136,11 +133,11 @@ def read_cell(cell: Cell, results_dir: Path | str = "results") -> CellFile:
     except (UserError, ValueError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise UserError(f"{path}: damaged cell file ({reason}); {again}") from None
-    if lacking := [key for key in BESIDE.get(found.metric, ()) if getattr(found, key) is None]:
-        raise UserError(f"{path}: damaged cell file (key {lacking[0]} is missing); {again}")
     for key, wanted in (("cell", cell.id), ("run", cell.run.id), ("metric", cell.measure.metric)):
         if getattr(found, key) != wanted:
             raise UserError(f"{path}: {key} is {getattr(found, key)!r} but should be {wanted!r}; {again}")
+    if lacking := [key for key in METRICS[found.metric].beside if getattr(found, key) is None]:
+        raise UserError(f"{path}: damaged cell file (key {lacking[0]} is missing); {again}")
     return found
 
 
@@ -230,7 +227,7 @@ def _record(plan: Plan, entry: Entry, ws: Workspace, found: list[CellFile] | Non
 
 def _health(entry: Entry, ws: Workspace, found: list[CellFile]) -> list[str]:
     """The verdicts on the runs of a place; of several seeds each is named."""
-    if entry.metric in UNLEARNT:
+    if not METRICS[entry.metric].of_learning:
         return []
     notes = []
     for cell, measured in zip(entry.cells, found, strict=True):
@@ -278,10 +275,10 @@ def _remarks(entry: Entry, found: list[CellFile]) -> list[str]:
     notes = []
     measure = entry.cells[0].measure
     alphas = list(dict.fromkeys(cell.alpha for cell in found if cell.alpha is not None))
-    if alphas and measure.score == "both" and measure.metric == "accuracy_pct":
+    if alphas and measure.score == "both" and METRICS[measure.metric].scored:
         chosen = " (chosen on validation)" if measure.alpha == "val" else ""
         notes.append(f"alpha {'/'.join(f'{alpha:g}' for alpha in alphas)}{chosen}")
-    if measure.metric == "params_m":
+    if not METRICS[measure.metric].of_clips:
         return notes
     for split, key in (("test", "coverage"), ("training", "coverage_train")):
         coverage = min((share for cell in found if (share := getattr(cell, key)) is not None), default=1.0)

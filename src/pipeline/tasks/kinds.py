@@ -7,14 +7,14 @@ from typing import Any
 
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Measure
+from pipeline.metrics import METRICS
 from pipeline.models.matchers import FRAME_MATCHERS, MATCHERS
 
 EPISODES = ("LGA", "ClipFsar", "Otam", "ClipFreeze", "TaskAdapter", "TRX", "STRM", "HyRSM", "HyRSMPlusPlus", "MoLo")
 SKELETONS = ("SkeletonBaseline", "GAP", "CrossGLG")
 ONE_SHOT = ("feature", "calibration")
-METRICS = {"time_ms": EPISODES, "opposite_pct": ("SeFARModel",), "teacher_time_share_pct": ("SeFARModel",),
-           "teacher_spread_pct": ("SeFARModel",)}  # fmt: skip
-"""Metrics that not every kind of model has."""
+TASKS = {"few_shot": EPISODES, "one_shot": SKELETONS, "semi": ("SeFARModel",), "questions": ("QuestionModel",)}
+"""The models of each kind of task."""
 
 
 def check_measure(measure: Measure, model: Mapping[str, Any], where: str) -> None:
@@ -22,8 +22,9 @@ def check_measure(measure: Measure, model: Mapping[str, Any], where: str) -> Non
     kind = model.get("type", "")
     if kind not in MATCHERS:
         return
-    if kind not in METRICS.get(measure.metric, (kind,)):
-        raise UserError(f"{where}: metric {measure.metric} is of {', '.join(METRICS[measure.metric])}, not of {kind}")
+    having = [name for task in METRICS[measure.metric].tasks or TASKS for name in TASKS[task]]
+    if kind not in having:
+        raise UserError(f"{where}: metric {measure.metric} is of {', '.join(having)}, not of {kind}")
     if measure.matcher is not None and measure.matcher not in MATCHERS[kind]:
         if not MATCHERS[kind]:
             raise UserError(f"{where}: measure.matcher is {measure.matcher!r}, and {kind} has none; leave it out")

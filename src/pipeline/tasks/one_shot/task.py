@@ -68,6 +68,8 @@ class Batches(Dataset):
 class OneShotTask(Task):
     """One exemplar of each novel class, and queries: skeletons."""
 
+    kind = "one_shot"
+
     @cached_property
     def definition(self) -> SkeletonDefinition:
         """The data set as the run shows it."""
@@ -117,6 +119,10 @@ class OneShotTask(Task):
         asked = {"classifier": measure.matcher or "calibration", **measure.one_shot}
         settings = parse(OneShot, asked, f"{self.run.id}, measure.one_shot")
         return self._measure(model, self.split(split), settings, measure.episode_seed)
+
+    def parameters(self, model: SkeletonModel, part: str = "") -> int:
+        """Number of parameters of the model at test; these models have no parts that are counted."""
+        return model.size()
 
     def _measure(self, model: SkeletonModel, split: OneShotSplit, settings: OneShot, seed: int) -> EpisodeScores:
         made = self.definition
