@@ -1,7 +1,8 @@
 """The metrics: all that is particular to one of them is its entry here.
 
 A `Measure` and a column of a sheet name one. The entries lie on the ground, below everything that asks them, because
-the identity of a cell depends on them (`settings`). Their functions import nothing: they get what they work on.
+the identity of a cell depends on them (`settings`). Their functions import nothing: they get what they work on. Which
+kinds of task have a metric that not all have stands with the kinds (`tasks.kind.Kind.metrics`).
 """
 
 from __future__ import annotations
@@ -36,12 +37,11 @@ class Metric:
     answers: Callable[[Any], Found] | None = None
     """Finds it in the answers to a test (`evaluation.answers.Answers`): of a metric that is read off scores."""
     model: Callable[[Any, Any, Any], Found] | None = None
-    """(task, model, measure) -> what is found in the model itself: of every other metric."""
+    """(task, model, measure) -> what is found in the model itself: of every other metric. A kind of task that has the
+    metric has the method."""
     file: str = ""
     """Name of the file that keeps what was found in a model, without its ending: keys of the measure in braces, and
     {task}, a hash of the test tasks."""
-    tasks: tuple[str, ...] = ()
-    """Kinds of task that have it; empty: all of them."""
     beside: Mapping[str, Callable[[Found], Any]] = field(default_factory=dict)
     """What a cell file keeps beside the number: key -> its content in what was found."""
     decimals: int = 1
@@ -68,12 +68,12 @@ METRICS = {
         answers=lambda answers: {"right": answers.right()},
     ),
     "opposite_pct": Metric(
-        "%", "opposite", TEST, itemgetter("opposite"), tasks=("semi",),
+        "%", "opposite", TEST, itemgetter("opposite"),
         answers=lambda answers: answers.opposites(),
         beside={"confusion": itemgetter("confusion"), "classes": itemgetter("classes")},
     ),
     "time_ms": Metric(
-        "ms", "time of a task", TASK, itemgetter("milliseconds"), tasks=("few_shot",), decimals=2, of_learning=False,
+        "ms", "time of a task", TASK, itemgetter("milliseconds"), decimals=2, of_learning=False,
         model=lambda task, model, measure: {"milliseconds": task.times(model, measure)},
         file="time-{way}way-{shot}shot-{task}",
     ),
@@ -84,12 +84,12 @@ METRICS = {
         file="params-{part}",
     ),
     "teacher_time_share_pct": Metric(
-        "%", "the teacher's share of the time", (), itemgetter("percent"), tasks=("semi",), of_learning=False,
+        "%", "the teacher's share of the time", (), itemgetter("percent"), of_learning=False,
         model=lambda task, model, measure: {"percent": task.teacher_shares(model)},
         file="teacher-time",
     ),
     "teacher_spread_pct": Metric(
-        "%", "mean deviation", (), lambda found: [100 * share for share in found["deviation"]], tasks=("semi",),
+        "%", "mean deviation", (), lambda found: [100 * share for share in found["deviation"]],
         model=lambda task, model, measure: task.teacher_predictions(model),
         file="teacher",
         beside={"teacher": dict},

@@ -12,19 +12,23 @@ from pipeline.experiment import Measure
 from pipeline.metrics import METRICS, TEST, Metric
 from pipeline.sheets import Column
 from pipeline.tables.records import CellFile
-from pipeline.tasks.kinds import TASKS
+from pipeline.tasks.kinds import KINDS
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_an_entry_names_what_there_is(name, repo):
     metric = METRICS[name]
     assert set(metric.settings) <= set(Measure.model_fields) - {"metric"}
-    assert set(metric.tasks) <= set(TASKS) and set(metric.beside) <= set(CellFile.model_fields)
+    assert set(metric.beside) <= set(CellFile.model_fields)
     written = {key for _, key, _, _ in string.Formatter().parse(metric.file) if key}
     assert written <= {*metric.settings, "task"}
     assert metric.scored == (not metric.file) == (metric.settings == TEST)
     for page in ("README.md", "docs/add-a-table-row.md"):
         assert name == "accuracy_pct" or f"`{name}`" in (repo / page).read_text().replace("metric: ", "")
+
+
+def test_kinds_of_task_have_metrics_that_there_are():
+    assert {name for kind in KINDS.values() for name in kind.metrics} <= set(METRICS)
 
 
 def test_a_metric_is_read_in_one_way():

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import measure_run, needed_scores, needed_values
 from pipeline.experiment import Cell, Run
 from pipeline.files import exclusive, write_json
 from pipeline.metrics import METRICS
 from pipeline.models.build import load_weights
 from pipeline.tasks.few_shot.scoring import remove_features
-from pipeline.tasks.registry import task_of
+from pipeline.tasks.kinds import check_metric, kind_of_model, task_of
 from pipeline.workspace import Workspace
 
 
@@ -50,9 +49,6 @@ def score_run(run: Run, cells: Sequence[Cell], ws: Workspace, keep: bool = False
     for path, (measure, split) in wanted.items():
         task.scores(model, measure, split, keep).save(path)
     for path, measure in values.items():
-        metric = METRICS[measure.metric]
-        if metric.tasks and task.kind not in metric.tasks:
-            kinds = " or ".join(metric.tasks)
-            raise UserError(f"{run.id}: {measure.metric} is of tasks of the kind {kinds}, and this one is {task.kind}")
-        write_json(path, metric.model(task, model, measure))
+        check_metric(measure, kind_of_model(run), run.id)
+        write_json(path, METRICS[measure.metric].model(task, model, measure))
     return len(wanted) + len(values)

@@ -21,9 +21,6 @@ SELECTION_SEED = 1  # of the episodes that select a checkpoint; tests use other 
 class Task:
     """One run, as training and evaluation see it."""
 
-    kind = ""
-    """Kind of task, as metrics name it."""
-
     def __init__(self, run: Run, ws: Workspace) -> None:
         self.run, self.ws = run, ws
 

@@ -26,7 +26,7 @@ from pipeline.models.build import load_weights
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, outcome, summary
 from pipeline.tasks.few_shot import scoring as few_shot
-from pipeline.tasks.registry import task_of
+from pipeline.tasks.kinds import task_of
 from pipeline.training.train import train_run
 from pipeline.workspace import Workspace
 
@@ -384,7 +384,7 @@ def test_opposites_need_a_choice_among_all_classes(trained):
 def test_a_method_of_episodes_has_no_teacher(trained, metric):
     ws, run, (_, vv, *_) = trained
     cell = Cell(run=run, measure=vv.measure.model_copy(update={"metric": metric}))
-    with pytest.raises(UserError, match=f"{metric} is of tasks of the kind semi, and this one is few_shot"):
+    with pytest.raises(UserError, match=f"{run.id}: metric {metric} is of semi-supervised methods, not of"):
         score_run(run, [cell], ws)
     assert not value_path(ws, run, cell.measure).exists()
 

@@ -24,8 +24,6 @@ from pipeline.tasks.few_shot.stored_views import Views, remove_tokens, store_tok
 class FewShotTask(Task, TimesTasks):
     """Episodes of videos."""
 
-    kind = "few_shot"
-
     @cached_property
     def store(self) -> FrameStore:
         """The decoded frames."""

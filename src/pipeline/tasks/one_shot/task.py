@@ -68,8 +68,6 @@ class Batches(Dataset):
 class OneShotTask(Task):
     """One exemplar of each novel class, and queries: skeletons."""
 
-    kind = "one_shot"
-
     @cached_property
     def definition(self) -> SkeletonDefinition:
         """The data set as the run shows it."""

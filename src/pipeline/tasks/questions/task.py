@@ -63,8 +63,6 @@ class QuestionItems(Dataset):
 class QuestionTask(LabelledTask):
     """Four options to a video: which of them its features make the most likely."""
 
-    kind = "questions"
-
     @cached_property
     def encoder(self) -> SemiTask:
         """The run whose features are read.

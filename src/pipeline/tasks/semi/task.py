@@ -105,8 +105,6 @@ class LabelledTask(Task):
 class SemiTask(LabelledTask, HasTeacher):
     """A classifier of all classes, from a share of labelled videos."""
 
-    kind = "semi"
-
     @cached_property
     def sampler(self) -> ElementSampler:
         """Which frames of a video each element shows."""
