@@ -82,8 +82,8 @@ class Settings(BaseModel):
     substitute: dict[str, str] = Field({}, description="data set in a table -> data set used instead")
     substitute_backbone: dict[str, str] = Field({}, description="backbone that is asked for -> backbone used instead")
     frames: dict[str, Any] = Field({}, description="overlay on the frame policy of every data set")
-    train: dict[str, Any] = Field({}, description="overlay on the recipe of every method")
-    model: dict[str, Any] = Field({}, description="overlay on the model settings of every method")
+    train: dict[str, Any] = Field({}, description="overlay on the recipe of every method that is trained on episodes")
+    model: dict[str, Any] = Field({}, description="overlay on the model settings of every method that has them")
     measure: dict[str, Any] = Field({}, description="overlay on every measurement")
     budgets: dict[str, dict[str, dict[str, Any]]] = Field(
         {}, description="method -> {train, measure}: overlay on one method's recipe, over the general ones"

@@ -108,6 +108,8 @@ class Run(Frozen):
 class Measure(Frozen):
     """How a trained run is measured; none of this reaches `Run.id`."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     metric: MetricName = "accuracy_pct"
     way: int = 5
     shot: int = 1

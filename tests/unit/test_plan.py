@@ -269,7 +269,7 @@ def test_a_row_without_a_method(folder):
          r"unknown key 'sise' in the settings .*, key datasets\.synthetic_scene, frames; known: crop, number"),
         ({"methods": {"lga": {"modle": {}}}}, r"unknown key 'modle' in .*, key methods\.lga .*did you mean 'model'\?"),
         ({"methods": {"lga": {"schedules": {"synthetic_scene": {"stps": 1}}}}},
-         r"unknown train key 'stps' in the settings .*, key methods\.lga, schedules\.synthetic_scene; did you mean 'steps'\?"),
+         r"unknown train key 'stps' in .*, key methods\.lga, schedules\.synthetic_scene; did you mean 'steps'\?"),
         ({"backbones": {"clip_nano": {"sources": ["synthetic_sene"]}}},
          r"unknown dataset 'synthetic_sene' in .*backbones\.yaml, clip_nano, sources; did you mean"),
     ],
