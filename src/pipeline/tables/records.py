@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
@@ -19,6 +19,9 @@ from pipeline.metrics import METRICS
 from pipeline.plan import Entry, Plan
 from pipeline.sheets import table_stem
 from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 DIGITS = 4  # decimals kept in CSV files
 
@@ -166,29 +169,29 @@ def records(
     return _with_twins(out, digests, ws)
 
 
+def frame(found: Iterable[Record]) -> DataFrame:
+    """Records as a table with their fields as columns; None where there is no number, and no number is converted."""
+    from pandas import DataFrame  # here: only what makes tables needs it
+
+    return DataFrame([astuple(record) for record in found], columns=COLUMNS, dtype=object)
+
+
 def _with_twins(found: list[Record], digests: dict[tuple[str, str], tuple[str, ...]], ws: Workspace) -> list[Record]:
     """Notes which rows of a column have different cells and yet the same predictions for every query, and why."""
-    groups: dict[tuple, list[Record]] = defaultdict(list)
-    for record in found:
-        if said := digests.get((record.row, record.column)):
-            groups[record.column, record.metric, said].append(record)
-    notes = {}
-    for group in groups.values():
-        if len({record.cell_id for record in group}) > 1:
-            rows = " | ".join(record.row for record in group)
-            text = f"same predictions for all queries ({_why_equal(group, ws)}): {rows}"
-            notes |= {(record.row, record.column): text for record in group}
-
-    def noted(record: Record) -> Record:
-        note = notes.get((record.row, record.column), "")
-        return replace(record, note="; ".join(filter(None, [record.note, note])))
-
-    return [noted(record) for record in found]
+    if not digests:
+        return found
+    table = frame(found).assign(said=[digests.get((record.row, record.column)) for record in found])
+    notes = dict.fromkeys(table.index, "")
+    for _, group in table.dropna(subset="said").groupby(["column", "metric", "said"], sort=False):
+        if group["cell_id"].nunique() > 1:
+            why = _why_equal(group["run_id"].unique(), ws)
+            text = f"same predictions for all queries ({why}): {' | '.join(group['row'])}"
+            notes |= dict.fromkeys(group.index, text)
+    return [replace(r, note="; ".join(filter(None, [r.note, notes[i]]))) for i, r in enumerate(found)]
 
 
-def _why_equal(group: list[Record], ws: Workspace) -> str:
-    """Why rows predict the same: one training, or several that are equal or nearly so."""
-    runs = list(dict.fromkeys(record.run_id for record in group))
+def _why_equal(runs: Sequence[str], ws: Workspace) -> str:
+    """Why rows with these trainings predict the same: it is one, or they are equal or nearly so."""
     if len(runs) == 1:
         return "one training, measured in ways that agree"
     records = [read_training(ws.run(run) / "train.json").last_loss for ids in runs for run in ids.split(";")]
