@@ -31,6 +31,11 @@ def test_kinds_of_task_have_metrics_that_there_are():
     assert {name for kind in KINDS.values() for name in kind.metrics} <= set(METRICS)
 
 
+def test_no_two_metrics_share_a_file():
+    files = [metric.file for metric in METRICS.values() if metric.file]
+    assert len(files) == len(set(files)) == sum(not metric.scored for metric in METRICS.values())
+
+
 def test_a_metric_is_read_in_one_way():
     for wrong in (
         {},
