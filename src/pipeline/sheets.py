@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config import Config, parse
+from pipeline.metrics import MetricName
 
 
 class Strict(BaseModel):
@@ -37,7 +38,7 @@ class Column(Strict):
 
     name: str
     experiment: Experiment = Experiment()
-    metric: str = "accuracy_pct"
+    metric: MetricName = "accuracy_pct"
 
 
 class Row(Strict):
