@@ -6,7 +6,7 @@ Every error names the file and the key, and the nearest known name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -220,13 +220,14 @@ def check(content: Mapping[str, Any], where: str) -> Settings:
     return parse(Settings, content, where)
 
 
-def parse(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
-    """`content` checked against a pydantic `model`; errors name the place and the key."""
+def parse(model: type[Model], content: Mapping[str, Any], where: str | Callable[[str], str]) -> Model:
+    """`content` checked against a pydantic `model`; errors name the place (or that of the key) and the key."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        where = where if isinstance(where, str) else where(str(first["loc"][0]))
         if first["type"] == "extra_forbidden":
             fields = _fields_at(model, first["loc"][:-1])
             raise unknown("key", str(first["loc"][-1]), fields, f"{where} ({key})") from None

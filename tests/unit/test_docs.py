@@ -166,11 +166,14 @@ def test_the_readme_tells_every_command_that_ci_calls(repo):
 
 
 def test_every_key_of_a_skeleton_set_is_described():
-    from pipeline.datasets.skeletons.feeder import Feed
-    from pipeline.datasets.skeletons.prepare import SkeletonDefinition
-    from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
-    from pipeline.datasets.skeletons.protocols import OneShotProtocol
-    from pipeline.datasets.skeletons.source import Format, SourceSpec
+    from pipeline.datasets.skeletons.definition import (
+        Feed,
+        Format,
+        OneShotProtocol,
+        SkeletonDefinition,
+        SkeletonPolicy,
+        SourceSpec,
+    )
 
     page = (DOCS / "add-a-dataset.md").read_text()
     section = page[page.index("## Skeletons") : page.index("## Identity")]

@@ -14,7 +14,7 @@ from skeleton_set import make_skeleton_set
 from pipeline.datasets import frames
 from pipeline.datasets.coverage import Audit, present_clips, read_coverage
 from pipeline.datasets.frames import FrameStore
-from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
+from pipeline.datasets.skeletons.definition import SkeletonPolicy
 from pipeline.datasets.skeletons.readers import open_source
 from pipeline.datasets.skeletons.store import SkeletonStore, build_skeleton_store
 from pipeline.errors import UserError
