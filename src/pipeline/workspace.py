@@ -39,9 +39,9 @@ class Workspace:
         """Folder of the poses of a data set that the workflow extracts from its videos."""
         return self.dataset(key) / "poses"
 
-    def manifest(self, key: str, store: str) -> Path:
+    def manifest(self, dataset: str, store: str) -> Path:
         """What the frame store `store` of a data set holds; there when it is complete."""
-        return self.dataset(key) / store / "manifest.json"
+        return self.dataset(dataset) / store / "manifest.json"
 
     def store(self, run: Run) -> Path:
         """Frame store of the data set and frame policy of a run."""
@@ -85,6 +85,14 @@ class Workspace:
     def inspection(self, run_id: str) -> Path:
         """File of what was seen inside a trained run."""
         return self.root / "inspect" / f"{run_id}.npz"
+
+    def table(self, paper: str, stem: str) -> Path:
+        """Numbers of a table or figure, one a line."""
+        return self.root / paper / f"{stem}.csv"
+
+    def figure(self, paper: str, stem: str) -> Path:
+        """A figure; its other formats lie beside it."""
+        return self.root / paper / f"{stem}.svg"
 
     def progress(self, stage: str, name: str) -> Path:
         """File that says how far a stage is; there while it runs, and after it has failed."""
