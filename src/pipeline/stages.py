@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.kinds.registry import kind_of
+from pipeline.datasets.kinds.registry import data_of
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset
 from pipeline.files import copy_file, write_json
@@ -17,7 +17,7 @@ from pipeline.workspace import Workspace
 
 def synthesize(asset: Asset, ws: Workspace, workers: int) -> Path:
     """Generate the videos of a synthetic data set; returns its annotations."""
-    return kind_of(asset).make_videos(ws, workers)
+    return data_of(asset).make_videos(ws, workers)
 
 
 def make_poses(asset: Asset, ws: Workspace, workers: int, nodes: int = 1) -> Path:
@@ -30,14 +30,14 @@ def make_poses(asset: Asset, ws: Workspace, workers: int, nodes: int = 1) -> Pat
     from pipeline.pose.extract import extract_poses, find_videos
     from pipeline.pose.picture import write_picture
 
-    kind = kind_of(asset)
-    if kind.source != ("poses", asset.key) or kind.definition.format != "poses":
-        raise UserError(f"{kind.place}: poses are extracted for kind skeletons, format poses, with the key videos")
-    layout = kind.definition.graph
+    data = data_of(asset)
+    if data.source != ("poses", asset.key) or data.definition.format != "poses":
+        raise UserError(f"{data.place}: poses are extracted for kind skeletons, format poses, with the key videos")
+    layout = data.definition.graph
     if not isinstance(layout, str):
-        raise UserError(f"{kind.place}: poses need a built-in graph (coco17, h36m17, openpose18, ntu25)")
-    out, wanted = kind.root(ws), kind.definition.pose.model_dump(exclude_unset=True)
-    root, videos = find_videos(kind.definition.videos)
+        raise UserError(f"{data.place}: poses need a built-in graph (coco17, h36m17, openpose18, ntu25)")
+    out, wanted = data.root(ws), data.definition.pose.model_dump(exclude_unset=True)
+    root, videos = find_videos(data.definition.videos)
     extract_poses(root, videos, out, PoseSettings(layout=layout, **wanted), workers, nodes=nodes)
     write_picture(out, root)
     return out / "poses.csv"
@@ -46,7 +46,7 @@ def make_poses(asset: Asset, ws: Workspace, workers: int, nodes: int = 1) -> Pat
 def make_splits(asset: Asset, ws: Workspace, workers: int) -> Path:
     """Write the data set's index.csv: every usable clip with its class and split."""
     ws.dataset(asset.key).mkdir(parents=True, exist_ok=True)
-    return kind_of(asset).make_splits(ws, workers)
+    return data_of(asset).make_splits(ws, workers)
 
 
 def make_texts(asset: Asset, ws: Workspace) -> Path:
@@ -61,7 +61,7 @@ def make_texts(asset: Asset, ws: Workspace) -> Path:
     from pipeline.text.corpus import Corpus
 
     given, target = asset.options.get("texts"), ws.texts(asset.key)
-    source = kind_of(asset).made_texts(ws) or (Path(given) if given and Path(given).is_file() else None)
+    source = data_of(asset).made_texts(ws) or (Path(given) if given and Path(given).is_file() else None)
     if source is None and (asked := asset.options.get("describe")):
         source = describe_classes(asset, ws, asked, "llm")
     if source is None:
@@ -109,17 +109,17 @@ def describe_classes(asset: Asset, ws: Workspace, asked: Mapping[str, Any], name
     from pipeline.text.describe import describe_with
 
     labels = {clip.label for clip in read_index(ws.index(asset.key))}
-    corpus = describe_with(asked, labels, ws.answers, kind_of(asset).joints)
+    corpus = describe_with(asked, labels, ws.answers, data_of(asset).joints)
     return corpus.save(ws.dataset(asset.key) / f".texts-{name}.json")
 
 
 def _corpora(asset: Asset, ws: Workspace) -> dict[str, Path]:
     """Files with further words for the classes, by name: of other language models, or GAP's own (a folder)."""
-    kind, made = kind_of(asset), {}
-    for voice, content in kind.voices(ws).items():
+    data, made = data_of(asset), {}
+    for voice, content in data.voices(ws).items():
         made[voice] = ws.dataset(asset.key) / f".texts-{voice}.json"
         write_json(made[voice], content)
-    if kind.whole:
+    if data.whole:
         return made
     for name, given in asset.options.get("corpora", {}).items():
         if isinstance(given, dict):
@@ -143,7 +143,7 @@ def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: 
     Raises:
         UserError: a smaller share of the clips that its lists name is there than its `min_coverage`.
     """
-    kind_of(asset).make_store(ws, ws.dataset(asset.key) / store, policy, workers, nodes)
+    data_of(asset).make_store(ws, ws.dataset(asset.key) / store, policy, workers, nodes)
     return ws.manifest(asset.key, store)
 
 

@@ -93,7 +93,7 @@ def steps_of(plan: Plan, root: Path | str) -> Iterator[Step]:
         return Step(stage.group, thing, name, tuple(stage.files(ws, **names)), log or stage.log(ws, **names), names)
 
     for key, asset in plan.datasets.items():
-        for stage in plan.kind(asset).stages:
+        for stage in plan.data(asset).stages:
             if key in read or stage == "videos":  # others may read the videos of a set that no run does
                 store = {"store": store_key(plan.frames(asset))} if stage == "frames" else {}
                 yield step(stage, dataset=key, **store)

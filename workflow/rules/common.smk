@@ -181,7 +181,7 @@ def combined_tables():
 
 def stored_files(dataset, store):
     """What a stage that reads the frames of a data set needs: these, and the texts if it has any."""
-    has_texts = "text" in PLAN.kind(PLAN.datasets[dataset]).stages
+    has_texts = "text" in PLAN.data(PLAN.datasets[dataset]).stages
     texts = made("text", dataset=dataset) if has_texts else []
     return made("frames", dataset=dataset, store=store) + texts
 
@@ -234,7 +234,7 @@ def known(mapping, key, kind):
 def clips_of(wildcards):
     """Generated videos are made first, and so are poses from videos; others lie where the user has put them."""
     asset = known(PLAN.datasets, wildcards.dataset, "data set")
-    source = PLAN.kind(asset).source
+    source = PLAN.data(asset).source
     return made(source[0], dataset=source[1])[0] if source else []
 
 

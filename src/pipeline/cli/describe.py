@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.datasets.counts import listed_classes
 from pipeline.datasets.index import read_index
-from pipeline.datasets.kinds.base import Kind
+from pipeline.datasets.kinds.base import DataSet
 from pipeline.datasets.kinds.registry import defined
 from pipeline.datasets.splits import read_class_list
 from pipeline.errors import UserError
@@ -56,13 +56,13 @@ def describe_command(
         return
     if bool(wishes.dataset) == bool(wishes.classes):
         raise UserError("name either a data set or a file of classes (--classes)")
-    kind = defined(config, wishes.dataset, "the command line") if wishes.dataset else None
-    asked = resolve(config, _laid_over(kind, wishes), (kind or Kind).prompts, "the command line")
-    joints = _joints(wishes.graph) if wishes.graph else kind.joints if kind else ()
+    data = defined(config, wishes.dataset, "the command line") if wishes.dataset else None
+    asked = resolve(config, _laid_over(data, wishes), (data or DataSet).prompts, "the command line")
+    joints = _joints(wishes.graph) if wishes.graph else data.joints if data else ()
     if not wishes.prompts and not asked["prompts"]:
         raise UserError("no prompt is named; give --prompts")
-    if kind:
-        names = _classes(config, kind, results)
+    if data:
+        names = _classes(config, data, results)
     else:
         names = read_class_list(wishes.classes)
     from pipeline.text.describe import Answers, describe_with, estimate, labels_of
@@ -77,9 +77,9 @@ def describe_command(
     say(str(describe_with(asked, names, cache, joints, say).save(out)))
 
 
-def _laid_over(kind: Kind | None, wishes: Wishes) -> dict[str, Any]:
+def _laid_over(data: DataSet | None, wishes: Wishes) -> dict[str, Any]:
     """The data set's key `describe` under what the command line says."""
-    given = kind.definition.describe if kind else None
+    given = data.definition.describe if data else None
     made = dict(given) if isinstance(given, Mapping) else {}
     made |= {key: value for key in ("model", "base_url") if (value := getattr(wishes, key))}
     if wishes.prompts:
@@ -93,10 +93,10 @@ def _joints(graph: str) -> tuple[str, ...]:
     return get_graph(graph).names
 
 
-def _classes(config: Config, kind: Kind, results: Path) -> list[str]:
+def _classes(config: Config, data: DataSet, results: Path) -> list[str]:
     """Classes of a prepared data set, else those that its lists name."""
-    asset = Plan(config).dataset(kind.asset.name, "the command line")
+    asset = Plan(config).dataset(data.asset.name, "the command line")
     index = Workspace(results).index(asset.key)
     if index.is_file():
         return sorted({clip.label for clip in read_index(index)})
-    return listed_classes(kind)
+    return listed_classes(data)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.config import Config
-from pipeline.datasets.kinds.base import Kind
+from pipeline.datasets.kinds.base import DataSet
 from pipeline.datasets.kinds.registry import defined
 from pipeline.errors import UserError
 
@@ -34,14 +34,14 @@ def check_splits(config: Config, names: Sequence[str] = (), console: Console | N
     """
     console, found = console or Console(soft_wrap=True), Checked()
     sets = {name: defined(config, name, "the command line") for name in names or config.names("datasets")}
-    for name, kind in sets.items():
-        if not kind.countable:
+    for name, data in sets.items():
+        if not data.countable:
             if not names:
                 continue
-            raise UserError(f"the data set {name} has no published lists to count (kind: list, or the key available)")
+            raise UserError(f"the data set {name} has no published lists to count (data: list, or the key available)")
         console.print(f"{name}:", highlight=False, markup=False)
         try:
-            lines = kind.count(_indented(console))
+            lines = data.count(_indented(console))
         except UserError as error:
             console.print(f"  {error}", highlight=False, markup=False)
             found.absent[name] = str(error)
@@ -53,15 +53,15 @@ def check_splits(config: Config, names: Sequence[str] = (), console: Console | N
     return found
 
 
-def listed_classes(kind: Kind) -> list[str]:
+def listed_classes(data: DataSet) -> list[str]:
     """Class names of a data set as far as its definition and lists tell them, sorted.
 
     Raises UserError where only the prepared data set knows them.
     """
-    if classes := kind.classes():
+    if classes := data.classes():
         return classes
     raise UserError(
-        f"{kind.place} does not name the classes; prepare the data set first, or give a file with --classes"
+        f"{data.place} does not name the classes; prepare the data set first, or give a file with --classes"
     )
 
 

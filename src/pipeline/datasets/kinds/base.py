@@ -1,6 +1,6 @@
 """What a kind of data set brings: the keys of its definition, and an answer to whatever is asked of a data set.
 
-A new kind is a file with a `Definition` and a `Kind`, and a line in `registry`. Only what a plan needs is imported at
+A new kind is a file with a `Definition` and a `DataSet`, and a line in `registry`. Only what a plan needs is imported at
 the top of it, for Snakemake reads the plan in every job; readers are imported where they are called.
 """
 
@@ -79,7 +79,7 @@ class VideoDefinition(Definition):
     pattern: str = Field("", description="regular expression; only files whose name it matches count")
 
 
-class Kind:
+class DataSet:
     """A data set, asked by its kind. What is here holds for videos on this machine."""
 
     Definition: ClassVar[type[Definition]] = VideoDefinition

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipeline.datasets.kinds.base import CONTENT, Kind, VideoDefinition
+from pipeline.datasets.kinds.base import CONTENT, DataSet, VideoDefinition
 from pipeline.experiment import Frozen
 from pipeline.workspace import Workspace
 
@@ -31,11 +31,11 @@ class FolderDefinition(VideoDefinition):
     map: dict[str, Any] = Field({}, description="name of a folder: name of the class")
 
 
-class Folder(Kind):
+class Folder(DataSet):
     """A data set of one's own videos."""
 
     Definition = FolderDefinition
-    needed = Kind.needed | {"labels": "table of labels"}
+    needed = DataSet.needed | {"labels": "table of labels"}
 
     def make_splits(self, ws: Workspace, workers: int) -> Path:
         """Find the clips, open each, and split the classes."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from pipeline.datasets.kinds.base import CONTENT, Kind, VideoDefinition
+from pipeline.datasets.kinds.base import CONTENT, DataSet, VideoDefinition
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ class ListDefinition(VideoDefinition):
     min_clips: int = Field(2, description="clips that every class must have")
 
 
-class Listed(Kind):
+class Listed(DataSet):
     """A data set of published few-shot lists."""
 
     Definition = ListDefinition
-    needed = Kind.needed | {"lists": "lists"}
+    needed = DataSet.needed | {"lists": "lists"}
     countable = True
 
     def make_splits(self, ws: Workspace, workers: int) -> Path:

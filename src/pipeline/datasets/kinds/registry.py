@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.datasets.kinds.base import Kind
+from pipeline.datasets.kinds.base import DataSet
 from pipeline.datasets.kinds.folder import Folder
 from pipeline.datasets.kinds.listed import Listed
 from pipeline.datasets.kinds.semi import Semi
@@ -15,7 +15,7 @@ from pipeline.datasets.kinds.synthetic import Synthetic
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset
 
-KINDS: dict[str, type[Kind]] = {
+KINDS: dict[str, type[DataSet]] = {
     "folder": Folder,
     "list": Listed,
     "semi": Semi,
@@ -24,12 +24,12 @@ KINDS: dict[str, type[Kind]] = {
 }
 
 
-def kind_of(asset: Asset) -> Kind:
+def data_of(asset: Asset) -> DataSet:
     """What is asked of a data set."""
     return kind_named(asset.spec, lambda key: f"data set {asset.name}")(asset)
 
 
-def kind_named(definition: Mapping[str, Any], where: Callable[[str], str]) -> type[Kind]:
+def kind_named(definition: Mapping[str, Any], where: Callable[[str], str]) -> type[DataSet]:
     """The kind of a definition; `where` gives the place of a key.
 
     Raises:
@@ -43,7 +43,7 @@ def kind_named(definition: Mapping[str, Any], where: Callable[[str], str]) -> ty
     return KINDS[kind]
 
 
-def defined(config: Config, name: str, where: str) -> Kind:
+def defined(config: Config, name: str, where: str) -> DataSet:
     """What is asked of the data set `name` as it is defined, without a plan; `where` says who asks.
 
     Raises:

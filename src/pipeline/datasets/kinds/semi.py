@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from pipeline.datasets.kinds.base import CONTENT, DATASET, HERE, Kind, VideoDefinition
+from pipeline.datasets.kinds.base import CONTENT, DATASET, HERE, DataSet, VideoDefinition
 from pipeline.experiment import Frozen, Run
 from pipeline.workspace import Workspace
 
@@ -33,7 +33,7 @@ class SemiDefinition(VideoDefinition):
     validation: float = Field(0, ge=0, lt=1, description="share of the training videos to select a checkpoint")
 
 
-class Semi(Kind):
+class Semi(DataSet):
     """A data set with few labels."""
 
     Definition = SemiDefinition

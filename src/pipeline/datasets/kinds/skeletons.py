@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.datasets.kinds.base import Kind
+from pipeline.datasets.kinds.base import DataSet
 from pipeline.datasets.skeletons.definition import SkeletonDefinition, SkeletonKeys
 from pipeline.workspace import Workspace
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 READ_POLICY = ("single", "alignment", "axes")  # of a policy: what is done when a stored clip is read
 
 
-class Skeletons(Kind):
+class Skeletons(DataSet):
     """A data set of skeletons."""
 
     Definition = SkeletonKeys
@@ -27,7 +27,7 @@ class Skeletons(Kind):
     @property
     def stages(self) -> tuple[str, ...]:
         """With the poses of videos, where it has videos."""
-        return ("poses", *Kind.stages) if "videos" in self.asset.options else Kind.stages
+        return ("poses", *DataSet.stages) if "videos" in self.asset.options else DataSet.stages
 
     @property
     def needed(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.datasets.kinds.base import Definition, FrameKeys, Kind
+from pipeline.datasets.kinds.base import Definition, FrameKeys, DataSet
 from pipeline.files import copy_file
 from pipeline.workspace import Workspace
 
@@ -24,7 +24,7 @@ class SyntheticDefinition(Definition):
     frames: FrameKeys = Field(FrameKeys(), description="overlay on the frame policy of the settings")
 
 
-class Synthetic(Kind):
+class Synthetic(DataSet):
     """A data set that the workflow generates."""
 
     Definition = SyntheticDefinition

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.randaugment import rand_augment
+from pipeline.datasets.semi import LABELLED as LABELLED_FILE
 from pipeline.datasets.semi import TRAIN, ListedVideo, draw_labelled
 from pipeline.errors import UserError
 from pipeline.models.semi import ElementSampler
@@ -106,7 +107,7 @@ def semi_videos(store: FrameStore, folder: str | Path, rate: float, seed: int) -
     classes = store.classes()
     number = {name: i for i, name in enumerate(classes)}
     train = [i for i, split in enumerate(store.splits) if split == "train"]
-    published = json.loads((Path(folder) / LABELLED).read_text())
+    published = json.loads((Path(folder) / LABELLED_FILE).read_text())
     if names := published.get(f"{rate:g}"):
         chosen = set(names)
     else:
