@@ -188,7 +188,7 @@ class Plan:
         """
         settings = self.config.settings
         method, kind = self.method(delta["method"], where)
-        name = settings.substitute.get(delta["dataset"], delta["dataset"])
+        name = self._stands_in(delta["dataset"], where)
         dataset = self.dataset(name, where)
         train = self._scheduled(method, name, delta.get("train", {}))
         budget = settings.budgets.get(delta["method"], {})
@@ -235,6 +235,13 @@ class Plan:
         )
         return Cell(run=run, measure=measure)
 
+    def _stands_in(self, name: str, where: str) -> str:
+        """The data set that is measured where a table names `name`."""
+        settings = self.config.settings
+        if name in settings.substitute or not settings.stand_in:
+            return settings.substitute.get(name, name)
+        return self.config.entry("datasets", name, where).get("stands_in") or name
+
     def _scheduled(self, method: Mapping[str, Any], dataset: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe of a method on a data set, and on one of its base sets (`schedules: {DATASET/BASE SET: ...}`)."""
         train, schedules = method.get("train", {}), method.get("schedules", {})
@@ -259,9 +266,8 @@ class Plan:
 
     def _method_frames(self, method: Mapping[str, Any], name: str, dataset: Asset) -> dict[str, Any]:
         """What a recipe says of the choice of frames, or of how skeletons are shown."""
-        own, known = method.get("frames", {}), self.data(dataset).method_frames
-        if odd := set(own) - set(known):
-            raise unknown("key", min(odd), known, f"{self.config.place('methods', name, 'frames')}, frames")
+        own = method.get("frames", {})
+        parse(self.data(dataset).method_frames, own, f"{self.config.place('methods', name, 'frames')}, frames")
         return own
 
     def _selection(self, delta: Mapping[str, Any], dataset: Asset) -> str:

@@ -1,7 +1,7 @@
 """What a kind of data set brings: the keys of its definition, and an answer to whatever is asked of a data set.
 
-A new kind is a file with a `Definition` and a `DataSet`, and a line in `registry`. Only what a plan needs is imported at
-the top of it, for Snakemake reads the plan in every job; readers are imported where they are called.
+A new kind is a file with a `Definition` and a `DataSet`, and a line in `registry`. A plan needs this in every job of
+Snakemake, so nothing heavy is imported at the top; readers are imported where they are called.
 """
 
 from __future__ import annotations
@@ -30,9 +30,13 @@ if TYPE_CHECKING:
 class Mark(Enum):
     """What a key of a definition is; one without a mark is part of the data set's identity as it stands."""
 
-    HERE = "it says where and how on this machine, and is no part of the identity"
-    CONTENT = "a path on this machine: what the file holds is part of the identity"
-    DATASET = "name of another data set, whose key is part of the identity"
+    HERE = "no part of the identity"
+    CONTENT = "of the identity is what the file holds, not where it lies"
+    DATASET = "the other data set is part of the identity"
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """The mark is said in the schema."""
+        return handler(core) | {"$comment": self.value}
 
 
 HERE, CONTENT, DATASET = Mark
@@ -66,6 +70,9 @@ class Definition(Frozen):
         "error", description="one file in two splits: an error, or a warning"
     )
     download: Annotated[dict[str, Any], HERE] = Field({}, description="what `download` fetches, or says")
+    stands_in: Annotated[str, HERE] = Field(
+        "", description="data set that is measured in its place where the settings say `stand_in: true`"
+    )
     workers: Annotated[int, HERE] = Field(0, description="not read any more")
     licence: Annotated[str, HERE] = Field("", description="for people")
     homepage: Annotated[str, HERE] = Field("", description="for people")
@@ -79,12 +86,19 @@ class VideoDefinition(Definition):
     pattern: str = Field("", description="regular expression; only files whose name it matches count")
 
 
+class MethodFrames(Frozen):
+    """What a method may say of the frames of a video; the rest of the policy is the data set's."""
+
+    sampling: str = Field("", description="how frames are chosen in training")
+    test_sampling: str = Field("", description="how frames are chosen in tests")
+
+
 class DataSet:
     """A data set, asked by its kind. What is here holds for videos on this machine."""
 
     Definition: ClassVar[type[Definition]] = VideoDefinition
-    method_frames: ClassVar[tuple[str, ...]] = ("sampling", "test_sampling")
-    """Keys that `frames` of a method may have on it; the rest of the policy is the data set's."""
+    method_frames: ClassVar[type[Frozen]] = MethodFrames
+    """Keys that `frames` of a method may have on it."""
     stages: tuple[str, ...] = ("splits", "text", "frames")
     """What the workflow makes of it, by the names in `pipeline.steps`."""
     source: tuple[str, str] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,11 +33,18 @@ class SemiDefinition(VideoDefinition):
     validation: float = Field(0, ge=0, lt=1, description="share of the training videos to select a checkpoint")
 
 
+class SemiFrames(Frozen):
+    """What a method may say of the frames of such a video."""
+
+    elements: Literal["spread", "step"] = Field("spread", description="which time slots an element has")
+    test_view: str = Field("", description="how frames are shown in tests")
+
+
 class Semi(DataSet):
     """A data set with few labels."""
 
     Definition = SemiDefinition
-    method_frames = ("elements", "test_view")
+    method_frames = SemiFrames
     stages = ("splits", "frames")
     needed: ClassVar[dict[str, str]] = {"root": "its files", "lists": "lists", "labels": "table of labels"}
     form = 'docs/add-a-dataset.md ("kind: semi")'

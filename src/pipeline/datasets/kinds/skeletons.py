@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.datasets.kinds.base import DataSet
-from pipeline.datasets.skeletons.definition import SkeletonDefinition, SkeletonKeys
+from pipeline.datasets.skeletons.definition import Feed, SkeletonDefinition, SkeletonKeys, SkeletonPolicy
+from pipeline.experiment import Frozen
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -16,11 +17,18 @@ if TYPE_CHECKING:
 READ_POLICY = ("single", "alignment", "axes")  # of a policy: what is done when a stored clip is read
 
 
+class SkeletonFrames(Frozen):
+    """What a method may say of how skeletons are shown, over the definition."""
+
+    policy: SkeletonPolicy = SkeletonPolicy()
+    feed: Feed = Feed()
+
+
 class Skeletons(DataSet):
     """A data set of skeletons."""
 
     Definition = SkeletonKeys
-    method_frames = ("policy", "feed")
+    method_frames = SkeletonFrames
     decoded = False
     prompts = ("crossglg_global", "crossglg_joints")
 

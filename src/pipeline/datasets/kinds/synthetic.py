@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.datasets.kinds.base import Definition, FrameKeys, DataSet
+from pipeline.datasets.kinds.base import DataSet, Definition, FrameKeys
 from pipeline.files import copy_file
 from pipeline.workspace import Workspace
 
