@@ -169,6 +169,11 @@ class DataSet:
             return str(file)
         return f"data set {self.asset.name} (given on the command line or in a config file)"
 
+    @property
+    def pattern(self) -> str:
+        """What names of files must match."""
+        return self.definition.pattern
+
     # What the plan asks
 
     def frames(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,9 +231,9 @@ class DataSet:
         """
         from pipeline.datasets.frames import build_frame_store
 
-        audit, pattern = self.audit(store), self.definition.pattern
+        audit = self.audit(store)
         index, root = ws.index(self.asset.key), self.root(ws)
-        build_frame_store(index, root, store, policy, workers, nodes=nodes, audit=audit, pattern=pattern)
+        build_frame_store(index, root, store, policy, workers, nodes=nodes, audit=audit, pattern=self.pattern)
         audit.after()
 
     def audit(self, store: Path, again: Path | None = None) -> Audit:

@@ -30,6 +30,7 @@ class Synthetic(DataSet):
     Definition = SyntheticDefinition
     stages = ("videos", "splits", "text", "frames")
     whole = True
+    pattern = ""
 
     @property
     def source(self) -> tuple[str, str]:
