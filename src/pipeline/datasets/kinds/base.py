@@ -55,7 +55,7 @@ class FrameKeys(Frozen):
 class Definition(Frozen):
     """Keys that every kind has."""
 
-    kind: str
+    kind: str = Field(description="folder, list, semi, skeletons or synthetic")
     root: Annotated[str, HERE] = Field("", description="folder that holds the clips")
     texts: Annotated[str, HERE] = Field("", description="JSON file with the texts of the classes")
     corpora: Annotated[dict[str, Any], HERE] = Field(

@@ -15,9 +15,9 @@ from pipeline.workspace import Workspace
 class Splits(Frozen):
     """Classes of each split: names, a file with one a line, or, for all of them, how many to draw."""
 
-    train: Any = None
-    val: Any = None
-    test: Any = None
+    train: Any = Field(None, description="base classes")
+    val: Any = Field(None, description="classes that choose the checkpoint and alpha")
+    test: Any = Field(None, description="novel classes")
     seed: int = Field(0, description="of the draw")
 
 

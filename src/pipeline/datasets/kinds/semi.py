@@ -16,9 +16,9 @@ from pipeline.workspace import Workspace
 class Shares(Frozen):
     """Clips of each class of a generated set."""
 
-    train: int = Field(0, ge=0)
-    val: int = Field(0, ge=0)
-    test: int = Field(0, ge=0)
+    train: int = Field(0, ge=0, description="for training, labelled or not")
+    val: int = Field(0, ge=0, description="to select a checkpoint")
+    test: int = Field(0, ge=0, description="for the test")
 
 
 class SemiDefinition(VideoDefinition):

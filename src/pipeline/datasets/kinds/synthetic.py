@@ -15,10 +15,10 @@ class SyntheticDefinition(Definition):
     """Keys of a generated data set."""
 
     set: str = Field(description="the grammar: scene, temporal or fine")
-    clips_per_class: int = Field(ge=1)
+    clips_per_class: int = Field(ge=1, description="videos of each class")
     size: int = Field(96, description="side of the square frames, pixels")
-    fps: int = 12
-    seed: int = 0
+    fps: int = Field(12, description="frames per second")
+    seed: int = Field(0, description="of everything that is drawn")
     splits: list[str] = Field([], description="only classes of these splits")
     nuisance: float = Field(1.0, ge=0, le=2, description="scale of all variation that is no part of a class")
     frames: FrameKeys = Field(FrameKeys(), description="overlay on the frame policy of the settings")

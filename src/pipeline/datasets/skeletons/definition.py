@@ -24,7 +24,7 @@ ClassRef = int | str
 class SourceSpec(Frozen):
     """Which clips, of which classes: the part of a data set's definition that readers need."""
 
-    format: Format
+    format: Format = Field(description="how the files are read")
     root: str = Field(description="folder or file on this machine")
     joints: int = Field(0, ge=0, description="joints of the skeleton; 0: as the format has it")
     classes: list[str] | dict[str, str] = Field(
@@ -181,7 +181,7 @@ class PoseKeys(Frozen):
     persons: int = Field(2, description="of a clip at most")
     frames: int = Field(0, description="of a clip at most, evenly spaced; 0: all")
     models: str = Field("", description="folder with the networks; empty: where the backend finds them")
-    device: str = "cpu"
+    device: str = Field("cpu", description="cpu or cuda")
 
 
 class SkeletonKeys(Definition, SourceSpec):
@@ -192,12 +192,12 @@ class SkeletonKeys(Definition, SourceSpec):
     missing: Annotated[str, CONTENT] = SourceSpec.model_fields["missing"]
     expected: Annotated[dict[str, int], HERE] = Field({}, description="published counts: base, queries, base sets")
     graph: str | dict[str, Any] = Field("ntu25", description="the skeleton: a built-in one, or names, parents, center")
-    protocol: OneShotProtocol
-    policy: SkeletonPolicy = SkeletonPolicy()
-    feed: Feed = Feed()
+    protocol: OneShotProtocol = Field(description="which classes are base, novel and validation")
+    policy: SkeletonPolicy = Field(SkeletonPolicy(), description="how skeletons are cleaned and shown")
+    feed: Feed = Field(Feed(), description="how clips are fed to a model")
     reads: Annotated[str, DATASET] = Field("", description="a generated data set, whose skeletons these are")
     videos: Annotated[str, HERE] = Field("", description="videos from which its poses are extracted (format poses)")
-    pose: PoseKeys = PoseKeys()
+    pose: PoseKeys = Field(PoseKeys(), description="how the poses of `videos` are extracted")
     available: Annotated[str, HERE] = Field("", description="file with the published names of the samples (NTU)")
 
 
