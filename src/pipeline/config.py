@@ -78,6 +78,9 @@ class Settings(BaseModel):
     )
     cluster: Cluster = Field(default_factory=Cluster, description="where trainings run")
     substitute: dict[str, str] = Field({}, description="data set in a table -> data set used instead")
+    stand_in: bool = Field(
+        False, description="use the data set that a definition's `stands_in` names, if `substitute` says nothing"
+    )
     substitute_backbone: dict[str, str] = Field({}, description="backbone that is named -> backbone used instead")
     frames: dict[str, Any] = Field({}, description="overlay on the frame policy of every data set")
     train: dict[str, Any] = Field({}, description="overlay on the recipe of every method that is trained on episodes")
@@ -247,12 +250,14 @@ def parse(model: type[Model], content: Mapping[str, Any], where: str | Callable[
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a misspelt key lacks, too
         key = ".".join(str(part) for part in first["loc"])
         where = where if isinstance(where, str) else where(str(first["loc"][0]))
         if first["type"] == "extra_forbidden":
             fields = _fields_at(model, first["loc"][:-1])
             raise unknown("key", str(first["loc"][-1]), fields, f"{where} ({key})") from None
+        if first["type"] == "missing":
+            raise UserError(f"{where}: key {key} is missing") from None
         raise UserError(f"{where}: key {key}: {first['msg']} (got {first.get('input')!r})") from None
 
 

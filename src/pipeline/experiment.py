@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-SCORES = ("vv", "vt", "both")
-SCORED = ("accuracy_pct", "opposite_pct")
-"""Metrics that are read off the scores of a test; the others come from the model itself."""
+from pipeline.metrics import METRICS, MetricName
+
+NO_SEARCH = {"alpha_grid": (), "val_episodes": 0}  # of a measurement that does not choose its alpha
+UNUSED = {"alpha": 1.0, "episodes": 0, **NO_SEARCH}  # where a metric has no use for them; of other keys the default
 
 
 def canonical(value: Any) -> str:
@@ -109,9 +110,7 @@ class Measure(Frozen):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    metric: Literal[
-        "accuracy_pct", "opposite_pct", "time_ms", "params_m", "teacher_time_share_pct", "teacher_spread_pct"
-    ] = "accuracy_pct"
+    metric: MetricName = "accuracy_pct"
     """What is measured: docs/add-a-table-row.md describes each."""
     way: int = 5
     """Classes in a test episode."""
@@ -149,21 +148,13 @@ class Measure(Frozen):
         """The same measurement with the keys that cannot matter for it set to one value.
 
         Two cells that must give the same number then have the same id: alpha does not matter for a single score,
-        nor the grid for a given alpha.
+        nor the grid for a given alpha, nor what the metric's entry does not name.
         """
-        changes: dict[str, Any] = {}
-        if self.score != "both":
-            changes |= {"alpha": 1.0 if self.score == "vv" else 0.0, "alpha_grid": (), "val_episodes": 0}
-        elif self.alpha != "val":
-            changes |= {"alpha_grid": (), "val_episodes": 0}
-        if self.metric not in SCORED:
-            changes |= {"alpha": 1.0, "alpha_grid": (), "val_episodes": 0, "episodes": 0, "score": "both"}
-        if self.metric == "params_m":
-            return Measure(metric="params_m", part=self.part, **changes)
-        if self.metric in ("teacher_time_share_pct", "teacher_spread_pct"):
-            return Measure(metric=self.metric, **changes)
-        changes["part"] = ""
-        return self.model_copy(update=changes)
+        given = {key: getattr(self, key) for key in METRICS[self.metric].settings}
+        settled = Measure(metric=self.metric, **(UNUSED | given))
+        if settled.score != "both":
+            return settled.model_copy(update={"alpha": 1.0 if settled.score == "vv" else 0.0, **NO_SEARCH})
+        return settled if settled.alpha == "val" else settled.model_copy(update=NO_SEARCH)
 
     @property
     def scoring(self) -> dict[str, Any]:
@@ -174,7 +165,7 @@ class Measure(Frozen):
     def scored(self) -> str:
         """What is worked out for it: the same for cells that are read off the same scores."""
         measure = self.settled()
-        if measure.metric in SCORED:
+        if METRICS[measure.metric].scored:
             return canonical(measure.scoring)
         return canonical({"metric": measure.metric, "part": measure.part, **measure.scoring})
 

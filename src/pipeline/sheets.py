@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config import Config, parse
+from pipeline.metrics import MetricName
 
 
 class Strict(BaseModel):
@@ -37,7 +38,7 @@ class Column(Strict):
 
     name: str = Field(description="unique in its table; DATA SET/SHOTS is headed in two lines")
     experiment: Experiment = Field(Experiment(), description="what all rows of the column have in common")
-    metric: str = Field("accuracy_pct", description="what is measured, see `metric` of a measurement")
+    metric: MetricName = Field("accuracy_pct", description="what is measured, see `metric` of a measurement")
 
 
 class Row(Strict):

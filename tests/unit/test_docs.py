@@ -17,12 +17,13 @@ from tiny import CONFIG, OVERLAY
 from pipeline.__main__ import app
 from pipeline.compat import MODELS
 from pipeline.config import merge
-from pipeline.datasets.sources import KINDS
+from pipeline.datasets.kinds.base import HERE
+from pipeline.datasets.kinds.registry import KINDS
 from pipeline.evaluation.evaluate import measure_run, search_in_process
 from pipeline.evaluation.score import score_run
 from pipeline.experiment import Cell, Measure
 from pipeline.models.few_shot.base import FewShotModel
-from pipeline.plan import DATASET_OPTIONS, Plan
+from pipeline.plan import Plan
 from pipeline.sheets import Experiment, Figure
 from pipeline.text.corpus import load_corpus
 from pipeline.training.train import train_run
@@ -252,10 +253,14 @@ def test_every_data_set_is_listed(repo):
     assert {name for name in names if not name.startswith("synthetic_")} == set(told) - {"synthetic_*"}
 
 
-def test_the_keys_that_enter_no_id_are_listed():
-    page = (DOCS / "add-a-dataset.md").read_text()
-    (listed,) = re.findall(r"every key of the definition except (.*?)\. ", page)
-    assert re.findall(r"`(\w+)`", listed) == list(DATASET_OPTIONS)
+def test_the_keys_that_enter_no_id_are_marked_on_the_page_of_keys():
+    page = (DOCS / "keys.md").read_text()
+    for name, kind in KINDS.items():
+        section = page[page.index(f"### `kind: {name}`") :].split("\n###")[0]
+        told = re.findall(r"^\| `(\w+)` .*no part of the identity \|$", section, re.M)
+        assert {"root", "texts", "licence"} <= set(told)
+        marks = {key: field.metadata for key, field in kind.Definition.model_fields.items()}
+        assert told == [key for key, found in marks.items() if HERE in found]
 
 
 def test_every_page_is_in_the_site(repo):
@@ -271,11 +276,14 @@ def test_the_readme_tells_every_command_that_ci_calls(repo):
 
 
 def test_every_key_of_a_skeleton_set_is_described():
-    from pipeline.datasets.skeletons.feeder import Feed
-    from pipeline.datasets.skeletons.prepare import SkeletonDefinition
-    from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
-    from pipeline.datasets.skeletons.protocols import OneShotProtocol
-    from pipeline.datasets.skeletons.source import Format, SourceSpec
+    from pipeline.datasets.skeletons.definition import (
+        Feed,
+        Format,
+        OneShotProtocol,
+        SkeletonDefinition,
+        SkeletonPolicy,
+        SourceSpec,
+    )
 
     page = (DOCS / "add-a-dataset.md").read_text()
     section = page[page.index("## Skeletons") : page.index("## Identity")]

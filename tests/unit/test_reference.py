@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.reference import COMMENT, keys_page, schemas
 
-FOLDERS = {"methods": "method.json", "scales": "config.json", "tables": "table.json"}
+FOLDERS = {"datasets": "dataset.json", "methods": "method.json", "scales": "config.json", "tables": "table.json"}
 
 
 def _files(repo):

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import Results, Settings, cluster_app, settings_of
+from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 
@@ -18,9 +19,13 @@ from pipeline.workspace import Workspace
 def cluster_serve(results: Results = Path("results"), settings: Settings = "") -> None:
     """Run the shared cluster in the foreground."""
     from pipeline.cluster.server import serve
-    from pipeline.training.ray_train import run_slot
 
-    serve(Workspace(results), settings_of(settings), run_slot)
+    def slot(number: int, root: Path, cluster: Cluster, queue: str) -> None:
+        from pipeline.training.ray_train import run_slot  # here: Ray reads its environment when it is imported
+
+        run_slot(number, root, cluster, queue)
+
+    serve(Workspace(results), settings_of(settings), slot)
 
 
 @cluster_app.command("node", hidden=True)

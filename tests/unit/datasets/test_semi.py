@@ -217,8 +217,6 @@ def test_a_table_of_videos_needs_no_lists(listed, tmp_path):
     [
         ({"lists": "nowhere"}, "no folder of lists named by a label rate"),
         ({"lists": None, "labels": None}, "lacks labels"),
-        ({"validation": 1.5}, "validation is 1.5"),
-        ({"validate": 0.1}, "did you mean 'validation'"),
         ({"root": "lists"}, "none of the 24 videos"),
     ],
 )

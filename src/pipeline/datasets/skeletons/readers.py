@@ -31,9 +31,10 @@ import numpy as np
 
 from pipeline.datasets.index import read_index
 from pipeline.datasets.skeletons import ntu
+from pipeline.datasets.skeletons.definition import SourceSpec
 from pipeline.datasets.skeletons.ntu import Recording
 from pipeline.datasets.skeletons.preprocess import Pose
-from pipeline.datasets.skeletons.source import Item, Source, SourceSpec, files_below, labelled_items, plain_text
+from pipeline.datasets.skeletons.source import Item, Source, files_below, labelled_items, plain_text
 from pipeline.errors import UserError, unknown
 from pipeline.guarded import Unreadable
 from pipeline.names import near_path

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.datasets.skeletons.definition import SourceSpec
 from pipeline.datasets.skeletons.preprocess import Pose
-from pipeline.datasets.skeletons.source import Item, Source, SourceSpec, files_below, labelled_items
+from pipeline.datasets.skeletons.source import Item, Source, files_below, labelled_items
 from pipeline.errors import UserError, unknown
 from pipeline.guarded import Unreadable
 from pipeline.textfiles import read_text

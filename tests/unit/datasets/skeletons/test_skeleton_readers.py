@@ -7,9 +7,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from pipeline.datasets.skeletons.preprocess import SkeletonPolicy, prepare_clip
+from pipeline.datasets.skeletons.definition import SkeletonPolicy, SourceSpec
+from pipeline.datasets.skeletons.preprocess import prepare_clip
 from pipeline.datasets.skeletons.readers import load_pickle, open_source
-from pipeline.datasets.skeletons.source import SourceSpec
 from pipeline.datasets.synthetic import generate, write_skeleton
 from pipeline.errors import UserError
 from pipeline.guarded import Unreadable
