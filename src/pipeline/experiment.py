@@ -106,31 +106,37 @@ class Run(Frozen):
 
 
 class Measure(Frozen):
-    """How a trained run is measured; none of this reaches `Run.id`."""
+    """How a trained run is measured; none of this enters the id of the training."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     metric: MetricName = "accuracy_pct"
+    """What is measured: docs/add-a-table-row.md describes each."""
     way: int = 5
+    """Classes in a test episode."""
     shot: int = 1
+    """Supports per class in a test episode."""
     query: int = 1
-    """Queries per class of a test episode."""
+    """Queries per class in a test episode."""
     episodes: int = 10_000
+    """Test episodes."""
     val_episodes: int = 1_000
     """Episodes of the validation classes on which alpha is chosen."""
     episode_seed: int = 0
+    """Seed of the test episodes."""
     score: Literal["vv", "vt", "both"] = "both"
     """Video-video matching, video-text matching, or their weighted geometric mean."""
     alpha: float | Literal["val", "own"] = "val"
-    """Exponent of the video-video part (LGA, Eq. 5); "val" picks it on the validation classes; "own" takes the score
-    that the method itself makes of both (Task-Adapter's product)."""
+    """Exponent of the video-video part (LGA, Eq. 5). "val" chooses it on the validation classes; "own" takes the
+    method's own fusion of both scores (Task-Adapter's product)."""
     alpha_grid: tuple[float, ...] = ()
+    """Values of alpha to choose from; empty: the settings' `alpha_grid`."""
     matcher: str | None = None
-    """Matcher at test where it differs from the one in training."""
+    """Matcher in the test, if not the one in training."""
     one_shot: dict[str, Any] = Field(default_factory=dict)
-    """Of a test of skeletons, where it is another than the default: `feature`, and `calibration` with its settings."""
+    """For tests of skeletons, if not the default: `feature`, and `calibration` with its settings."""
     part: str = ""
-    """Of params_m: the tuned parameters whose names begin so, all without it."""
+    """For params_m: count only the tuned parameters whose names begin so."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, make: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -286,7 +286,7 @@ def test_it_is_registered():
         ({"harden": True}, "needs a model.threshold"),
         ({"perturbation": "revers"}, "unknown perturbation"),
         ({"mix_loss": "logit"}, "did you mean 'logits'"),
-        ({"elements": "2/4"}, "no combination"),
+        ({"elements": "2/4"}, "not a combination"),
         ({"channel_dropout": 1.0}, "channel_dropout"),
         ({"ema": 99.99}, "model.ema is 99.99"),
     ],
