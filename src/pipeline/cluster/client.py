@@ -142,6 +142,9 @@ def join(ws: Workspace, settings: Cluster) -> None:
         UserError: the cluster cannot be started, or refuses the token.
     """
     record = ensure(ws, settings)
+    folder = ExitStack()
+    folder.enter_context(ray_folder())
+    atexit.register(folder.close)
     os.environ.update(environment((ws.ray / "token").read_text("utf-8"), record.get("interface", "lo")))
     try:
         attach(record["address"])

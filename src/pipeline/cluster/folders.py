@@ -26,7 +26,7 @@ LONGEST = f"/{PREFIX}12345678/r/session_2000-12-31_23-59-59_123456_1234567/socke
 
 @contextmanager
 def ray_folder() -> Iterator[str]:
-    """A folder for Ray's sockets and logs, which goes when the block ends.
+    """A folder for Ray's sockets and logs, which goes when the block ends; this process's own locks lie beside it.
 
     Raises:
         UserError: others could enter it.
@@ -38,10 +38,14 @@ def ray_folder() -> Iterator[str]:
         with suppress(OSError):  # no locks here: then nobody sweeps it either
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.replace(own / "new", own / "lock")  # only now, so that a lock is always held while its process lives
+        before = os.environ.get("RAY_TMPDIR")
+        os.environ["RAY_TMPDIR"] = str(own)  # else Ray makes a folder `ray` in TMPDIR, and leaves it there
         try:
             check_private(own)
             yield str(own / "r")
         finally:
+            os.environ.pop("RAY_TMPDIR")
+            os.environ |= {"RAY_TMPDIR": before} if before else {}
             _remove(own)
 
 

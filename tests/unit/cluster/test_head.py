@@ -208,7 +208,8 @@ def test_nobody_else_enters_the_folder_of_ray(base):
         os.chmod(inside, 0o777)  # as Ray does
         own = Path(inside).parent
         assert own.parent == base and stat.S_IMODE(own.stat().st_mode) == 0o700
-    assert not own.exists()
+        assert os.environ["RAY_TMPDIR"] == str(own)
+    assert not own.exists() and "RAY_TMPDIR" not in os.environ
     (base / "open").mkdir(mode=0o755)
     with pytest.raises(UserError, match=r"open: others may enter it \(mode 0755\).*set TMPDIR"):
         folders.check_private(base / "open")
