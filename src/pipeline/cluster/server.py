@@ -45,7 +45,7 @@ from pipeline.workspace import Workspace
 
 KEEP_SECONDS = 20.0  # for the checkpoints of the trainings under way; Slurm kills 30 s after its signal
 STARTS = 3  # of a slot's worker that dies before it has taken any work
-JOIN_SECONDS = 8.0  # for the slots that are free when the queue closes
+JOIN_SECONDS = 30.0  # for the slots that are free when the queue closes; in a Slurm job that is to end, what is left
 
 
 Slot = Callable[[int, Path, Cluster, str], None]
@@ -64,7 +64,7 @@ def serve(ws: Workspace, settings: Cluster, slot: Slot) -> None:
     if OURS in os.environ:  # on the first node of a Slurm job, where `nodes` has started the head
         record |= {"job": os.environ["SLURM_JOB_ID"], "host": os.environ["SLURMD_NODENAME"]}
         record |= {"address": os.environ["RAY_ADDRESS"], "interface": os.environ["GLOO_SOCKET_IFNAME"]}
-        _serve(ws, settings, slot, record, lambda: True, stopping)
+        _leave(_serve(ws, settings, slot, record, lambda: True, stopping))
         return
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.update(environment(secrets.token_hex(32)))
@@ -73,9 +73,16 @@ def serve(ws: Workspace, settings: Cluster, slot: Slot) -> None:
         cpus = settings.slots * settings.workers * settings.threads + 1
         head, record["address"] = start_head(settings, "127.0.0.1", cpus, temporary, log)
         try:
-            _serve(ws, settings, slot, record, lambda: head.poll() is None, stopping)
+            ended = _serve(ws, settings, slot, record, lambda: head.poll() is None, stopping)
         finally:
             end_process(head, STOP_SECONDS)
+    _leave(ended)
+
+
+def _leave(ended: bool) -> None:
+    """End this process at once where Ray has not: all is tidied up, and at its exit Ray would look for its head."""
+    if not ended:
+        os._exit(0)
 
 
 def _stop_on_signals(stopping: threading.Event) -> None:
@@ -95,8 +102,8 @@ def _forget_finished(ws: Workspace) -> None:
 def _serve(
     ws: Workspace, settings: Cluster, slot: Slot, record: dict[str, Any], alive: Callable[[], bool],
     stopping: threading.Event,
-) -> None:  # fmt: skip
-    """The queue and the slots, as long as they are used, the head lives and nobody says stop."""
+) -> bool:  # fmt: skip
+    """The queue and the slots, as long as they are used, the head lives and nobody says stop; whether Ray has ended."""
     ray, dashboard = attach(record["address"])
     _stop_on_signals(stopping)  # Ray has put its own way to end in their place
     if settings.dashboard and not dashboard:
@@ -128,11 +135,14 @@ def _serve(
     if alive():
         _keep_checkpoints(ws, work)
         held = {item["slot"] for item in work.queue.items.values() if item["state"] == "running"}
-        end = time.monotonic() + JOIN_SECONDS
+        end = time.monotonic() + (JOIN_SECONDS if "job" not in record else 8.0)
         for number in set(range(count)) - held:  # before Ray goes: they tidy up with its help
             slots[number].join(max(0.0, end - time.monotonic()))
+    if any(thread.is_alive() for thread in slots):
+        return False  # Ray's shutdown aborts a process of which another thread asks it for something
     with suppress(Exception):
         ray.shutdown()
+    return True
 
 
 def _keep_slot(slot: Slot, number: int, root: Path, settings: Cluster, work: QueueServer) -> None:

@@ -108,6 +108,26 @@ def test_slots_end_before_ray_does(served, ray):
     assert sorted(ended) == [0, 1] and len(ray.ended) == 1 and not (ws.ray / "cluster.json").exists()
 
 
+def test_ray_is_not_shut_down_under_a_slot_that_still_uses_it(served, ray, monkeypatch):
+    """That aborts the process before it has tidied up."""
+    monkeypatch.setattr(module, "JOIN_SECONDS", 0.2)
+    gate, left = threading.Event(), []
+
+    def slot(number, root, settings, queue):
+        Connection(queue, "s3cret").take(number)
+        gate.wait(20)
+
+    _, end = served(slot)
+    end()
+    assert not ray.ended
+    gate.set()
+    monkeypatch.setattr(module.os, "_exit", left.append)
+    module._leave(True)
+    assert not left
+    module._leave(False)
+    assert left == [0]
+
+
 def test_only_so_many_slots_as_there_is_room_for(served, ray):
     ray.room, seen = 1, []
 
@@ -132,6 +152,6 @@ def test_a_leftover_address_of_another_ray_is_left_aside(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "start_head", lambda *_: (started, "127.0.0.1:1"))
     monkeypatch.setattr(module, "end_process", lambda *_: None)
     seen = []
-    monkeypatch.setattr(module, "_serve", lambda ws, settings, slot, record, *_: seen.append(record))
+    monkeypatch.setattr(module, "_serve", lambda ws, settings, slot, record, *_: not seen.append(record))
     module.serve(Workspace(tmp_path), Cluster(), lambda *_: None)
     assert seen[0]["address"] == "127.0.0.1:1" and "job" not in seen[0] and "RAY_ADDRESS" not in module.os.environ
