@@ -39,7 +39,7 @@ from pipeline.progress import lives
 from pipeline.workspace import Workspace
 
 SAYING_SECONDS = 120.0  # more than its head, which may start twice, so that the server says itself what is not up
-END_SECONDS = 60.0  # for checkpoints, slots and Ray's processes
+END_SECONDS = 120.0  # for checkpoints, slots and Ray's processes
 ANSWER_SECONDS = 60.0  # for the queue, which answers every ten seconds at least
 
 

@@ -129,7 +129,7 @@ def end_process(process: subprocess.Popen, seconds: float) -> None:
     """SIGTERM, and SIGKILL if that does not end it in time: of it and of every process below it."""
     below = []
     with suppress(psutil.Error):
-        below = psutil.Process(process.pid).children(recursive=True)
+        below = [own := psutil.Process(process.pid), *own.children(recursive=True)]
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)

@@ -45,7 +45,7 @@ from pipeline.workspace import Workspace
 
 KEEP_SECONDS = 20.0  # for the checkpoints of the trainings under way; Slurm kills 30 s after its signal
 STARTS = 3  # of a slot's worker that dies before it has taken any work
-JOIN_SECONDS = 30.0  # for the slots that are free when the queue closes; in a Slurm job that is to end, what is left
+JOIN_SECONDS = 60.0  # for the slots that are free when the queue closes; in a Slurm job that is to end, what is left
 
 
 Slot = Callable[[int, Path, Cluster, str], None]
@@ -74,6 +74,9 @@ def serve(ws: Workspace, settings: Cluster, slot: Slot) -> None:
         head, record["address"] = start_head(settings, "127.0.0.1", cpus, temporary, log)
         try:
             ended = _serve(ws, settings, slot, record, lambda: head.poll() is None, stopping)
+            if not ended and (child := os.fork()):  # Ray ends its driver with the head: another one tidies up
+                os.waitpid(child, 0)
+                os._exit(0)
         finally:
             end_process(head, STOP_SECONDS)
     _leave(ended)
