@@ -6,11 +6,14 @@ shipped, and mmcv-lite warns of what it lacks.
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
 
 
 def _patch_mmaction() -> None:
@@ -43,6 +46,28 @@ with warnings.catch_warnings():
     from mmcv.cnn.bricks import DropPath
 
 
+def import_timm() -> ModuleType:
+    """timm, also beside a torchvision whose compiled half belongs to another build of torch.
+
+    timm takes layers of torchvision that are plain Python. Of a wheel for CUDA beside a torch for CPU alone only the
+    compiled operators are missing, and torchvision then fails on describing them: each gets a name that nothing calls.
+    Raises ImportError where timm or torchvision is not installed.
+    """
+    import torch
+
+    for _ in range(20):
+        try:
+            return import_module("timm")
+        except RuntimeError as error:
+            missing = re.search(r"operator (torchvision::\w+) does not exist", str(error))
+            if missing is None:
+                raise
+            for name in [name for name in sys.modules if name.split(".")[0] in ("torchvision", "timm")]:
+                del sys.modules[name]
+            torch.library.define(missing[1], "() -> ()")
+    raise ImportError("torchvision does not fit this torch")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and load reports of transformers and the hub; what matters in them is raised here."""
@@ -63,4 +88,4 @@ def quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-__all__ = ["MODELS", "TRANSFORMS", "ConvModule", "DropPath"]
+__all__ = ["MODELS", "TRANSFORMS", "ConvModule", "DropPath", "import_timm", "quiet"]
