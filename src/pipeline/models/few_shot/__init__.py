@@ -2,6 +2,7 @@
 
 from pipeline.models.few_shot.clip_baselines import ClipFreeze, Otam
 from pipeline.models.few_shot.clip_fsar import ClipFsar
+from pipeline.models.few_shot.frozen import Frozen
 from pipeline.models.few_shot.hyrsm import HyRSM, HyRSMPlusPlus
 from pipeline.models.few_shot.lga import LGA
 from pipeline.models.few_shot.molo import MoLo
@@ -9,4 +10,16 @@ from pipeline.models.few_shot.strm import STRM
 from pipeline.models.few_shot.task_adapter import TaskAdapter
 from pipeline.models.few_shot.trx import TRX
 
-__all__ = ["LGA", "STRM", "TRX", "ClipFreeze", "ClipFsar", "HyRSM", "HyRSMPlusPlus", "MoLo", "Otam", "TaskAdapter"]
+__all__ = [
+    "LGA",
+    "STRM",
+    "TRX",
+    "ClipFreeze",
+    "ClipFsar",
+    "Frozen",
+    "HyRSM",
+    "HyRSMPlusPlus",
+    "MoLo",
+    "Otam",
+    "TaskAdapter",
+]
