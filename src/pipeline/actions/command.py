@@ -54,6 +54,7 @@ def predict_clips(model: ActionModel, asked: Asked, out: Path, say: Say = print)
         UserError: a folder, class or text is missing, or no clip can be read.
     """
     support = labelled_clips(asked.support, asked.strip_prefix, asked.pattern)
+    _check_classes(asked.support, support)
     if asked.truth:
         queries = labelled_clips(asked.query, asked.strip_prefix, asked.pattern)
     else:
@@ -131,6 +132,17 @@ def _encoded(
 def _report(clip: OwnClip, failure: Failure, what: str, bad: list[dict[str, str]]) -> None:
     print(f"left out: {what} {clip.name}: {failure.reason}", file=sys.stderr, flush=True)
     bad.append({"clip": clip.name, "part": what, "reason": failure.reason})
+
+
+def _check_classes(folder: Path, support: Sequence[OwnClip]) -> None:
+    """Raises UserError where there are fewer than two classes, before anything is encoded."""
+    names = sorted({clip.label for clip in support})
+    if len(names) > 1:
+        return
+    inside = Path(support[0].name).parts[0]
+    deeper = any(len(Path(clip.name).parts) > 2 for clip in support)
+    hint = f"; if the folders in it are the classes, give --support {folder / inside}" if deeper else ""
+    raise UserError(f"{folder} has 1 class, {names[0]!r}; give at least two{hint}")
 
 
 def _check_truth(queries: Sequence[OwnClip], classes: Sequence[str], folder: Path) -> None:

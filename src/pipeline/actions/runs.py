@@ -10,9 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.compat import MODELS
+from pipeline.config import read_yaml
 from pipeline.datasets.index import classes_of, read_index
 from pipeline.errors import UserError
 from pipeline.experiment import Run, canonical
@@ -124,21 +123,22 @@ def told(settings: Mapping[str, Any]) -> str:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """For each run of a method, by its id, the settings that are not the method's own.
+    """For each run of a method, by its id, the settings that are not the method's own on its data set.
 
-    The own value of a setting is that of config/methods where a run has it, or else the commonest among the runs.
+    Those of config/methods count as own wherever a run has them, or else the commonest among the runs: a scale may set
+    others for all.
     """
     flat = {run.id: _flat(run) for run in runs}
-    reference: dict[str, str] = {}
+    own = {run.id: _own_settings(run) for run in runs}
+    found: dict[str, dict[str, Any]] = {run.id: {} for run in runs}
     for key in dict.fromkeys(key for settings in flat.values() for key in settings):
-        values = Counter(settings.get(key, "-") for settings in flat.values())
-        if len(values) > 1:
-            own = _own_settings(runs[0].method).get(key)
-            reference[key] = own if own in values else values.most_common(1)[0][0]
-    return {
-        run: {key: settings.get(key, "-") for key, own in reference.items() if settings.get(key, "-") != own}
-        for run, settings in flat.items()
-    }
+        values = {name: settings.get(key, "-") for name, settings in flat.items()}
+        kept = any(value == own[name].get(key) for name, value in values.items())
+        commonest = Counter(values.values()).most_common(1)[0][0]
+        for name, value in values.items():
+            if value != (own[name].get(key) if kept else commonest):
+                found[name][key] = value
+    return found
 
 
 def _flat(run: Run) -> dict[str, str]:
@@ -148,13 +148,14 @@ def _flat(run: Run) -> dict[str, str]:
     return found | {"backbone": run.backbone.rsplit("-", 1)[0], "selection": run.selection, "scale": run.scale}
 
 
-def _own_settings(method: str) -> dict[str, str]:
-    """The settings in config/methods, as `_flat` writes them; none where that folder is not here."""
-    path = CONFIG / "methods" / f"{method}.yaml"
+def _own_settings(run: Run) -> dict[str, str]:
+    """Those of its method on its data set in config/methods, as `_flat` writes them; none without that folder."""
+    path = CONFIG / "methods" / f"{run.method}.yaml"
     if not path.is_file():
         return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    parts = (("model", content.get("model", {})), ("train", content.get("train", {})))
+    content = read_yaml(path)
+    train = content.get("train", {}) | content.get("schedules", {}).get(run.dataset.rsplit("-", 1)[0], {})
+    parts = (("model", content.get("model", {})), ("train", train))
     return {f"{part}.{key}": _text(value) for part, settings in parts for key, value in settings.items()}
 
 

@@ -64,5 +64,5 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(monkeypatch):
         efficientnet._packaged()
 
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"needs timm .* install it with `pip install -e \.\[imagenet\]`"):
+    with pytest.raises(UserError, match=r"needs timm .* install it with `pip install -e '\.\[imagenet\]'`"):
         EfficientNetBackbone()

