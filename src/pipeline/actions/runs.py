@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from collections import Counter
@@ -23,6 +24,7 @@ from pipeline.workspace import Workspace
 
 CONFIG = Path("config")
 LISTED = 8  # other runs that are named when one is taken
+NAMED = 3  # runs that an error names
 ELSEWHERE = {
     SkeletonModel: "it reads joints, not videos: `python -m pipeline pose` finds them, and a data set of poses "
     "(docs/pose.md) with its cells in a table measures it",
@@ -89,8 +91,16 @@ def _missing(ws: Workspace, name: str, method: str, known: Sequence[Run]) -> Use
             why = next((text for base, text in ELSEWHERE.items() if _is(run, base)), OTHER).format(run=run.id)
             return UserError(f"{run.id} is no few-shot method on videos; {why}")
     wanted = f"run {name!r}" if name else f"run of the method {method!r}" if method else "run"
-    ids = ", ".join(run.id for run in known) or "none; train one, or give --model FOLDER of an exported one"
-    return UserError(f"no trained few-shot {wanted} in {ws.root / 'runs'}; there are: {ids}")
+    ids = [run.id for run in known]
+    near = difflib.get_close_matches(name or method, ids if name else {run.method for run in known}, n=1, cutoff=0.5)
+    if near:
+        hint = f"did you mean {near[0]!r}?"
+    elif len(ids) > NAMED:
+        hint = f"there are: {', '.join(ids[:NAMED])} and {len(ids) - NAMED} more (`python -m pipeline runs`)"
+    else:
+        nothing = "none; train one, give --model FOLDER of an exported one, or leave it out to use a frozen backbone"
+        hint = f"there are: {', '.join(ids) or nothing}"
+    return UserError(f"no trained few-shot {wanted} in {ws.root / 'runs'}; {hint}")
 
 
 def _fit(run: Run, ws: Workspace, wanted: set[str]) -> tuple[int, bool, float, str]:

@@ -47,6 +47,10 @@ def test_a_beginning_of_an_id_must_be_of_one_run(three):
     assert f"\n  {other.id} (" in str(caught.value) and "model.matcher otam" in str(caught.value)
     with pytest.raises(UserError, match=f"no trained few-shot run of the method 'otam' .* {first.id}"):
         choose_run(ws, method="otam")
+    with pytest.raises(UserError, match="of the method 'lag' in .*; did you mean 'lga'"):
+        choose_run(ws, method="lag")
+    with pytest.raises(UserError, match=f"did you mean '{first.id}'"):
+        choose_run(ws, f"x{first.id}")
 
 
 def test_runs_of_other_kinds_say_what_serves_them(world, three, tmp_path):
