@@ -5,34 +5,25 @@ The plan is what Snakemake reads at parse time, and what `python -m pipeline pla
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, merge, parse
+from pipeline.datasets.kinds.base import DataSet, FrameKeys
+from pipeline.datasets.kinds.registry import data_of, kind_named
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest, store_key
+from pipeline.files import content_of
 from pipeline.sheets import INSIDE, Column, Paper, Row, Table, read_papers, table_stem
-from pipeline.tasks.kinds import check_measure
+from pipeline.tasks.kind import Kind
+from pipeline.tasks.kinds import check_metric, kind_of
+from pipeline.tasks.questions.kind import Encoder
 
-# Keys of a data set's definition that say where and how on this machine, not what.
-DATASET_OPTIONS = (
-    "root", "lists", "labels", "names", "missing", "texts", "corpora", "describe", "expected", "workers", "licence",
-    "homepage", "note", "download", "available", "min_coverage", "videos", "duplicates",
-)  # fmt: skip
-FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
-METHOD_KEYS = ("model", "models", "options", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")
-METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
-SWITCHES = ("compile", "bn_apart", "bn_undecayed")
-OPTIONAL_TRAIN = ("stored_views", *SWITCHES)  # of every few-shot recipe; one that is off is as one that is not there
-OPTIONAL_SEMI = ("randaugment",)  # of every recipe with unlabelled videos, likewise
-ENCODER_KEYS = ("method", "backbone", "model", "train")
 PRETRAINED = "pretrained"  # folder of backbones that come with the repository
-READ_POLICY = ("single", "alignment", "axes")  # of a skeleton policy: what is done when a stored clip is read
 
 
 @dataclass(frozen=True)
@@ -72,6 +63,8 @@ class Plan:
     datasets: dict[str, Asset] = field(default_factory=dict)
     backbones: dict[str, Asset] = field(default_factory=dict)
     sweeps: dict[str, SweepPlan] = field(default_factory=dict)
+    _data: dict[str, DataSet] = field(default_factory=dict, repr=False)
+    _methods: dict[str, tuple[dict[str, Any], Kind]] = field(default_factory=dict, repr=False)
     _datasets: dict[str, Asset] = field(default_factory=dict, repr=False)
     """By the name in the sheets; `datasets` is by key."""
     _backbones: dict[tuple[str, str], Asset] = field(default_factory=dict, repr=False)
@@ -102,23 +95,51 @@ class Plan:
     def _check_overlays(self) -> None:
         """Keys of the settings that would be passed over in silence."""
         settings, where = self.config.settings, f"the settings ({self.config.folder}/config.yaml, scale, command line)"
-        methods = [self.config.entry("methods", name, where) for name in self.config.names("methods")]
-        few_shot = [method for method in methods if "episodes_per_step" in method.get("train", {})]
-        for part, readers in (("train", few_shot), ("model", methods)):
-            known = {key for method in readers for key in _known(method, part)}
-            if odd := set(getattr(settings, part)) - known:
-                raise unknown(f"{part} key", min(odd), known, where)
+        parse(FrameKeys, settings.frames, f"{self.config.folder}/config.yaml (or scale, or command line), frames")
+        methods = [self.method(name, where) for name in self.config.names("methods")]
+        known = {"train": set(), "model": set()}
+        for recipe, kind in methods:
+            known["train"] |= kind.keys(recipe.get("train", {})) if kind.scaled else set()
+            known["model"] |= _model_keys(recipe)
+        for part, keys in known.items():
+            if odd := set(getattr(settings, part)) - keys:
+                raise unknown(f"{part} key", min(odd), keys, where)
         for name in [*settings.substitute, *settings.substitute.values()]:
             self.config.entry("datasets", name, f"{where}, key substitute")
         for name in [*settings.substitute_backbone, *settings.substitute_backbone.values()]:
             self.config.backbone(name, f"{where}, key substitute_backbone")
         for name, budget in settings.budgets.items():
-            method = self.config.entry("methods", name, f"{where}, key budgets")
+            recipe, kind = self.method(name, f"{where}, key budgets")
+            keys = kind.keys(recipe.get("train", {}))
             for part, content in budget.items():
                 if part not in ("train", "measure"):
                     raise unknown("key", part, ("train", "measure"), f"{where}, key budgets.{name}")
-                if odd := set(content) - _known(method, "train") if part == "train" else ():
-                    raise unknown("train key", min(odd), _known(method, "train"), f"{where}, key budgets.{name}")
+                if odd := set(content) - keys if part == "train" else ():
+                    raise unknown("train key", min(odd), keys, f"{where}, key budgets.{name}")
+
+    def method(self, name: str, where: str) -> tuple[dict[str, Any], Kind]:
+        """The recipe of a method, checked, and its kind of task.
+
+        Raises:
+            UserError: there is no such method; a key of it is missing, unknown or wrong.
+        """
+        if name not in self._methods:
+            recipe = self.config.entry("methods", name, where)
+            recipe.pop("extends", None)
+            kind = kind_of(recipe, self.config.place("methods", name, "task"))
+            parse(kind.recipe, recipe, lambda key: self.config.place("methods", name, key))
+            train = recipe.get("train", {})
+            for dataset, schedule in recipe.get("schedules", {}).items():
+                here = f"{self.config.place('methods', name, 'schedules')}, schedules.{dataset}"
+                if odd := set(schedule) - kind.keys(train):
+                    raise unknown("train key", min(odd), kind.keys(train), here)
+                parse(kind.train, merge(train, schedule), here)
+            self._methods[name] = recipe, kind
+        return self._methods[name]
+
+    def kind(self, run: Run) -> Kind:
+        """The kind of task of a run."""
+        return self.method(run.method, run.id)[1]
 
     def _add_table(self, paper: str, number: str, table: Table) -> None:
         trials: dict[str, dict[str, Any]] = {}
@@ -166,26 +187,19 @@ class Plan:
             UserError: an unknown method, data set, backbone or key.
         """
         settings = self.config.settings
-        method = self.config.entry("methods", delta["method"], where)
-        name = settings.substitute.get(delta["dataset"], delta["dataset"])
+        method, kind = self.method(delta["method"], where)
+        name = self._stands_in(delta["dataset"], where)
         dataset = self.dataset(name, where)
-        if odd := set(method) - set(METHOD_KEYS):
-            raise unknown("key", min(odd), METHOD_KEYS, self.config.place("methods", delta["method"], min(odd)))
         train = self._scheduled(method, name, delta.get("train", {}))
-        scheduled = {key for schedule in method.get("schedules", {}).values() for key in schedule}
-        if odd := scheduled - _known(method, "train"):
-            here = f"{self.config.place('methods', delta['method'], 'schedules')}, schedules"
-            raise unknown("train key", min(odd), _known(method, "train"), here)
         budget = settings.budgets.get(delta["method"], {})
-        if "episodes_per_step" in train:  # a scale's rates and lengths are of episodes; others have their budgets
-            own = {*train, *_optional(train)}
+        if kind.scaled:  # a scale's rates and lengths are of episodes; others have their budgets
+            own = kind.keys(train)
             train = merge(train, {key: value for key, value in settings.train.items() if key in own})
         train = merge(train, budget.get("train", {}))
         options = method.get("options", {})
         model = merge(options | method.get("model", {}), method.get("models", {}).get(name, {}))
         model = merge(model, {key: value for key, value in settings.model.items() if key in model})
-        for part in ("model", "train"):
-            known = _known(method, part)
+        for part, known in (("model", _model_keys(method)), ("train", kind.keys(method.get("train", {})))):
             for key in delta.get(part, {}):
                 if key not in known:
                     raise unknown(f"{part} key", key, known, f"{where} (method {delta['method']})")
@@ -196,21 +210,16 @@ class Plan:
         measure = merge(measure, delta.get("measure", {}))
         measure.setdefault("alpha_grid", settings.alpha_grid)
         measure = parse(Measure, measure, f"{where}, measure").settled()
-        train = _settled(merge(train, delta.get("train", {})), where)
+        train = kind.settle(merge(train, delta.get("train", {})), measure, where)
         if train.get("base_set"):
-            train["base_set"] = self._base_set(dataset, str(train["base_set"]), where)
-        if train.get("shot") == "test":
-            train["shot"] = measure.shot
-        if isinstance(train.get("query"), Mapping):
-            train["query"] = _of_shots(train["query"], train["shot"], where)
+            train["base_set"] = self._base_set(dataset, train["base_set"], where)
         model = merge(model, delta.get("model", {}))
         model = {key: value for key, value in model.items() if key not in options or value != options[key]}
-        check_measure(measure, model, where)
+        check_metric(measure, kind, where)
+        kind.check_measure(measure, model, where)
         text = _texts_of(dataset, model)
         if encoder := self._encoder(method, delta, train, seed, where):
             model, text = model | {"encoder_run": encoder.id}, _names_of(dataset)
-        if train.get("steps") == 0:
-            train = {}  # nothing is trained, so nothing of a recipe matters
         run = Run(
             method=delta["method"],
             model=model,
@@ -225,6 +234,13 @@ class Plan:
             recipe=method.get("recipe", 1),
         )
         return Cell(run=run, measure=measure)
+
+    def _stands_in(self, name: str, where: str) -> str:
+        """The data set that is measured where a table names `name`."""
+        settings = self.config.settings
+        if name in settings.substitute or not settings.stand_in:
+            return settings.substitute.get(name, name)
+        return self.config.entry("datasets", name, where).get("stands_in") or name
 
     def _scheduled(self, method: Mapping[str, Any], dataset: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe of a method on a data set, and on one of its base sets (`schedules: {DATASET/BASE SET: ...}`)."""
@@ -243,34 +259,25 @@ class Plan:
         if "encoder" not in method:
             raise UserError(f"{where}: the method {delta['method']} reads no features of another run; drop `encoder`")
         here = f"{where}, encoder"
-        if odd := set(wanted) - set(ENCODER_KEYS):
-            raise unknown("key", min(odd), ENCODER_KEYS, here)
+        parse(Encoder, wanted, here)
         given = {key: delta[key] for key in ("dataset", "selection") if delta.get(key)}
         run = self.cell(merge(given | {"train": {"label_rate": train["label_rate"]}}, wanted), seed, here).run
         return self.runs.setdefault(run.id, run)
 
     def _method_frames(self, method: Mapping[str, Any], name: str, dataset: Asset) -> dict[str, Any]:
         """What a recipe says of the choice of frames, or of how skeletons are shown."""
-        own, known = method.get("frames", {}), METHOD_FRAME_KEYS
-        if dataset.spec["kind"] == "skeletons":
-            known = ("policy", "feed")
-        elif dataset.spec["kind"] == "semi":
-            known = ("elements", "test_view")
-        if odd := set(own) - set(known):
-            raise unknown("key", min(odd), known, f"{self.config.place('methods', name, 'frames')}, frames")
+        own = method.get("frames", {})
+        parse(self.data(dataset).method_frames, own, f"{self.config.place('methods', name, 'frames')}, frames")
         return own
 
     def _selection(self, delta: Mapping[str, Any], dataset: Asset) -> str:
-        """The rule that selects a checkpoint; a one-shot protocol without validation classes has the last one."""
+        """The rule that selects a checkpoint; where nothing is held out to select one, it is the last one."""
         wanted = delta.get("selection") or self.config.settings.selection
-        protocol = dataset.spec.get("protocol", {})
-        if dataset.spec["kind"] == "semi":
-            protocol = {"validation": dataset.spec.get("validation") or dataset.spec.get("clips", {}).get("val")}
-        return "last" if wanted == "val" and protocol and not protocol.get("validation") else wanted
+        return "last" if wanted == "val" and not self.data(dataset).validated else wanted
 
     def _base_set(self, dataset: Asset, name: str, where: str) -> str:
         """The first name of a set of base classes, so that equal sets of two tables are one."""
-        bases = dataset.spec.get("protocol", {}).get("bases", {})
+        bases = self.data(dataset).bases
         if name not in bases:
             raise unknown("base set", name, bases, f"{where} (data set {dataset.name}, protocol.bases)")
         return next(other for other, classes in bases.items() if classes == bases[name])
@@ -279,44 +286,35 @@ class Plan:
         """The data set `name`, registered in the plan."""
         if name in self._datasets:
             return self._datasets[name]
-        definition = self.config.entry("datasets", name, where)
-        if "kind" not in definition:
-            raise UserError(f"{self.config.place('datasets', name)}: key kind is missing (synthetic, folder or list)")
-        options = {key: definition[key] for key in DATASET_OPTIONS if key in definition}
-        options |= self._described(definition, self.config.place("datasets", name, "describe"))
-        spec = {key: value for key, value in definition.items() if key not in DATASET_OPTIONS}
-        files = ("lists", "labels", "missing")
-        contents = {key: _content(options[key]) for key in files if isinstance(options.get(key), str)}
-        spec |= {"contents": contents} if any(contents.values()) else {}
-        if not (spec["kind"] == "synthetic" or "reads" in spec):  # generated ones are whole
-            options["min_coverage"] = self._min_coverage(definition, name)
-        if "reads" in spec:  # the skeletons of another, generated set
-            spec["reads"] = self.dataset(
-                spec["reads"], f"{self.config.place('datasets', name, 'reads')}, key reads"
-            ).key
+        definition, place = self.config.entry("datasets", name, where), partial(self.config.place, "datasets", name)
+        kind = kind_named(definition, place)
+        spec, options = kind.divide(definition, place, lambda other, here: self.dataset(other, here).key)
+        options |= self._described(definition, kind.prompts, place("describe"))
         asset = Asset(name=name, spec=spec, options=options)
+        if not kind(asset).whole:
+            share = definition.get("min_coverage")
+            options["min_coverage"] = float(self.config.settings.min_coverage if share is None else share)
+            asset = asset.model_copy(update={"options": options})
         self._datasets[name] = self.datasets.setdefault(asset.key, asset)
         return self._datasets[name]
 
-    def _min_coverage(self, definition: Mapping[str, Any], name: str) -> float:
-        """Share of the listed clips of a data set that must be there."""
-        share = definition.get("min_coverage", self.config.settings.min_coverage)
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            place = self.config.place("datasets", name, "min_coverage")
-            raise UserError(f"{place}: min_coverage is {share!r}; give a share from 0 to 1, such as 0.9")
-        return float(share)
+    def data(self, dataset: Asset) -> DataSet:
+        """A data set, as its kind answers for it."""
+        if dataset.key not in self._data:
+            self._data[dataset.key] = data_of(dataset)
+        return self._data[dataset.key]
 
-    def _described(self, definition: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def _described(self, definition: Mapping[str, Any], prompts: Sequence[str], where: str) -> dict[str, Any]:
         """The keys that say how a language model writes the texts, with its settings and the prompts' words."""
         from pipeline.text.prompts import resolve
 
         made: dict[str, Any] = {}
-        config, kind = self.config, definition["kind"]
+        config = self.config
         if definition.get("describe") not in (None, False):
-            made["describe"] = resolve(config, definition["describe"], kind, f"{where}, describe")
+            made["describe"] = resolve(config, definition["describe"], prompts, f"{where}, describe")
         if corpora := definition.get("corpora"):
             made["corpora"] = {
-                name: given if isinstance(given, str) else resolve(config, given, kind, f"{where}, corpora.{name}")
+                name: given if isinstance(given, str) else resolve(config, given, prompts, f"{where}, corpora.{name}")
                 for name, given in corpora.items()
             }
         return made
@@ -348,18 +346,7 @@ class Plan:
 
     def frames(self, dataset: Asset) -> dict[str, Any]:
         """The frame policy of a data set, or how its skeletons are stored and shown."""
-        if dataset.spec["kind"] == "skeletons":
-            policy = dataset.spec.get("policy", {})
-            stored = {key: value for key, value in policy.items() if key not in READ_POLICY}
-            return {"store": {"skeletons": stored}, "policy": policy, "feed": dataset.spec.get("feed", {})}
-        own, folder = dataset.spec.get("frames", {}), self.config.folder
-        for keys, where in (
-            (self.config.settings.frames, f"{folder}/config.yaml (or scale, or command line), frames"),
-            (own, f"{self.config.place('datasets', dataset.name, 'frames')}, frames"),
-        ):
-            if odd := set(keys) - set(FRAME_KEYS):
-                raise unknown("key", min(odd), FRAME_KEYS, where)
-        return merge(self.config.settings.frames, own)
+        return self.data(dataset).frames(self.config.settings.frames)
 
     # What Snakemake asks
 
@@ -497,50 +484,9 @@ class Plan:
                 os.replace(temporary, path)
 
 
-def _known(method: Mapping[str, Any], part: str) -> set[str]:
-    """Keys that the part `train` or `model` of a method may have."""
-    keys = set(method.get(part, {}))
-    return keys | set(_optional(keys)) if part == "train" else keys | set(method.get("options", {}))
-
-
-def _optional(keys: Iterable[str]) -> tuple[str, ...]:
-    """Keys that a recipe with `keys` may have besides."""
-    keys = set(keys)
-    return (OPTIONAL_TRAIN if "episodes_per_step" in keys else ()) + (OPTIONAL_SEMI if "unlabelled" in keys else ())
-
-
-def _settled(train: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A recipe without the optional keys that are off; raises UserError for a value, or a recipe, that is none of
-    theirs."""
-    for key, unit in (("stored_views", "views, or 0 for fresh ones"), ("randaugment", "operations, or 0 for none")):
-        number = train.get(key, 0)
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise UserError(f"{where}: train.{key} is {number!r}; give a number of {unit}")
-    for key in SWITCHES:
-        if not isinstance(train.get(key, False), bool):
-            raise UserError(f"{where}: train.{key} is {train[key]!r}; give true or false")
-    every = (*OPTIONAL_TRAIN, *OPTIONAL_SEMI)
-    settled = {key: value for key, value in train.items() if value or key not in every}
-    if odd := {key for key in settled if key in every} - set(_optional(train)):
-        kind = "with unlabelled videos" if min(odd) in OPTIONAL_SEMI else "on episodes of videos"
-        raise UserError(f"{where}: train.{min(odd)} is for methods that train {kind}; leave it out")
-    return settled
-
-
-def _of_shots(queries: Mapping[int, int], shot: int, where: str) -> int:
-    """Queries a class of a recipe that has another number for other shots: that of the most shots up to `shot`."""
-    fewer = [shots for shots in queries if isinstance(shots, int) and shots <= shot]
-    if not fewer:
-        raise UserError(f"{where}: train.query is {dict(queries)} and says nothing of {shot} shots; give a number")
-    return queries[max(fewer)]
-
-
-def _content(path: str | None) -> str:
-    """Short hash of a file that the user provides, or of the files in a folder; empty where there is none yet."""
-    if not path or not Path(path).exists():
-        return ""
-    files = sorted(item for item in Path(path).rglob("*") if item.is_file()) if Path(path).is_dir() else [Path(path)]
-    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:8]
+def _model_keys(recipe: Mapping[str, Any]) -> set[str]:
+    """Settings that the model of a method may have."""
+    return {*recipe.get("model", {}), *recipe.get("options", {})}
 
 
 def _texts_of(dataset: Asset, model: Mapping[str, Any]) -> str:
@@ -552,15 +498,15 @@ def _texts_of(dataset: Asset, model: Mapping[str, Any]) -> str:
 
     if name := model.get("corpus"):
         given = dataset.options.get("corpora", {}).get(name)
-        return identity(given) if isinstance(given, dict) else _content(given)
+        return identity(given) if isinstance(given, dict) else content_of(given)
     asked = dataset.options.get("describe")
-    return _content(dataset.options.get("texts")) or (identity(asked) if asked else "")
+    return content_of(dataset.options.get("texts")) or (identity(asked) if asked else "")
 
 
 def _names_of(dataset: Asset) -> str:
     """Short hash of the names of the classes, of a file or as the definition lists them; empty where there are none."""
     names = dataset.options.get("names", "")
-    return _content(names) if isinstance(names, str) else digest(names)
+    return content_of(names) if isinstance(names, str) else digest(names)
 
 
 __all__ = ["Entry", "Plan", "SweepPlan", "store_key"]

@@ -14,7 +14,7 @@ from pipeline.compat import MODELS
 from pipeline.datasets.frames import FrameStore
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Run
-from pipeline.models import few_shot as methods  # noqa: F401  (registers the methods)
+from pipeline.models import few_shot  # noqa: F401  (registers the methods)
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.models.questions import QuestionModel
 from pipeline.models.semi import SeFARModel
@@ -134,15 +134,6 @@ def few_shot_kind(name: str, method: str) -> type[FewShotModel]:
 def _is_method(entry: Any) -> bool:
     """Whether an entry of MODELS, which holds functions too, is a few-shot method."""
     return isinstance(entry, type) and issubclass(entry, FewShotModel)
-
-
-def load_trained(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
-    """The model of `run` with the weights that its training left, in evaluation mode.
-
-    Raises:
-        UserError: it is not trained yet.
-    """
-    return load_weights(build_model(run, ws, store), run, ws)
 
 
 def load_weights(model: Model, run: Run, ws: Workspace) -> Model:

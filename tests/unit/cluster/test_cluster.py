@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.cluster import server as module
+from pipeline.cluster import client as module
+from pipeline.cluster import head
 from pipeline.cluster.client import Client, ensure, running, stop
 from pipeline.cluster.head import environment, free_port, write_token
 from pipeline.cluster.queue import ATTEMPTS, Connection, Queue, QueueServer
@@ -238,10 +239,10 @@ def test_a_cluster_that_does_not_start(tmp_path, monkeypatch):
 def test_a_head_that_dies_or_is_silent(tmp_path, monkeypatch):
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=r"head did not start; its last words are in .*head\.log"):
-        module.wait_for_port(address, types.SimpleNamespace(poll=lambda: 1), tmp_path / "head.log")
-    monkeypatch.setattr(module, "START_SECONDS", 0.2)
+        head.wait_for_port(address, types.SimpleNamespace(poll=lambda: 1), tmp_path / "head.log")
+    monkeypatch.setattr(head, "START_SECONDS", 0.2)
     with pytest.raises(UserError, match=r"did not answer within 0 s; see .*head\.log"):
-        module.wait_for_port(address, types.SimpleNamespace(poll=lambda: None), tmp_path / "head.log")
+        head.wait_for_port(address, types.SimpleNamespace(poll=lambda: None), tmp_path / "head.log")
 
 
 @pytest.fixture
@@ -326,3 +327,13 @@ def test_stop_ends_the_server(tmp_path):
         reaped = pool.submit(server.wait, 20)  # as the server's own parent would
         assert stop(ws) is True
         assert reaped.result() == -15
+
+
+def test_ray_is_imported_once_its_environment_is_set():
+    """It reads that environment when it is imported: address, token, loopback."""
+    code = (
+        "import sys; from pathlib import Path; from pipeline.cli.cluster import cluster_serve\n"
+        "from pipeline.cluster import server; server.serve = lambda *_: print('ray' in sys.modules)\n"
+        "cluster_serve(Path('results'), '{}')"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -12,8 +12,8 @@ from tiny import OVERLAY, bare_plan
 
 from pipeline.config import merge
 from pipeline.errors import UserError
-from pipeline.models.build import WEIGHTS, load_trained
-from pipeline.tasks.registry import task_of
+from pipeline.models.build import WEIGHTS, load_weights
+from pipeline.tasks.kinds import task_of
 from pipeline.training.train import train_run
 
 TRAIN = {"steps": 3, "validate_every": 3, "optimizer": "sgd", "learning_rate": 0.05}
@@ -43,7 +43,7 @@ def test_a_compiled_training_is_a_plain_one(world, tmp_path, method, model):
     assert weights.keys() == others.keys()  # so each loads into the model of the other
     for name in weights:
         torch.testing.assert_close(weights[name], others[name], atol=1e-4, rtol=1e-3, msg=name)
-    load_trained(compiled, ws, world.store)
+    load_weights(task_of(compiled, ws).build(), compiled, ws)
     before = task_of(plain, ws).build().trained_state()
     assert max(float((weights[name] - before[name]).abs().max()) for name in weights) > 1e-3
 
@@ -77,5 +77,5 @@ def test_the_key_is_part_of_the_identity_where_it_is_on():
     assert run({"train": {"compile": True}}).id == compiled.id
     with pytest.raises(UserError, match=r"unknown train key 'compil' .*did you mean 'compile'\?"):
         run(compil=True)
-    with pytest.raises(UserError, match="the test: train.compile is 'yes'; give true or false"):
+    with pytest.raises(UserError, match="the test, train: key compile: .*boolean .*'yes'"):
         run(compile="yes")

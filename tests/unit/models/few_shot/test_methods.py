@@ -9,25 +9,28 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.compat import MODELS
 from pipeline.datasets.transforms import ClipTransform
 from pipeline.errors import UserError
-from pipeline.models.build import WEIGHTS, build_model, class_sentences, load_trained
-from pipeline.models.few_shot import LGA, ClipFreeze, ClipFsar, Otam
+from pipeline.models.build import WEIGHTS, build_model, class_sentences, load_weights
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.models.few_shot.blocks.necks import ContextTransformer, PhaseFusion
+from pipeline.models.few_shot.clip_baselines import ClipFreeze, Otam
+from pipeline.models.few_shot.clip_fsar import ClipFsar
+from pipeline.models.few_shot.lga import LGA
 from pipeline.models.few_shot.matching import cosine_similarity
+from pipeline.plan import Plan
 from pipeline.tasks.few_shot.episodes import EpisodeDataset
 from pipeline.tasks.few_shot.scoring import class_texts, encode_clips, score_split
 from pipeline.text.corpus import load_corpus
 from pipeline.training.train import train_run
 
 CONFIG = Path(__file__).resolve().parents[4] / "config"
-RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CONFIG / "methods").glob("*.yaml"))}
+PLAN = Plan.read(CONFIG, None, "none")
+RECIPES = {name: PLAN.method(name, "the test")[0] for name in PLAN.config.names("methods")}
 # Of videos; those of skeletons have tests of their own.
 METHODS = [name for name, recipe in RECIPES.items() if issubclass(MODELS.get(recipe["model"]["type"]), FewShotModel)]
 TRAINED = [name for name in METHODS if "train" in RECIPES[name]]
@@ -112,7 +115,7 @@ def test_training_changes_exactly_the_trained_state_and_survives_a_reload(world,
     inside = ("backbone.clip.vision_model", "backbone.resnet", "visual.adapters")
     assert any(name.startswith(inside) for name in expected)
 
-    loaded = load_trained(run, ws, world.store)
+    loaded = load_weights(build_model(run, ws, world.store), run, ws)
     assert not loaded.training
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, after[name]), name
@@ -127,7 +130,7 @@ def test_clip_freeze_trains_nothing(world, tmp_path):
     ws, run = world.elsewhere(tmp_path), world.run(method="clip_freeze")
     train_run(run, ws)
     assert not (ws.run(run.id) / WEIGHTS).exists()
-    model = load_trained(run, ws, world.store)
+    model = load_weights(build_model(run, ws, world.store), run, ws)
     assert model.trained_state() == {}
     assert not any(parameter.requires_grad for parameter in model.parameters())
     for matcher in ("mean", "otam", "bi_mhm"):
@@ -137,7 +140,7 @@ def test_clip_freeze_trains_nothing(world, tmp_path):
 def test_weights_that_do_not_fit_are_refused(world, tmp_path):
     ws, run = world.elsewhere(tmp_path), world.run(method="otam")
     with pytest.raises(UserError, match=r"model\.safetensors is missing.*pipeline train " + run.id):
-        load_trained(run, ws, world.store)
+        load_weights(build_model(run, ws, world.store), run, ws)
     model = build_model(run, ws, world.store)
     state = dict(model.trained_state())
     name = sorted(state)[0]
@@ -149,10 +152,10 @@ def test_weights_that_do_not_fit_are_refused(world, tmp_path):
     ws.run(run.id).mkdir(parents=True)
     save_file(state, ws.run(run.id) / WEIGHTS)
     with pytest.raises(UserError, match="cannot be loaded.*train again"):
-        load_trained(run, ws, world.store)
+        load_weights(build_model(run, ws, world.store), run, ws)
     (ws.run(run.id) / WEIGHTS).write_bytes(b"cut off")
     with pytest.raises(UserError, match="cannot be loaded.*train again"):
-        load_trained(run, ws, world.store)
+        load_weights(build_model(run, ws, world.store), run, ws)
 
 
 def test_wrong_settings_of_a_model(world):
