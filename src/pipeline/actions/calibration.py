@@ -114,7 +114,7 @@ def _named(alphas: dict[int, float]) -> dict[str, float]:
 def _validation_scores(run: Run, ws: Workspace) -> dict[int, EpisodeScores]:
     """Scores of validation episodes, by the number of shots that the classes have clips for."""
     from pipeline.models.build import load_weights
-    from pipeline.tasks.registry import task_of
+    from pipeline.tasks.kinds import task_of
 
     clips = [clip for clip in read_index(ws.dataset(run.dataset) / "index.csv") if clip.split == "val"]
     names = [clip.label for clip in clips]
