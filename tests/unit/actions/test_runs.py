@@ -7,6 +7,7 @@ import pytest
 from pipeline.actions import runs
 from pipeline.actions.runs import choose_run, differences, list_runs
 from pipeline.errors import UserError
+from pipeline.experiment import Run
 from pipeline.files import write_json
 
 
@@ -56,7 +57,7 @@ def test_a_beginning_of_an_id_must_be_of_one_run(three):
 def test_runs_of_other_kinds_say_what_serves_them(world, three, tmp_path):
     ws = world.elsewhere(tmp_path)
     for method, kind in (("crossglg", "CrossGLG"), ("sefar", "SeFARModel")):
-        run = three[1].model_copy(update={"method": method, "model": {"type": kind}})
+        run = Run(**three[1].model_dump() | {"method": method, "model": {"type": kind}})
         write_json(ws.run(run.id) / "run.json", run.model_dump(mode="json"))
         write_json(ws.run(run.id) / "train.json", {"validation_accuracy": None})
     with pytest.raises(UserError, match=r"crossglg-.* it reads joints, not videos: `python -m pipeline pose`"):
