@@ -66,15 +66,15 @@ def keys_page() -> str:
     """`docs/keys.md`: every key of the settings, of a recipe, of a data set, of a measurement and of a sheet."""
     parts = [
         "# All keys",
-        "Every key of the YAML files, with its type and its default. `python -m pipeline schema` writes this page, and "
-        "the JSON schemas in `config/schema/` that an editor completes and checks the files by, from the classes that "
-        "read them. A key without a default has to be given.",
+        "These are all keys of the YAML files, with type and default. You must give a key that has no default. "
+        "`python -m pipeline schema` writes this page from the classes that read the files, and with it the JSON "
+        "schemas in `config/schema/`, by which editors complete and check the files.",
         "## Settings",
         "`config/config.yaml`, a scale in `config/scales/`, or a config file of your own.",
         *_tables(Settings),
         "## Methods",
-        "`config/methods/NAME.yaml`. With `extends: OTHER` a recipe is laid over that of another method: mappings are "
-        "merged key by key, and a `model` that says its `type` starts anew, with `models` and `options`.",
+        "`config/methods/NAME.yaml`. With `extends: OTHER`, a recipe is laid over that of another method: mappings are "
+        "merged key by key, but a `model` with a `type` of its own starts anew, and so do `models` and `options`.",
         *(part for kind in KINDS.values() for part in _tables(kind.recipe, f"`task: {kind.name}`")),
         "## Data sets",
         "`config/datasets/NAME.yaml`. Another value of a key makes another data set, with files of its own in the "

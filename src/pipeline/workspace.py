@@ -126,7 +126,7 @@ class Workspace:
         spec = self._spec(name)
         if "method" not in spec:
             raise UserError(
-                f"{name!r} is no run; `python -m pipeline plan --write` lists the runs in {self.root}/specs"
+                f"{name!r} is not a run; `python -m pipeline plan --write` lists the runs in {self.root}/specs"
             )
         return Run.model_validate(spec)
 

@@ -180,7 +180,8 @@ def test_the_readme_lists_the_tables_and_figures_of_every_paper(repo):
 def test_the_readme_names_every_command(repo):
     readme = (repo / "README.md").read_text()
     section = readme[readme.index("## Stages by hand") : readme.index("## Where to go next")]
-    assert not [name for name in typer.main.get_command(app).commands if f"`{name}`" not in section]
+    commands = typer.main.get_command(app).commands
+    assert not [name for name in commands if f"`{name}`" not in section]
 
 
 def test_the_readme_counts_what_the_demo_measures(repo):

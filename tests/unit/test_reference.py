@@ -25,6 +25,10 @@ def test_the_files_are_up_to_date(repo):
     assert (repo / "docs" / "keys.md").read_text() == keys_page(), "run `python -m pipeline schema`"
 
 
+def test_every_key_has_a_meaning():
+    assert not [line for line in keys_page().splitlines() if line.endswith("|  |")]
+
+
 def test_every_file_names_its_schema_and_keeps_to_it(repo):
     for path in _files(repo):
         first = path.read_text().split("\n", 1)[0]

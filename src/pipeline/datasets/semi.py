@@ -139,7 +139,7 @@ def draw_labelled(
     Raises UserError for a rate outside 0..1, an unknown policy, or as above.
     """
     if not 0 < rate < 1:
-        raise UserError(f"the label rate {rate:g} is no share between 0 and 1; write 0.05 for 5 %")
+        raise UserError(f"the label rate {rate:g} is not a share between 0 and 1; write 0.05 for 5 %")
     if absent not in ABSENT:
         raise unknown("policy for classes without labels", absent, ABSENT)
     by_class: dict[int, list[ListedVideo]] = {}

@@ -218,7 +218,7 @@ def read_named_list(path: str | Path) -> dict[str, str]:
         return {str(video["id"]): str(video["template"]) for video in load_json(read_text(path))}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path} is no list of {{id, template}}, as Something-Something v2 has it ({error}); fetch it again, or "
+            f"{path} is not a list of {{id, template}}, as Something-Something v2 has it ({error}); fetch it again, or "
             "take it out of the folder of the lists"
         ) from None
 

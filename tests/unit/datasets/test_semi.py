@@ -306,7 +306,7 @@ def test_paper_rows_of_semi_supervised_sets_spend_no_label_on_a_checkpoint(repo)
     assert {repr(run.frames["store"]["size"]) for run in runs} == {"320"}  # the short side: aspect kept
 
 
-@pytest.mark.parametrize(("rate", "absent", "words"), [(5, "one", "no share"), (0.1, "non", "did you mean 'one'")])
+@pytest.mark.parametrize(("rate", "absent", "words"), [(5, "one", "not a share"), (0.1, "non", "did you mean 'one'")])
 def test_wrong_rates(rate, absent, words):
     with pytest.raises(UserError, match=words):
         draw_labelled(_videos(10), rate, 0, absent)

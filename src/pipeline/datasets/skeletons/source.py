@@ -140,7 +140,7 @@ def plain_text(value: Any) -> str:
 def files_below(root: Path, suffix: str) -> list[str]:
     """Paths, relative to `root`, of the files with a suffix, sorted."""
     if not root.is_dir():
-        raise UserError(f"{root} is no folder; set root: to the folder with the {suffix} files")
+        raise UserError(f"{root} is not a folder; set root: to the folder with the {suffix} files")
     found = []
     for folder, _, names in os.walk(root):
         inside = os.path.relpath(folder, root)

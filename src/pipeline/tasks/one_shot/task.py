@@ -119,6 +119,10 @@ class OneShotTask(Task):
         settings = parse(OneShot, asked, f"{self.run.id}, measure.one_shot")
         return self._measure(model, self.split(split), settings, measure.episode_seed)
 
+    def parameters(self, model: SkeletonModel, part: str = "") -> int:
+        """Number of parameters of the model at test; these models have no parts that are counted."""
+        return model.size()
+
     def _measure(self, model: SkeletonModel, split: OneShotSplit, settings: OneShot, seed: int) -> EpisodeScores:
         made = self.definition
         found = measure_one_shot(model, self.store, split, made.policy, made.feed, settings, seed)

@@ -171,7 +171,7 @@ def test_json_in_archive_and_folder(tmp_path):
     )
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "all.tar.gz"}
     (tmp_path / "bad.tar.gz").write_bytes((tmp_path / "all.tar.gz").read_bytes()[:300])
-    with pytest.raises(UserError, match="no tar archive, or is damaged"):
+    with pytest.raises(UserError, match="not a tar archive, or is damaged"):
         source(**UCLA, root=tmp_path / "bad.tar.gz")
 
 
