@@ -122,7 +122,9 @@ class DataSet:
     @cached_property
     def definition(self) -> Any:
         """The checked definition, an instance of `Definition`."""
-        return self.read({**self.asset.spec, **self.asset.options}, lambda key: self.place)
+        content = {**self.asset.spec, **self.asset.options}
+        content.pop("contents", None)
+        return self.read(content, lambda key: self.place)
 
     @classmethod
     def read(cls, content: Mapping[str, Any], where: Callable[[str], str]) -> Definition:
@@ -131,8 +133,8 @@ class DataSet:
         Raises:
             UserError: a key is unknown, or its value wrong.
         """
-        given = {key: value for key, value in content.items() if value is not None and key != "contents"}
-        return parse(cls.Definition, given, where)
+        known = cls.Definition.model_fields
+        return parse(cls.Definition, {k: v for k, v in content.items() if v is not None or k not in known}, where)
 
     @classmethod
     def divide(
@@ -147,7 +149,7 @@ class DataSet:
                  for key, field in cls.Definition.model_fields.items()}  # fmt: skip
         options = {key: value for key, value in content.items() if marks[key] in (HERE, CONTENT)}
         spec = {
-            key: key_of(value, f"{where(key)}, key {key}") if marks[key] is DATASET else value
+            key: key_of(value, f"{where(key)}, key {key}") if value and marks[key] is DATASET else value
             for key, value in content.items()
             if key not in options
         }
