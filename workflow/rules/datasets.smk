@@ -50,7 +50,11 @@ rule split_classes:
             {
                 key: value
                 for key, value in PLAN.datasets[wildcards.dataset].options.items()
-                if key != "min_coverage"  # of the frames step alone
+                if key
+                not in (
+                    "min_coverage",
+                    "stands_in",
+                )  # of the frames step, and of the plan
             },
             sort_keys=True,
         ),
