@@ -46,18 +46,7 @@ rule split_classes:
         "../envs/pipeline.yaml"
     threads: 2
     params:
-        options=lambda wildcards: json.dumps(
-            {
-                key: value
-                for key, value in PLAN.datasets[wildcards.dataset].options.items()
-                if key
-                not in (
-                    "min_coverage",
-                    "stands_in",
-                )  # of the frames step, and of the plan
-            },
-            sort_keys=True,
-        ),
+        options=options_of,
     shell:
         "python -m pipeline splits {wildcards.dataset} --workers {threads} > {log} 2>&1"
 
