@@ -32,6 +32,10 @@ class Cluster(BaseModel):
     )
     slots: int = Field(2, ge=1, description="trainings at a time on the shared cluster")
     threads: int = Field(1, ge=1, description="CPU threads of each of them")
+    loaders: int = Field(
+        -1, ge=-1, description="processes that read clips ahead for each of them; -1: as many as its threads allow"
+    )
+    compile: bool = Field(False, description="torch.compile for the layers of CLIP's frame tower")
     gpus: float = Field(0, ge=0, description="GPUs of each of them; a fraction packs several on one")
     workers: int = Field(1, ge=1, description="workers (processes) of one training; the episodes are split")
     nodes: int = Field(1, ge=1, description="nodes of a Slurm job over which Ray and its workers are spread")

@@ -27,7 +27,9 @@ DATASET_OPTIONS = (
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_KEYS = ("model", "models", "options", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
-SWITCHES = ("compile", "bn_apart", "bn_undecayed")
+SWITCHES = ("bn_apart", "bn_undecayed")
+GONE = {"loader_workers": "cluster.loaders", "compile": "cluster.compile"}
+"""Keys of recipes that change no number, and where they stand now."""
 OPTIONAL_TRAIN = ("stored_views", *SWITCHES)  # of every few-shot recipe; one that is off is as one that is not there
 OPTIONAL_SEMI = ("randaugment",)  # of every recipe with unlabelled videos, likewise
 ENCODER_KEYS = ("method", "backbone", "model", "train")
@@ -104,6 +106,7 @@ class Plan:
         settings, where = self.config.settings, f"the settings ({self.config.folder}/config.yaml, scale, command line)"
         methods = [self.config.entry("methods", name, where) for name in self.config.names("methods")]
         few_shot = [method for method in methods if "episodes_per_step" in method.get("train", {})]
+        _refuse_gone(settings.train, where)
         for part, readers in (("train", few_shot), ("model", methods)):
             known = {key for method in readers for key in _known(method, part)}
             if odd := set(getattr(settings, part)) - known:
@@ -117,6 +120,7 @@ class Plan:
             for part, content in budget.items():
                 if part not in ("train", "measure"):
                     raise unknown("key", part, ("train", "measure"), f"{where}, key budgets.{name}")
+                _refuse_gone(content if part == "train" else {}, f"{where}, key budgets.{name}")
                 if odd := set(content) - _known(method, "train") if part == "train" else ():
                     raise unknown("train key", min(odd), _known(method, "train"), f"{where}, key budgets.{name}")
 
@@ -184,6 +188,7 @@ class Plan:
         options = method.get("options", {})
         model = merge(options | method.get("model", {}), method.get("models", {}).get(name, {}))
         model = merge(model, {key: value for key, value in settings.model.items() if key in model})
+        _refuse_gone(merge(train, delta.get("train", {})), f"{where} (method {delta['method']})")
         for part in ("model", "train"):
             known = _known(method, part)
             for key in delta.get(part, {}):
@@ -525,6 +530,14 @@ def _settled(train: Mapping[str, Any], where: str) -> dict[str, Any]:
         kind = "with unlabelled videos" if min(odd) in OPTIONAL_SEMI else "on episodes of videos"
         raise UserError(f"{where}: train.{min(odd)} is for methods that train {kind}; leave it out")
     return settled
+
+
+def _refuse_gone(train: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for a key of a recipe that stands elsewhere now."""
+    for key in sorted(train.keys() & GONE.keys()):
+        raise UserError(
+            f"{where}: train.{key} changes no number, so it is no part of a recipe any more; set {GONE[key]} instead"
+        )
 
 
 def _of_shots(queries: Mapping[int, int], shot: int, where: str) -> int:

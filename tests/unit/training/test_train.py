@@ -285,7 +285,7 @@ def test_a_step_is_the_mean_over_its_episodes(world, tmp_path):
     before = {name: value.clone() for name, value in model.trained_state().items()}
     episodes, losses = task.items(model), []
     for i in range(3):
-        batch = torch.utils.data.default_collate([episodes[i]])
+        batch = model.data_preprocessor(torch.utils.data.default_collate([episodes[i]]), True)
         losses.append(model(mode="loss", **batch)["loss_matching"])
     mean = torch.stack(losses).mean()
     mean.backward()
@@ -331,13 +331,16 @@ def test_seeds_train_on_other_episodes(world, tmp_path):
 @pytest.mark.parametrize("crop", ["clip", "frame"])
 def test_frames_and_crops_of_a_training_are_those_of_the_recipe(world, crop):
     task = task_of(world.run(method="trx", train={"crop": crop}), world.ws)
-    episodes = task.items(task.build())
+    model = task.build()
+    episodes = task.items(model)
     assert episodes.mode == "linspace_jitter" and episodes.transform.per_frame is (crop == "frame")
-    assert episodes.transform.mean == (0.0,) * 3 and episodes.transform.flip == 0.5
+    assert model.data_preprocessor.mean.tolist() == [[[0.0]]] * 3 and episodes.transform.flip == 0.5
     task = task_of(world.run(method="hyrsm"), world.ws)
-    episodes = task.items(task.build())
-    assert episodes.mode == "segment_random" and episodes.transform.mean == (0.45,) * 3
-    assert episodes.query_transform.jitter and not episodes.transform.jitter
+    model = task.build()
+    episodes = task.items(model)
+    assert episodes.mode == "segment_random" and episodes.jitter
+    assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx([0.45] * 3)
+    assert (episodes.transform.flip, episodes.query_transform.flip) == (task.run.train["flip"], 0.5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="mixed precision is for GPUs, and here is one")

@@ -199,7 +199,7 @@ def test_items_depend_on_seed_and_number_only(semi):
     first, last = items[0], items[11]
     assert set(first) == {"labelled", "labels", "episode"}  # warm-up
     assert set(last) == {*first, "weak", "strong", "progress"} and last["progress"] == 1
-    assert [tuple(x.shape) for x in last["weak"]] == [(2, t, 3, 32, 32) for t in (2, 2, 4)]
+    assert [tuple(x.shape) for x in last["weak"]] == [(2, t, 32, 32, 3) for t in (2, 2, 4)]
     assert all(a.equal(b) for a, b in zip(again[11]["strong"], last["strong"], strict=True))
     assert not last["strong"][0].equal(last["weak"][0])
     other = task_of(semi.cell("sefar", seed=1).run, semi.ws)
