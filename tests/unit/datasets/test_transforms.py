@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from plain_pixels import training_clip
+from benchmarks.pixels import training_clip
 
 from pipeline.datasets import transforms as module
 from pipeline.datasets.transforms import (
@@ -31,7 +31,7 @@ def back(tensor):
 
 
 def plain(frames, rng, jitter=False):
-    return training_clip(frames, rng, CLIP_MEAN, CLIP_STD, flip=0.5, jitter=jitter)
+    return training_clip(frames, rng, CLIP_MEAN, CLIP_STD, 32, 0.5, jitter)
 
 
 def planes(clip):

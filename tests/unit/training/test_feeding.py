@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from plain_pixels import changed, normalised
+from benchmarks.pixels import changed, normalised
 from safetensors.torch import load_file
 from tiny import OVERLAY, bare_plan
 

@@ -23,6 +23,7 @@ from pipeline.models.build import WEIGHTS
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.scores import EpisodeScores, outcome
 from pipeline.tasks import registry as tasks
+from pipeline.tasks.base import Items
 from pipeline.tasks.few_shot.episodes import EpisodeDataset
 from pipeline.tasks.few_shot.task import FewShotTask
 from pipeline.tasks.registry import task_of
@@ -306,7 +307,7 @@ def test_training_learns_an_easy_task(world, tmp_path, monkeypatch):
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
 
 
-class Repeat(torch.utils.data.Dataset):
+class Repeat(Items):
     """The first `count` items of a data set again and again."""
 
     def __init__(self, dataset, count):

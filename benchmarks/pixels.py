@@ -1,5 +1,9 @@
 """Frames as networks take them, the plain way: a clip at a time, in float32, on the host."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -8,7 +12,10 @@ from pipeline.datasets.transforms import BRIGHTNESS, CONTRAST, GRAYSCALE, HUE, S
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def training_clip(frames, rng, mean, std, crop=32, flip=0.0, jitter=False):
+def training_clip(
+    frames: np.ndarray, rng: np.random.Generator, mean: Sequence[float], std: Sequence[float], crop: int,
+    flip: float = 0.0, jitter: bool = False,
+) -> np.ndarray:  # fmt: skip
     """A training clip (T, 3, crop, crop): mirrored, cut, its colours changed, normalised."""
     if flip and rng.random() < flip:
         frames = frames[:, :, ::-1]
@@ -22,12 +29,12 @@ def training_clip(frames, rng, mean, std, crop=32, flip=0.0, jitter=False):
     return normalised(pixels, mean, std)
 
 
-def normalised(pixels, mean, std):
+def normalised(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """(T, H, W, 3) in [0, 1] -> (T, 3, H, W)."""
     return ((pixels - np.float32(mean)) / np.float32(std)).transpose(0, 3, 1, 2)
 
 
-def changed(pixels, grey, amounts, order):
+def changed(pixels: np.ndarray, grey: bool, amounts: Sequence[float], order: Sequence[int]) -> np.ndarray:
     """Colours of (T, H, W, 3) in [0, 1] changed one after the other, hue by OpenCV."""
     if grey:
         pixels = np.repeat(_grey(pixels), 3, axis=-1)
@@ -36,15 +43,15 @@ def changed(pixels, grey, amounts, order):
     return pixels
 
 
-def _grey(pixels):
+def _grey(pixels: np.ndarray) -> np.ndarray:
     return (pixels @ LUMA)[..., None]
 
 
-def _blend(pixels, other, factor):
+def _blend(pixels: np.ndarray, other: np.ndarray | np.float32, factor: np.float32) -> np.ndarray:
     return np.clip(factor * pixels + (1 - factor) * other, 0, 1, dtype=np.float32)
 
 
-def _hue(pixels, turn):
+def _hue(pixels: np.ndarray, turn: np.float32) -> np.ndarray:
     hsv = cv2.cvtColor(pixels.reshape(-1, pixels.shape[2], 3), cv2.COLOR_RGB2HSV)
     hsv[..., 0] = (hsv[..., 0] + 360 * turn) % 360
     return np.clip(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), 0, 1).reshape(pixels.shape)
