@@ -82,10 +82,12 @@ FOR_WORKERS = {"threads", "loaders", "tracker", "compile"}  # settings that the 
 
 def _prepare_worker(config: dict[str, Any]) -> None:
     import torch
+    from threadpoolctl import threadpool_limits
 
     from pipeline.datasets.loading import use_loaders
 
     torch.set_num_threads(config["threads"])
+    threadpool_limits(config["threads"])  # numpy and scikit-learn take every core otherwise; slots run side by side
     use_loaders(config["loaders"])
     logging.getLogger("mmengine").setLevel(logging.ERROR)
 

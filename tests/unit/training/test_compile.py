@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from pipeline.errors import UserError
 from pipeline.models.build import WEIGHTS, load_trained
 from pipeline.models.few_shot.compiled import compile_layers
-from pipeline.tasks.registry import task_of
+from pipeline.tasks.kinds import task_of
 from pipeline.training.train import train_run
 
 TRAIN = {"steps": 3, "validate_every": 3, "optimizer": "sgd", "learning_rate": 0.05}

@@ -87,7 +87,7 @@ def _in_the_plain_way(patch):
 
 
 def test_frames_travel_as_bytes(world):
-    from pipeline.tasks.registry import task_of
+    from pipeline.tasks.kinds import task_of
 
     task = task_of(world.run(method="lga", train={"jitter_queries": True}), world.ws)
     model = task.build()
