@@ -11,6 +11,7 @@ import av
 import cv2
 import numpy as np
 import torch
+
 from benchmarks import feeding
 from benchmarks.lines import Line, least, timed
 from benchmarks.world import World

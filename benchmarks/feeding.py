@@ -1,4 +1,4 @@
-"""What a training item costs the host, how many bytes of it travel, and how long a fast model waits for the next one."""
+"""What a training item costs the host, how many bytes of it travel, and how long a fast model waits for the next."""
 
 from __future__ import annotations
 
@@ -45,7 +45,12 @@ def measure(folder: str, crop: int = 224, items: int = 3, videos: int = 400, ste
     )  # fmt: skip
     plain, jittered = episodes(), episodes(query_transform=ClipTransform(crop, train=True, flip=0.5), jitter=True)
     try:
-        return [*_items(plain, jittered, items), *_rates(plain, items), *_waiting(plain, steps), _test(store, crop, videos)]
+        return [
+            *_items(plain, jittered, items),
+            *_rates(plain, items),
+            *_waiting(plain, steps),
+            _test(store, crop, videos),
+        ]
     finally:
         use_loaders(-1)
 

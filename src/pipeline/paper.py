@@ -31,6 +31,8 @@ class Line:
     selection: str
     length: str
     labels: str
+    memory: str
+    """Of the GPU, for the activations of a step in float32."""
     names: str
 
 
@@ -53,7 +55,7 @@ def check_plan(plan: Plan) -> Checked:
         if run.train:
             line = Line(
                 run.method, asset.name, text_of(run), frames_of(run), run.selection, *length_of(run, asset),
-                named[asset.key][0],
+                memory_of(plan.kind(run).memory(run)), named[asset.key][0],
             )  # fmt: skip
             found.lines[line] += 1
         found.faults += [f"{run.id}: {fault}" for fault in faults_of(run, asset)]
@@ -103,6 +105,11 @@ def length_of(run: Run, asset: Asset) -> tuple[str, str]:
     elif clips:
         shown += f" in {train['epochs'] * max(clips // train['batch'] // items, 1)} steps"
     return shown, str(clips or UNKNOWN) + (f" of {train['label_rate']:g} %" if "label_rate" in train else "")
+
+
+def memory_of(gigabytes: float) -> str:
+    """As the table says it."""
+    return f"{gigabytes:.0f} GB" if gigabytes >= 1 else "-"
 
 
 def clips_of(run: Run, asset: Asset) -> int:
@@ -167,7 +174,18 @@ def print_check(found: Checked) -> None:
     from rich.table import Table
 
     console, table = Console(soft_wrap=True), Table(box=None, pad_edge=False)
-    for name in ("method", "data set", "text", "frames", "selection", "length", "labels", "class names", "runs"):
+    for name in (
+        "method",
+        "data set",
+        "text",
+        "frames",
+        "selection",
+        "length",
+        "labels",
+        "GPU memory",
+        "class names",
+        "runs",
+    ):
         table.add_column(name, overflow="fold")
     for line, count in sorted(found.lines.items()):
         table.add_row(*vars(line).values(), str(count))

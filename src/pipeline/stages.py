@@ -198,7 +198,10 @@ def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: 
 
     folder, skeletons = ws.dataset(asset.key), asset.spec["kind"] == "skeletons"
     again = folder / store if skeletons else None  # frames look themselves for files that were mended
-    audit = Audit(asset.name, folder, folder / store, float(asset.options.get("min_coverage", 0)), again)
+    expected = asset.options.get("expected") or {}
+    published = {"train": expected.get("base", 0), "test": expected.get("queries", 0)} if skeletons else {}
+    minimum = float(asset.options.get("min_coverage", 0))
+    audit = Audit(asset.name, folder, folder / store, minimum, again, published)
     audit.before()
     if skeletons:
         from pipeline.datasets.skeletons.prepare import make_skeleton_store

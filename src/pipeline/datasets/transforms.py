@@ -167,4 +167,4 @@ def _hue(planes: Tensor, turn: Tensor) -> Tensor:
 
 
 CHANGES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (_brightness, _contrast, _saturation, _hue)
-"""The four changes of `draw_colours`, in the order of their amounts: planes (B, T, 3, H, W) and amounts (B, 1, 1, 1, 1)."""
+"""The changes of `draw_colours`, in the order of their amounts: planes (B, T, 3, H, W) by amounts (B, 1, 1, 1, 1)."""

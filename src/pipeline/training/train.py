@@ -264,13 +264,16 @@ class Keeper(Hook):
                     "model": unwrap(runner.model).trained_state(),
                     "optimizer": runner.optim_wrapper.state_dict(),
                     "schedulers": [scheduler.state_dict() for scheduler in runner.param_schedulers],
-                    "best": self.best,
+                    # Where the best step is this one, its weights are the model's and are written once.
+                    "best": self.best | ({"state": {}} if self.best["step"] == step else {}),
                     "step": step,
                 },
                 folder / STATE,
             )
             write_json(folder / "meta.json", {"run": self.run.id, "step": step})
         self.report(metrics, folder)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)  # whoever takes checkpoints has a copy
 
 
 class Restore(Hook):
@@ -287,7 +290,8 @@ class Restore(Hook):
         runner.optim_wrapper.load_state_dict(self.state["optimizer"])
         for scheduler, state in zip(runner.param_schedulers, self.state["schedulers"], strict=True):
             scheduler.load_state_dict(state)
-        self.keeper.best = self.state["best"]
+        best = self.state["best"]
+        self.keeper.best = best | ({"state": self.state["model"]} if best["step"] == self.state["step"] else {})
         runner.train_loop._iter = self.state["step"] * self.every
         runner.optim_wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)
 
@@ -382,7 +386,6 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
         save_file({name: value.detach().cpu().contiguous() for name, value in best["state"].items()}, temporary)
         os.replace(temporary, folder / WEIGHTS)
         task.clean()
-    shutil.rmtree(folder / f"log-{get_rank()}" / "checkpoint", ignore_errors=True)
     known = task.chance_loss(unwrap(runner.model))
     return {
         "steps": train["steps"], "selected_step": best["step"], "validation_accuracy": best["accuracy"],

@@ -42,7 +42,11 @@ class Squares(Dataset):
 
     def __getitem__(self, i: int) -> dict:
         rng = np.random.default_rng(i)
-        return {"x": torch.full((3,), i * i), "drawn": torch.tensor(rng.random(), dtype=torch.float64), "process": torch.tensor(os.getpid())}
+        return {
+            "x": torch.full((3,), i * i),
+            "drawn": torch.tensor(rng.random(), dtype=torch.float64),
+            "process": torch.tensor(os.getpid()),
+        }
 
 
 def test_one_thread_reads_for_itself(cores):

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from benchmarks.pixels import training_clip
 
+from benchmarks.pixels import training_clip
 from pipeline.datasets import transforms as module
 from pipeline.datasets.transforms import (
     CLIP_MEAN,

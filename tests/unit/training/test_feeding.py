@@ -5,10 +5,10 @@ import csv
 import numpy as np
 import pytest
 import torch
-from benchmarks.pixels import changed, normalised
 from safetensors.torch import load_file
 from tiny import OVERLAY, bare_plan
 
+from benchmarks.pixels import changed, normalised
 from pipeline.config import merge
 from pipeline.datasets.loading import use_loaders
 from pipeline.errors import UserError

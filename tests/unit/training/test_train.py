@@ -97,6 +97,23 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(world, tmp_path, 
     assert not list(whole.run(run.id).rglob(STATE))  # checkpoints are the keeper's, the run's folder has none
 
 
+def test_weights_of_a_best_step_are_written_once(world, tmp_path):
+    run, ws = world.run(method="otam", train={"steps": 3}), world.elsewhere(tmp_path / "ws")
+    train_run(run, ws, _keep(tmp_path / "kept"))
+    folders = [tmp_path / "kept" / str(step) for step in (1, 2, 3)]
+    states = [torch.load(folder / STATE, weights_only=True) for folder in folders]
+    assert [not state["best"]["state"] for state in states] == [
+        state["best"]["step"] == state["step"] for state in states
+    ]
+    assert states[0]["best"]["step"] == 1 and not list(ws.run(run.id).rglob(STATE))
+    best = states[-1]["best"]["step"]
+    chosen = states[best - 1]["model"]
+    again = world.elsewhere(tmp_path / "again")
+    train_run(run, again, None, folders[0])  # the best so far are the weights of that checkpoint
+    for name, value in _weights(again, run).items():
+        assert torch.equal(value, chosen[name]), name
+
+
 def test_the_newest_whole_checkpoint_is_found(tmp_path):
     """Ray deletes old checkpoints file by file, and a training may stop in the midst of writing one."""
     ws = Workspace(tmp_path)

@@ -13,8 +13,8 @@ from pipeline.models.few_shot.base import FewShotModel
 def compile_layers(model: nn.Module) -> None:
     """Compile the layers of the frame tower in place, each on its own: they are alike, so few compilations serve all.
 
-    The weights keep their names, so checkpoints are those of a plain model, and what is random stays what it is. A model
-    without such layers is left alone.
+    The weights keep their names, so checkpoints are those of a plain model, and what is random stays what it is. A
+    model without such layers is left alone.
 
     Raises:
         UserError: `torch.compile` does not work on this machine.
@@ -28,8 +28,8 @@ def compile_layers(model: nn.Module) -> None:
     except Exception as error:  # each backend fails with exceptions of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"cluster.compile: torch.compile does not work on this machine ({reason:.160}); install a C++ compiler (g++; "
-            "for a GPU Triton as well), or set compile: false"
+            f"cluster.compile: torch.compile does not work on this machine ({reason:.160}); install a C++ compiler "
+            "(g++; for a GPU Triton as well), or set compile: false"
         ) from error
     for layer in layers:
         layer.compile(options={"fallback_random": True})

@@ -26,8 +26,8 @@ OF_LABELLED, OF_UNLABELLED = 0, 1  # streams of random numbers
 class SemiItems(Items):
     """Batches of labelled videos, each with a batch of unlabelled ones in the semi-supervised epochs.
 
-    Item i is a dict: labelled, a list of the elements (B, T, h, w, 3) uint8; labels (B,); and, after the warm-up, weak and
-    strong, two draws of the same unlabelled videos, and progress. episode: the number i. Each epoch has an order of
+    Item i is a dict: labelled, a list of the elements (B, T, h, w, 3) uint8; labels (B,); and, after the warm-up, weak
+    and strong, two draws of the same unlabelled videos, and progress. episode: the number i. Each epoch has an order of
     its own; the unlabelled videos come in an order that is drawn anew when all have come. Everything depends on
     (seed, i) alone, and no label of an unlabelled video is known here.
     """
@@ -160,7 +160,8 @@ class ElementView:
 def read_elements(
     store: FrameStore, clip: int, sampler: ElementSampler, view: ElementView, rng: np.random.Generator | None = None
 ) -> list[torch.Tensor]:
-    """Elements of a stored clip, each (T, h, w, 3) uint8; at random with a generator, else the centres of slots and frames.
+    """Elements of a stored clip, each (T, h, w, 3) uint8; at random with a generator, else the centres of slots and
+    frames.
 
     Each element has a crop and a mirroring of its own, as in SeFAR's released code. Two views of an unlabelled
     video are two calls. Raises UserError when the clip has too few frames.

@@ -10,7 +10,6 @@ import torch
 
 from pipeline.datasets.sampling import sample_positions
 from pipeline.datasets.transforms import ClipTransform
-from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD
 from pipeline.models.build import build_model, class_sentences
 from pipeline.tasks.few_shot import scoring as module
 from pipeline.tasks.few_shot.episodes import EpisodeSampler, episode_table
@@ -346,7 +345,7 @@ def test_frames_of_a_test_are_chosen_without_chance_unless_asked(world):
 
 @pytest.mark.parametrize(("method", "mode"), [("trx", "linspace"), ("hyrsm", "segment_centre")])
 def test_frames_of_a_test_are_those_of_the_methods_recipe(world, monkeypatch, method, mode):
-    run, model = _model(world, method)
+    run = world.run(method=method)
     assert run.frames["test_sampling"] == mode
     seen, original = [], module.sample_positions
 
