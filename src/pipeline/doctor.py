@@ -40,7 +40,7 @@ from pipeline.estimate import disk_bytes, memory_needed
 from pipeline.experiment import Asset, store_key
 from pipeline.paper import check_plan
 from pipeline.plan import Plan
-from pipeline.text import DEBERTA
+from pipeline.text import DEBERTA, lacks_sentencepiece
 from pipeline.workspace import Workspace
 
 Status = Literal["ok", "warn", "fail"]
@@ -480,6 +480,10 @@ def check_backbones(plan: Plan, ws: Workspace) -> Iterator[Check]:
         if path:
             good = Path(path).expanduser().exists()
             remedy = "" if good else f"put the weights there, or correct path of {asset.name} in config/backbones.yaml"
+            if lacks_sentencepiece(Path(path).expanduser()):
+                yield Check(
+                    "backbones", "fail", f"{asset.name}: its tokenizer needs sentencepiece", "pip install sentencepiece"
+                )
             yield Check(
                 "backbones", "ok" if good else "fail", f"{asset.name}: {path}{'' if good else ' is missing'}", remedy
             )

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline import __main__ as cli
-from pipeline import doctor
+from pipeline import doctor, text
 from pipeline.config import Cluster
 from pipeline.doctor import examine, failed
 from pipeline.estimate import disk_bytes
@@ -53,7 +53,19 @@ def test_the_demo_lacks_nothing_here(repo, tmp_path, monkeypatch, quick, clean, 
     plan = planned(repo)
     checks = examine(plan, tmp_path / "results")
     assert not failed(checks), [check for check in checks if check.status == "fail"]
-    topics = ["packages", "machine", "gpu", "slurm", "ray", "disk", "video", "data", "plan", "backbones", "language model"]
+    topics = [
+        "packages",
+        "machine",
+        "gpu",
+        "slurm",
+        "ray",
+        "disk",
+        "video",
+        "data",
+        "plan",
+        "backbones",
+        "language model",
+    ]
     assert list(dict.fromkeys(check.topic for check in checks)) == topics
     doctor.print_checks(plan, checks)
     shown = capsys.readouterr().out + json.dumps(doctor.as_json(plan, checks))
@@ -290,6 +302,17 @@ def server():
         threading.Thread(target=made.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{made.server_address[1]}/v1", seen
         made.shutdown()
+
+
+def test_a_language_model_whose_tokenizer_cannot_be_read(repo, tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.model").write_bytes(b"words")
+    plan = planned(repo, scale="paper", backbones={"vicuna_7b": {"path": str(tmp_path)}})
+    for installed, said in ((None, True), ("there", False)):
+        monkeypatch.setattr(text, "find_spec", lambda name, found=installed: found)
+        found = [check for check in doctor.check_backbones(plan, Workspace(tmp_path)) if "vicuna" in check.found]
+        assert [check.status for check in found] == ["fail", "ok"][not said :]
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert not text.lacks_sentencepiece(tmp_path)
 
 
 def test_the_language_model(repo, tmp_path, monkeypatch, clean, server):

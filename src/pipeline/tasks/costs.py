@@ -20,7 +20,9 @@ SET_CLIPS = {"train": 600, "test": 200}  # of a set whose definition does not sa
 KEPT_MB = {"clip_vit_b16": 147.0, "resnet50": 85.0, "vit_b16": 167.0, "vit_s16": 84.0}
 MOTIONBERT_GB = 2.0  # likewise, of a clip
 LAYERS = 12  # of a ViT
-INPUT_MB = 0.61  # the input of a layer of a base ViT, 197 x 768 numbers: activation checkpointing keeps it of each layer
+INPUT_MB = (
+    0.61  # the input of a layer of a base ViT, 197 x 768 numbers: activation checkpointing keeps it of each layer
+)
 
 
 class Seconds(NamedTuple):

@@ -86,6 +86,7 @@ def _prepare_worker(config: dict[str, Any]) -> None:
 
     from pipeline.datasets.loading import use_loaders
 
+    os.chdir(config["folder"])  # Ray gives its workers folders of their own, and the settings may name relative paths
     torch.set_num_threads(config["threads"])
     threadpool_limits(config["threads"])  # numpy and scikit-learn take every core otherwise; slots run side by side
     use_loaders(config["loaders"])
@@ -129,7 +130,7 @@ def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
     connect(ws, settings)
     _hopeless(ws, run.id).unlink(missing_ok=True)
     storage = Path(_storage(ws))
-    config = {"run": run.model_dump(mode="json"), "root": str(ws.root.resolve())}
+    config = {"run": run.model_dump(mode="json"), "root": str(ws.root.resolve()), "folder": os.getcwd()}
     config |= settings.model_dump(include=FOR_WORKERS)
     trainer = TorchTrainer(
         _worker,
@@ -169,7 +170,7 @@ def run_slot(number: int, root: Path, settings: Cluster, queue: str) -> None:
     ws = Workspace(root)
     DataParallelTrainer(
         _slot_worker,
-        train_loop_config={"slot": number, "root": str(root), "queue": queue}
+        train_loop_config={"slot": number, "root": str(root), "folder": os.getcwd(), "queue": queue}
         | settings.model_dump(include=FOR_WORKERS),
         scaling_config=_scaling(settings, 1),
         run_config=RunConfig(

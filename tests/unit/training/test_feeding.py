@@ -1,6 +1,7 @@
 """A training whose frames travel as uint8, and are read ahead, is the training of the plain way."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tiny import OVERLAY, bare_plan
 
 from benchmarks.pixels import changed, normalised
 from pipeline.config import merge
-from pipeline.datasets.loading import use_loaders
+from pipeline.datasets.loading import loaders, use_loaders
 from pipeline.errors import UserError
 from pipeline.models.build import WEIGHTS, load_trained
 from pipeline.models.few_shot.base import FewShotModel
@@ -116,3 +117,17 @@ def test_how_items_are_read_is_no_part_of_a_run():
             run(overlay)
     with pytest.raises(UserError, match="the test .*train.compile changes no number, .*; set cluster.compile instead"):
         run(compile=True)
+
+
+def test_a_worker_reads_relative_paths_from_where_it_was_asked(tmp_path, monkeypatch):
+    """Ray gives its workers a folder of their own; roots and weights of the settings are relative by default."""
+    from pipeline.config import Cluster
+    from pipeline.training import ray_train
+
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    (tmp_path / "asked").mkdir()
+    settings = Cluster(loaders=3, threads=1).model_dump(include=ray_train.FOR_WORKERS)
+    ray_train._prepare_worker(settings | {"folder": str(tmp_path / "asked")})
+    assert Path.cwd() == tmp_path / "asked" and loaders(1000, 100)[0] == 3
+    torch.set_num_threads(threads)
