@@ -13,7 +13,7 @@ from benchmarks.pixels import changed, normalised
 from pipeline.config import merge
 from pipeline.datasets.loading import loaders, use_loaders
 from pipeline.errors import UserError
-from pipeline.models.build import WEIGHTS, load_trained
+from pipeline.models.build import WEIGHTS, build_model, load_weights
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.models.pixels import Pixels
 from pipeline.tasks.few_shot.episodes import EpisodeDataset
@@ -57,7 +57,7 @@ def test_losses_weights_and_features_are_those_of_the_plain_way(world, tmp_path,
                 _in_the_plain_way(patch)
             use_loaders(2 if name == "ahead" else 0)
             train_run(run, ws)
-            features = encode_clips(run, load_trained(run, ws, world.store), world.store, clips)
+            features = encode_clips(run, load_weights(build_model(run, ws, world.store), run, ws), world.store, clips)
         found.append((_curve(ws, run), load_file(ws.run(run.id) / WEIGHTS), features))
     for losses, weights, features in found[1:]:
         assert losses == pytest.approx(found[0][0], abs=1e-5) and len(losses) == 3
