@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.experiment import store_key
 from pipeline.plan import Plan
 from pipeline.progress import span
 from pipeline.sheets import table_stem
@@ -53,10 +54,12 @@ def wall_hours(costs: Iterable[Cost], gpus: int) -> float:
     return max(ends)
 
 
-def disk_bytes(plan: Plan) -> int:
-    """About how much the frame stores of the real videos take."""
+def disk_bytes(plan: Plan, ws: Workspace | None = None) -> int:
+    """About how much the frame stores of the real videos take; with a workspace those that are not made yet."""
     read = (plan.datasets[key] for key in plan.datasets_read())
-    videos = (asset for asset in read if plan.data(asset).decoded and not plan.data(asset).whole)
+    videos = [asset for asset in read if plan.data(asset).decoded and not plan.data(asset).whole]
+    if ws is not None:
+        videos = [a for a in videos if not ws.manifest(a.key, store_key(plan.frames(a))).is_file()]
     return sum(sum(clips_of(asset).values()) * FRAMES_OF_CLIP * BYTES_OF_FRAME for asset in videos)
 
 
