@@ -216,7 +216,7 @@ def check_gpus(plan: Plan, probe: subprocess.Popen[str] | None = None) -> Iterat
     cluster = plan.config.settings.cluster
     if names and cluster.mode == "shared" and (asked := wanted * cluster.slots) > len(found["gpus"]):
         remedy = f"set cluster.slots to {int(len(found['gpus']) / wanted)}, or cluster.gpus to a fraction"
-        yield Check("gpu", "fail", f"{names}; cluster.slots times cluster.gpus are {asked:g}", remedy)
+        yield Check("gpu", "warn", f"{names}; cluster.slots times cluster.gpus are {asked:g}", remedy)
         return
     if names or not wanted:
         yield Check("gpu", "ok", f"{names or 'no GPU'}{need}")
