@@ -15,9 +15,8 @@ MB = 2**20
 
 
 @pytest.fixture(autouse=True)
-def by_threads():
-    yield use_loaders(-1)
-    use_loaders(-1)
+def by_threads(monkeypatch):
+    monkeypatch.setattr(module, "_asked", [-1])
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from tiny import OVERLAY, bare_plan
 
 from benchmarks.pixels import changed, normalised
 from pipeline.config import merge
+from pipeline.datasets import loading
 from pipeline.datasets.loading import loaders, use_loaders
 from pipeline.errors import UserError
 from pipeline.models.build import WEIGHTS, build_model, load_weights
@@ -24,9 +25,8 @@ TRAIN = {"steps": 3, "validate_every": 3, "optimizer": "sgd", "learning_rate": 0
 
 
 @pytest.fixture(autouse=True)
-def by_threads():
-    yield
-    use_loaders(-1)
+def as_before(monkeypatch):
+    monkeypatch.setattr(loading, "_asked", [0])
 
 
 def _plain(frames, mean, std, colours=None):
