@@ -18,7 +18,7 @@ FLOORS = (  # from the ground up; what stands on one floor may import from its o
     "models",
     "tasks",
     "plan training evaluation inspection",
-    "tables status estimate doctor onhand paper reference steps",
+    "tables status estimate doctor paper reference steps",
     "figures",
     "pose",
     "stages",

@@ -9,11 +9,10 @@ from collections import defaultdict
 
 import pytest
 
-from pipeline import onhand
+from pipeline import paper
 from pipeline.estimate import disk_bytes
 from pipeline.experiment import Asset
-from pipeline.onhand import files_faults, list_faults, weights_faults
-from pipeline.paper import check_plan, print_check
+from pipeline.paper import check_plan, files_faults, list_faults, print_check, weights_faults
 from pipeline.plan import Plan
 from pipeline.text.corpus import Corpus
 from pipeline.workspace import Workspace
@@ -162,7 +161,7 @@ def test_too_little_disk(repo, tmp_path, monkeypatch):
     plan = Plan.read(repo / "config", {"scale": "paper"}, number="1")
     needed = disk_bytes(plan)
     for free, faults in ((needed + 1, 0), (needed - 1, 1)):
-        monkeypatch.setattr(onhand.shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
+        monkeypatch.setattr(paper.shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
         found = [line for line in files_faults(plan, Workspace(tmp_path / "results")) if "still to be stored" in line]
         assert len(found) == faults
 

@@ -36,8 +36,7 @@ def plan(
     if write:
         planned.write_specs(results / "specs")
     if check:
-        from pipeline.onhand import files_faults
-        from pipeline.paper import check_plan, print_check
+        from pipeline.paper import check_plan, files_faults, print_check
 
         found = check_plan(planned)
         found.faults += files_faults(planned, Workspace(results))
