@@ -321,7 +321,7 @@ def check_disk(plan: Plan, ws: Workspace) -> Iterator[Check]:
     """Free space, and leave to write, where results and data lie."""
     scale = plan.config.settings.scale
     wanted = DISK_GB.get(scale) or round(
-        disk_bytes(plan) / 1e9 + WEIGHTS_GB * sum(bool(r.train) for r in plan.runs.values())
+        disk_bytes(plan, ws) / 1e9 + WEIGHTS_GB * sum(bool(r.train) for r in plan.runs.values())
     )
     places: dict[int, tuple[list[str], Path]] = {}  # of each file system
     roots = [asset.options.get("root") for asset in plan.datasets.values()]
