@@ -27,7 +27,7 @@ DATASET_OPTIONS = (
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_KEYS = ("model", "models", "options", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
-SWITCHES = ("compile", "bn_apart", "bn_undecayed")
+SWITCHES = ("compile", "bn_apart", "bn_undecayed", "jitter_supports")
 OPTIONAL_TRAIN = ("stored_views", *SWITCHES)  # of every few-shot recipe; one that is off is as one that is not there
 OPTIONAL_SEMI = ("randaugment",)  # of every recipe with unlabelled videos, likewise
 ENCODER_KEYS = ("method", "backbone", "model", "train")
@@ -201,9 +201,10 @@ class Plan:
             train["base_set"] = self._base_set(dataset, str(train["base_set"]), where)
         if train.get("shot") == "test":
             train["shot"] = measure.shot
-        if isinstance(train.get("query"), Mapping):
-            train["query"] = _of_shots(train["query"], train["shot"], where)
+        if "query" in train:
+            train["query"] = _by_shots(train["query"], train["shot"], f"{where}, train.query")
         model = merge(model, delta.get("model", {}))
+        model = {key: _by_shots(value, train.get("shot"), f"{where}, model.{key}") for key, value in model.items()}
         model = {key: value for key, value in model.items() if key not in options or value != options[key]}
         check_measure(measure, model, where)
         text = _texts_of(dataset, model)
@@ -527,12 +528,13 @@ def _settled(train: Mapping[str, Any], where: str) -> dict[str, Any]:
     return settled
 
 
-def _of_shots(queries: Mapping[int, int], shot: int, where: str) -> int:
-    """Queries a class of a recipe that has another number for other shots: that of the most shots up to `shot`."""
-    fewer = [shots for shots in queries if isinstance(shots, int) and shots <= shot]
-    if not fewer:
-        raise UserError(f"{where}: train.query is {dict(queries)} and says nothing of {shot} shots; give a number")
-    return queries[max(fewer)]
+def _by_shots(value: Any, shot: int | None, where: str) -> Any:
+    """A setting that has another value for other shots: that of the most shots up to `shot`; any other as it is."""
+    if not (isinstance(value, Mapping) and value and all(isinstance(shots, int) for shots in value)):
+        return value
+    if fewer := [shots for shots in value if shots <= (shot or 0)]:
+        return value[max(fewer)]
+    raise UserError(f"{where} is {dict(value)} and says nothing of {shot} shots; give a number")
 
 
 def _content(path: str | None) -> str:

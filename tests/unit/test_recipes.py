@@ -197,6 +197,24 @@ def test_queries_of_hyrsm_are_fewer_with_more_shots(plans, method):
         _cell(plans["paper"], "trx", "hmdb51", train={"query": {3: 5}})
 
 
+def test_pattern_tokens_of_team_are_more_with_more_shots(plans):
+    """As released; M depends on the data set, too."""
+    for data, shot, tokens in (("hmdb51", 1, 60), ("hmdb51", 3, 60), ("hmdb51", 5, 70), ("ucf101", 5, 80)):
+        assert _cell(plans["paper"], "team", data, measure={"shot": shot}).run.model["tokens"] == tokens
+    assert _cell(plans["paper"], "team", "hmdb51", model={"tokens": 9}).run.model["tokens"] == 9
+
+
+def test_emp_net_changes_the_supports_and_trains_with_the_shots_of_its_test(plans):
+    for shot in (1, 5):
+        train = _cell(plans["paper"], "emp_net", "ssv2_full", measure={"shot": shot}).run.train
+        assert (train["shot"], train["steps"], train["learning_rate"]) == (shot, 10_000, 1e-3)
+        assert train["jitter_supports"] is True and not train["jitter_queries"]
+    frames = _cell(plans["paper"], "emp_net", "kinetics100").run.frames
+    assert (frames["sampling"], frames["test_sampling"]) == ("segment_random", "segment_centre")
+    plain = _cell(plans["paper"], "otam", "hmdb51").run
+    assert _cell(plans["paper"], "otam", "hmdb51", train={"jitter_supports": False}).run.id == plain.id
+
+
 def test_batch_norm_of_the_resnets_is_trained_as_released(plans):
     for method, keys in {"hyrsm": 2, "hyrsm_pp": 2, "molo": 2, "trx": 1, "strm": 1, "lga": 0}.items():
         for data in ("hmdb51", "ssv2_full"):

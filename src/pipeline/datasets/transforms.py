@@ -13,13 +13,14 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, unknown
 
 # Of [0, 1] RGB.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE = 0.5, 0.5, 0.5, 0.25, 0.3  # CLIP-FSAR, Kinetics-100
+COLOURS = ("none", "one", "all")
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as OpenCV's and PIL's grey
 
 
@@ -30,9 +31,10 @@ class ClipTransform:
     crop: side of the square cut out, in pixels: at one random place for all frames when `train` (at a place of
     its own for each frame if `per_frame`, as Task-Adapter's released code), else from the centre. mean, std: of
     [0, 1] RGB. flip: probability of mirroring the whole clip, in training. jitter: CLIP-FSAR's colour jitter, in
-    training, one draw for all frames.
+    training, one draw for all frames. colour: "one" of brightness, contrast, saturation and hue changes in training
+    (TEAM), "all" of them, or "none".
 
-    Calling it raises UserError when the frames are smaller than the crop.
+    Raises UserError for another colour, and calling it when the frames are smaller than the crop.
     """
 
     crop: int
@@ -42,6 +44,11 @@ class ClipTransform:
     flip: float = 0.0
     jitter: bool = False
     per_frame: bool = False
+    colour: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.colour not in COLOURS:
+            raise unknown("colour", self.colour, COLOURS)
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator | None = None) -> torch.Tensor:
         if self.train and rng is None:
@@ -53,6 +60,8 @@ class ClipTransform:
         pixels /= 255
         if self.train and self.jitter:
             pixels = colour_jitter(pixels, rng)
+        if self.train and self.colour != "none":
+            pixels = colour_change(pixels, rng, 1 if self.colour == "one" else 4)
         pixels -= np.asarray(self.mean, np.float32)  # in place: the loader's time goes into such copies
         pixels /= np.asarray(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
@@ -84,13 +93,18 @@ def colour_jitter(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """
     if rng.random() < GRAYSCALE:
         pixels = np.repeat(_grey(pixels), 3, axis=-1)
+    return colour_change(pixels, rng, 4)
+
+
+def colour_change(pixels: np.ndarray, rng: np.random.Generator, number: int) -> np.ndarray:
+    """The first `number` of the four changes of `colour_jitter`, in random order."""
     changes = [
         (_brightness, rng.uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS)),
         (_contrast, rng.uniform(1 - CONTRAST, 1 + CONTRAST)),
         (_saturation, rng.uniform(1 - SATURATION, 1 + SATURATION)),
         (_hue, rng.uniform(-HUE, HUE)),
     ]
-    for i in rng.permutation(len(changes)):
+    for i in rng.permutation(len(changes))[:number]:
         change, amount = changes[i]
         pixels = change(pixels, np.float32(amount))
     return pixels

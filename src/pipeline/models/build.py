@@ -35,13 +35,15 @@ Model = TypeVar("Model", FewShotModel, SkeletonModel, SeFARModel, QuestionModel)
 
 def class_sentences(corpus: Corpus, classes: Sequence[str], model: dict[str, Any]) -> list[list[str]]:
     """The sentences of each class that a method reads, each in `template`, where {} is the text and {label} the label.
+    Of several templates each gives a sentence.
 
     text: label; atomic, L atomic descriptions; stages, the three sub-actions; concat, these in one sentence.
 
     Raises:
         UserError: the corpus has no such text for a class, or `text` is unknown.
     """
-    kind, template = model.get("text", "label"), model.get("template", "{}")
+    kind, templates = model.get("text", "label"), model.get("template", "{}")
+    templates = [templates] if isinstance(templates, str) else templates
     if kind == "label":
         sentences = [[corpus.label(name)] for name in classes]
     elif kind == "atomic":
@@ -53,7 +55,7 @@ def class_sentences(corpus: Corpus, classes: Sequence[str], model: dict[str, Any
     else:
         raise unknown("text", kind, ("label", "atomic", "stages", "concat"), "model settings")
     return [
-        [template.format(sentence, label=corpus.label(name)) for sentence in row]
+        [template.format(sentence, label=corpus.label(name)) for template in templates for sentence in row]
         for name, row in zip(classes, sentences, strict=True)
     ]
 

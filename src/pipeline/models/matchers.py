@@ -9,6 +9,8 @@ MATCHERS: dict[str, tuple[str, ...]] = {
     "Otam": FRAME_MATCHERS,
     "ClipFreeze": FRAME_MATCHERS,
     "TaskAdapter": ("cosine", "otam", "bi_mhm", "trx"),
+    "EMPNet": FRAME_MATCHERS,
+    "TEAM": ("tokens",),
     "TRX": ("trx",),
     "STRM": ("strm",),
     "HyRSM": ("bi_mhm",),

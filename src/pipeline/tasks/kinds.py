@@ -9,7 +9,8 @@ from pipeline.errors import UserError, unknown
 from pipeline.experiment import Measure
 from pipeline.models.matchers import FRAME_MATCHERS, MATCHERS
 
-EPISODES = ("LGA", "ClipFsar", "Otam", "ClipFreeze", "TaskAdapter", "TRX", "STRM", "HyRSM", "HyRSMPlusPlus", "MoLo")
+EPISODES = ("LGA", "ClipFsar", "Otam", "ClipFreeze", "TaskAdapter", "TRX", "STRM", "HyRSM", "HyRSMPlusPlus", "MoLo",
+            "EMPNet", "TEAM")  # fmt: skip
 SKELETONS = ("SkeletonBaseline", "GAP", "CrossGLG")
 ONE_SHOT = ("feature", "calibration")
 METRICS = {"time_ms": EPISODES, "opposite_pct": ("SeFARModel",), "teacher_time_share_pct": ("SeFARModel",),

@@ -391,6 +391,9 @@ def _parameter_groups(model: BaseModel, train: dict[str, Any]) -> dict[str, dict
         kind = torch.nn.modules.batchnorm._NormBase
         norms = (name for name, module in model.named_modules() if isinstance(module, kind))
         groups |= {f"{name}.": {"decay_mult": 0.0} for name in norms if "downsample" not in name}
+    if getattr(model, "norms_undecayed", False):
+        norms = (name for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm))
+        groups |= {f"{name}.": {"decay_mult": 0.0} for name in norms if not name.startswith("backbone.")}
     if train.get("head_learning_rate"):
         factor = train["head_learning_rate"] / train["learning_rate"]
         groups |= {prefix: {"lr_mult": factor} for prefix in model.head_prefixes}

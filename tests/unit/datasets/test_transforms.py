@@ -132,3 +132,27 @@ def test_wrong_use():
         ClipTransform(48)(FRAMES)
     with pytest.raises(ValueError, match="generator"):
         ClipTransform(32, train=True)(FRAMES)
+
+
+def test_one_of_four_colour_changes_or_all():
+    """TEAM: each clip gets exactly one, the same for all its frames."""
+    clip = np.repeat(FRAMES[:1], 3, axis=0)
+    plain = raw(train=True)(clip, np.random.default_rng(0))
+    kinds = set()
+    for seed in range(40):
+        one = raw(train=True, colour="one")(clip, np.random.default_rng(seed)).numpy()
+        assert (one == one[:1]).all() and one.min() >= 0 and one.max() <= 1
+        rng = np.random.default_rng(seed)
+        rng.integers(0, 9), rng.integers(0, 19)
+        amounts = [rng.uniform(*ends) for ends in ((0.5, 1.5), (0.5, 1.5), (0.5, 1.5), (-0.25, 0.25))]
+        kind = int(rng.permutation(4)[0])
+        change = (module._brightness, module._contrast, module._saturation, module._hue)[kind]
+        cut = raw(train=True)(clip, np.random.default_rng(seed)).numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(one.transpose(0, 2, 3, 1), change(cut, np.float32(amounts[kind])), atol=1e-6)
+        kinds.add(kind)
+    assert kinds == {0, 1, 2, 3}
+    every = raw(train=True, colour="all")(clip, np.random.default_rng(0))
+    assert not torch.equal(every, raw(train=True, colour="one")(clip, np.random.default_rng(0)))
+    assert torch.equal(raw(colour="one")(clip), raw()(clip)) and plain.shape == every.shape
+    with pytest.raises(UserError, match="unknown colour 'two'; did you mean 'one'|unknown colour 'two'"):
+        raw(colour="two")

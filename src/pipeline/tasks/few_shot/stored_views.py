@@ -32,7 +32,8 @@ FILES = "tokens-*.bin*"
 
 
 class Views(EpisodeDataset):
-    """Episodes whose clips are views: a clip has `views` of them, and an episode takes one by chance.
+    """Episodes whose clips are views: a clip has `views` of them, and an episode takes one by chance. Where queries
+    are treated differently it has as many more for them, whose numbers begin at `views`.
 
     View v of a clip depends on (seed, clip, v) alone, and which views episode i takes on (seed, i). `read` gives a
     view: (T, 3, h, w), or its tokens where it is that of `Tokens`.
@@ -46,7 +47,8 @@ class Views(EpisodeDataset):
     def view(self, clip: int, number: int) -> Tensor:
         """The frames (T, 3, h, w) of one view."""
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, clip, 1 + number]))
-        return self.transform(self.read_clip(clip, rng), rng)
+        transform = self.transform if number < self.views else self.query_transform
+        return transform(self.read_clip(clip, rng), rng)
 
     def asked(self) -> list[tuple[int, int]]:
         """The views that the episodes take, each once, as (clip, number) in ascending order."""
@@ -58,7 +60,8 @@ class Views(EpisodeDataset):
         return sorted(found)
 
     def _read(self, clips: np.ndarray, transform: Callable, rng: np.random.Generator) -> Tensor:
-        numbers = rng.integers(self.views, size=len(clips))
+        first = 0 if transform is self.transform else self.views
+        numbers = first + rng.integers(self.views, size=len(clips))
         return torch.stack([self.read(int(clip), int(number)) for clip, number in zip(clips, numbers, strict=True)])
 
 

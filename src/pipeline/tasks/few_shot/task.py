@@ -10,7 +10,6 @@ import torch
 
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.transforms import ClipTransform
-from pipeline.errors import UserError
 from pipeline.experiment import Measure, Run
 from pipeline.models.build import build_model
 from pipeline.models.few_shot.base import FewShotModel
@@ -46,20 +45,20 @@ class FewShotTask(Task):
             store=self.store, split="train", way=train["way"], shot=train["shot"], query=train["query"],
             episodes=train["steps"] * train["episodes_per_step"], seed=self.run.seed,
             frames=self.run.frames["number"], mode=self.run.frames["sampling"],
-            transform=augmentation(self.run, model),
+            **self._transforms(model),
         )  # fmt: skip
         if train.get("stored_views"):
             return self._stored(Views(**settings, views=train["stored_views"]), model)
-        jittered = augmentation(self.run, model, jitter=True) if train["jitter_queries"] else None
-        return EpisodeDataset(**settings, query_transform=jittered)
+        return EpisodeDataset(**settings)
+
+    def _transforms(self, model: FewShotModel) -> dict[str, ClipTransform | None]:
+        """That of the supports, and that of the queries where it is another."""
+        supports, queries = (self.run.train.get(f"jitter_{of}", False) for of in ("supports", "queries"))
+        of_queries = augmentation(self.run, model, queries) if queries != supports else None
+        return {"transform": augmentation(self.run, model, supports), "query_transform": of_queries}
 
     def _stored(self, views: Views, model: FewShotModel) -> Views:
         """`views` as the tokens that the frozen layers of `model` make of them."""
-        if self.run.train["jitter_queries"]:
-            raise UserError(
-                f"{self.run.id}: train.stored_views has one kind of view of a clip, and train.jitter_queries another "
-                "for queries; leave one of them out"
-            )
         stored = store_tokens(self.run.id, views, model, self.ws.run(self.run.id), self.run.train["amp"])
         views.read = stored.read
         return views
@@ -97,9 +96,9 @@ class FewShotTask(Task):
 
 
 def augmentation(run: Run, model: FewShotModel, jitter: bool = False) -> ClipTransform:
-    """The training transform; with `jitter` that of the queries of a recipe which treats them differently."""
+    """The training transform; with `jitter` that of the supports or queries of a recipe which treats them so."""
     extra = {"flip": 0.5, "jitter": True} if jitter else {"flip": run.train["flip"]}
     return ClipTransform(
         train=True, crop=run.frames["crop"], per_frame=run.train["crop"] == "frame", mean=model.mean, std=model.std,
-        **extra,
+        colour=run.train.get("colour", "none"), **extra,
     )  # fmt: skip
