@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from benchmarks import reference
 from benchmarks.lines import Line, least, peak, timed
 from pipeline.models.backbones.nano_clip import nano_config
-from pipeline.models.few_shot import LGA, TRX
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.models.few_shot.clip_baselines import ClipFreeze
+from pipeline.models.few_shot.lga import LGA
+from pipeline.models.few_shot.trx import TRX
 from pipeline.tasks.few_shot.episodes import EpisodeTable, episode_table
 from pipeline.tasks.few_shot.scoring import score_episodes
 

@@ -12,8 +12,8 @@ from benchmarks.world import World
 from pipeline.experiment import Run
 from pipeline.models.backbones.nano_clip import nano_config
 from pipeline.models.build import build_model
-from pipeline.models.few_shot import TaskAdapter
 from pipeline.models.few_shot.base import FewShotModel
+from pipeline.models.few_shot.task_adapter import TaskAdapter
 from pipeline.tasks.few_shot.episodes import EpisodeTable, episode_table
 from pipeline.tasks.few_shot.scoring import class_texts, encode_clips, score_episodes, split_clips
 

@@ -16,10 +16,10 @@ from benchmarks.lines import Line, alternating, peak, timed
 from pipeline.errors import UserError
 from pipeline.models.backbones.clip import VIT_B_16
 from pipeline.models.backbones.nano_clip import EOS, SPECIAL_TOKENS, nano_config
-from pipeline.models.few_shot import TaskAdapter
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.models.few_shot.clip_baselines import Otam
 from pipeline.models.few_shot.compiled import compile_layers
+from pipeline.models.few_shot.task_adapter import TaskAdapter
 from pipeline.tasks.few_shot.stored_views import Tokens
 
 TOPIC = "3 training"

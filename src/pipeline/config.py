@@ -6,7 +6,7 @@ Every error names the file and the key, and the nearest known name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -82,8 +82,8 @@ class Settings(BaseModel):
     substitute: dict[str, str] = Field({}, description="data set in a table -> data set used instead")
     substitute_backbone: dict[str, str] = Field({}, description="backbone that is asked for -> backbone used instead")
     frames: dict[str, Any] = Field({}, description="overlay on the frame policy of every data set")
-    train: dict[str, Any] = Field({}, description="overlay on the recipe of every method")
-    model: dict[str, Any] = Field({}, description="overlay on the model settings of every method")
+    train: dict[str, Any] = Field({}, description="overlay on the recipe of every method that is trained on episodes")
+    model: dict[str, Any] = Field({}, description="overlay on the model settings of every method that has them")
     measure: dict[str, Any] = Field({}, description="overlay on every measurement")
     budgets: dict[str, dict[str, dict[str, Any]]] = Field(
         {}, description="method -> {train, measure}: overlay on one method's recipe, over the general ones"
@@ -192,15 +192,36 @@ class Config:
         """
         if name not in self.names(kind):
             raise unknown(kind.removesuffix("s"), name, self.names(kind), where)
-        path = self.folder / kind / f"{name}.yaml"
-        base = read_yaml(path) if path.is_file() else {}
-        return merge(base, getattr(self.settings, kind).get(name, {}))
+        return merge(self._written(kind, name), getattr(self.settings, kind).get(name, {}))
+
+    def _written(self, kind: str, name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The definition of an entry as files have it: laid over that of the entry which its key `extends` names.
+
+        A `model` that says its `type` starts anew, with `models` and `options`: it takes other settings.
+        """
+        path, overlay = self.folder / kind / f"{name}.yaml", getattr(self.settings, kind).get(name, {})
+        own = read_yaml(path) if path.is_file() else {}
+        parent = overlay.get("extends", own.get("extends"))
+        if parent is None:
+            return own
+        where = f"{self.place(kind, name, 'extends')}, key extends"
+        if parent not in self.names(kind):
+            raise unknown(kind.removesuffix("s"), str(parent), self.names(kind), where)
+        if parent in (*above, name):
+            raise UserError(f"{where}: {name} extends {' extends '.join((*above, str(parent)))}; end the circle")
+        base = self._written(kind, parent, (*above, name))
+        if not (self.folder / kind / f"{parent}.yaml").is_file():
+            base = merge(base, getattr(self.settings, kind)[parent])
+        if "type" in {**own.get("model", {}), **overlay.get("model", {})}:
+            base = {key: value for key, value in base.items() if key not in ("model", "models", "options")}
+        return merge(base, own)
 
     def place(self, kind: str, name: str, key: str = "") -> str:
         """Where an entry, or its `key`, stands, for messages: its file, or the settings that are laid over it."""
         path, overlay = self.folder / kind / f"{name}.yaml", getattr(self.settings, kind).get(name, {})
         if path.is_file() and key not in overlay:
-            return str(path)
+            own = read_yaml(path)
+            return str(path) if key in own or "extends" not in own else self.place(kind, own["extends"], key)
         return f"the settings (scale, configfile or command line), key {kind}.{name}"
 
     def backbone(self, name: str, where: str) -> dict[str, Any]:
@@ -220,13 +241,17 @@ def check(content: Mapping[str, Any], where: str) -> Settings:
     return parse(Settings, content, where)
 
 
-def parse(model: type[Model], content: Mapping[str, Any], where: str) -> Model:
-    """`content` checked against a pydantic `model`; errors name the place and the key."""
+def parse(model: type[Model], content: Mapping[str, Any], where: str | Callable[[str], str]) -> Model:
+    """`content` checked against a pydantic `model`; errors name the place and the key.
+
+    where: the place, or what says it of a top key.
+    """
     try:
         return model.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        where = where if isinstance(where, str) else where(str(first["loc"][0]))
         if first["type"] == "extra_forbidden":
             fields = _fields_at(model, first["loc"][:-1])
             raise unknown("key", str(first["loc"][-1]), fields, f"{where} ({key})") from None

@@ -4,114 +4,20 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.experiment import Asset, Run, store_key
+from pipeline.experiment import store_key
 from pipeline.plan import Plan
 from pipeline.progress import span
 from pipeline.sheets import table_stem
+from pipeline.tasks.costs import GPU_FLOPS, Cost, clips_of
 from pipeline.workspace import Workspace
 
-# Floating-point operations of CLIP ViT-B/16 on one 224 x 224 frame: 2 * 17.6 G multiply-adds. A training step costs
-# three times a forward pass.
-FLOP_PER_FRAME = 35.2e9
-# Sustained speed of one current data-centre GPU on this model in fp32 with TF32 products, a stated assumption.
-GPU_FLOPS = 60e12
-SET_CLIPS = {"train": 600, "test": 200}  # of a set whose definition does not say how many it has (`expected`), a guess
 FRAMES_OF_CLIP, BYTES_OF_FRAME = 100, 30_000  # of a real clip, and of a frame of 256 x 256 as JPEG; assumptions
-SMALL_VIT = 0.26  # of the operations of the base one
-LANGUAGE_PARAMETERS, QUESTION_TOKENS = 6.7e9, 150  # Vicuna-7B; about so many of a question with its options
-
-
-class Seconds(NamedTuple):
-    """Of one core, for a run with the demo's networks: of a training's start, of one of its steps, of its tests."""
-
-    start: float
-    step: float
-    tests: float
-
-
-# About the means over the demo's runs of each kind, two at a time on two cores: the benchmarks of `all_tables`.
-SMALL = {
-    "episodes": Seconds(3.0, 0.15, 10.0),  # a step: one episode of 80 frames
-    "skeletons": Seconds(2.0, 0.13, 3.5),
-    "labels": Seconds(5.0, 0.07, 3.0),
-    "questions": Seconds(3.0, 0.07, 4.0),
-}
-UNLABELLED = 0.035  # seconds of a step for each unlabelled clip beside a labelled one
 GENERATED, STORED, PRETRAINED, FETCHED, WRITTEN = 18.0, 11.0, 91.0, 3.0, 0.6  # a set, its frames, a backbone, a table
-
-
-@dataclass(frozen=True)
-class Cost:
-    """GPU hours of a run at paper scale."""
-
-    training: float
-    testing: float
-
-
-def clips_of(dataset: Asset) -> dict[str, int]:
-    """Clips of each split of a data set, as its definition expects them; a guess where it does not."""
-    expected = dataset.options.get("expected") or {}
-    found = {name: int(expected.get("clips", expected).get(name, 0)) for name in ("train", "val", "test")}
-    found["train"] += int(expected.get("base", 0))
-    found["test"] += int(expected.get("queries", 0))
-    return found if any(found.values()) else {"train": SET_CLIPS["train"], "val": 0, "test": SET_CLIPS["test"]}
-
-
-def run_cost(run: Run, dataset: Asset) -> Cost:
-    """GPU hours of `run` on CLIP ViT-B/16, from the number of frames that it shows to the encoder."""
-    if "number" not in run.frames:  # skeletons: a thousandth of a video's work
-        return Cost(0.0, 0.0)
-    frames, train = run.frames["number"], run.train
-    if "encoder_run" in run.model:
-        return _question_cost(run, clips_of(dataset))
-    if "label_rate" in train:
-        return _semi_cost(run, clips_of(dataset))
-    clips = 0
-    if train:
-        clips = train["steps"] * train["episodes_per_step"] * train["way"] * (train["shot"] + train["query"])
-    hours = FLOP_PER_FRAME * frames / GPU_FLOPS / 3600
-    return Cost(3 * hours * clips, hours * 2 * clips_of(dataset)["test"])
-
-
-def _semi_cost(run: Run, clips: dict[str, int]) -> Cost:
-    """GPU hours of a semi-supervised run: student on labelled, perturbed and mixed clips, teacher on the weak ones."""
-    train = run.train
-    hours = FLOP_PER_FRAME * run.frames["number"] / GPU_FLOPS / 3600
-    hours *= SMALL_VIT if run.backbone.startswith("vit_s16") else 1.0
-    labelled = train["epochs"] * clips["train"] * train["label_rate"] / 100
-    share = 1 - train["warm_epochs"] / train["epochs"]
-    views = (1 + bool(run.model.get("mixing", 10))) * 3 + 1  # forward passes' worth
-    return Cost(hours * labelled * (3 + share * train["unlabelled"] * views), hours * clips["test"])
-
-
-def _question_cost(run: Run, clips: dict[str, int]) -> Cost:
-    """GPU hours of questions: gradients go back through the language model, which is frozen; four options at test."""
-    hours, train = LANGUAGE_PARAMETERS * QUESTION_TOKENS * 2 / GPU_FLOPS / 3600, run.train
-    shown = train.get("epochs", 0) * clips["train"] * train.get("label_rate", 0) / 100
-    return Cost(2 * hours * shown, 4 * hours * clips["test"])
-
-
-def small_seconds(run: Run) -> Seconds:
-    """Core seconds of a run at a scale of generated videos; `step` is that of all its steps."""
-    train = run.train
-    if "encoder_run" in run.model:
-        kind, steps, each = SMALL["questions"], train.get("steps", 0), 1.0
-    elif "number" not in run.frames:
-        kind, steps, each = SMALL["skeletons"], train.get("steps", 0), 1.0
-    elif "label_rate" in train:
-        kind, steps = SMALL["labels"], train["steps"]
-        each = 1 + train["unlabelled"] * UNLABELLED / kind.step
-    else:
-        kind, steps = SMALL["episodes"], train.get("steps", 0) * train.get("episodes_per_step", 0)
-        each = train.get("way", 0) * (train.get("shot", 0) + train.get("query", 0)) * run.frames["number"] / 80
-    return Seconds(kind.start if train else 0.0, steps * each * kind.step, kind.tests)
 
 
 def small_work(plan: Plan, ws: Workspace) -> tuple[float, float]:
@@ -125,7 +31,7 @@ def small_work(plan: Plan, ws: Workspace) -> tuple[float, float]:
             seconds = FETCHED if "packed" in asset.options else PRETRAINED
             work.append((seconds, (ws.backbone(key) / "config.json").is_file()))
     for run in plan.runs.values():
-        seconds = small_seconds(run)
+        seconds = plan.kind(run).seconds(run)
         work.append((seconds.start + seconds.step, (ws.run(run.id) / "train.json").is_file()))
         cells = plan.cells_of[run.id]
         work.append((seconds.tests if cells else 0.0, all(ws.cell(cell).is_file() for cell in cells)))
@@ -205,7 +111,7 @@ def _print_small(plan: Plan, ws: Workspace, console: Console) -> None:
 
 
 def _print_paper(plan: Plan, console: Console, gpus: int) -> None:
-    costs = [run_cost(run, plan.datasets[run.dataset]) for run in plan.runs.values()]
+    costs = [plan.kind(run).cost(run, clips_of(plan.datasets[run.dataset])) for run in plan.runs.values()]
     hours = sum(c.training for c in costs), sum(c.testing for c in costs)
     console.print(
         f"at paper scale about {sum(hours):.0f} GPU hours ({hours[0]:.0f} training, {hours[1]:.1f} testing) at "

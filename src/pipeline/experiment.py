@@ -107,6 +107,8 @@ class Run(Frozen):
 class Measure(Frozen):
     """How a trained run is measured; none of this reaches `Run.id`."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     metric: Literal[
         "accuracy_pct", "opposite_pct", "time_ms", "params_m", "teacher_time_share_pct", "teacher_spread_pct"
     ] = "accuracy_pct"

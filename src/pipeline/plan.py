@@ -17,7 +17,9 @@ from pipeline.config import Config, merge, parse
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest, store_key
 from pipeline.sheets import INSIDE, Column, Paper, Row, Table, read_papers, table_stem
-from pipeline.tasks.kinds import check_measure
+from pipeline.tasks.kind import Kind
+from pipeline.tasks.kinds import check_metric, kind_of
+from pipeline.tasks.questions.kind import Encoder
 
 # Keys of a data set's definition that say where and how on this machine, not what.
 DATASET_OPTIONS = (
@@ -25,12 +27,7 @@ DATASET_OPTIONS = (
     "homepage", "note", "download", "available", "min_coverage", "videos", "duplicates",
 )  # fmt: skip
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
-METHOD_KEYS = ("model", "models", "options", "train", "schedules", "measure", "frames", "backbone", "encoder", "recipe")
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
-SWITCHES = ("compile", "bn_apart", "bn_undecayed", "jitter_supports")
-OPTIONAL_TRAIN = ("stored_views", *SWITCHES)  # of every few-shot recipe; one that is off is as one that is not there
-OPTIONAL_SEMI = ("randaugment",)  # of every recipe with unlabelled videos, likewise
-ENCODER_KEYS = ("method", "backbone", "model", "train")
 PRETRAINED = "pretrained"  # folder of backbones that come with the repository
 READ_POLICY = ("single", "alignment", "axes")  # of a skeleton policy: what is done when a stored clip is read
 
@@ -72,6 +69,7 @@ class Plan:
     datasets: dict[str, Asset] = field(default_factory=dict)
     backbones: dict[str, Asset] = field(default_factory=dict)
     sweeps: dict[str, SweepPlan] = field(default_factory=dict)
+    _methods: dict[str, tuple[dict[str, Any], Kind]] = field(default_factory=dict, repr=False)
     _datasets: dict[str, Asset] = field(default_factory=dict, repr=False)
     """By the name in the sheets; `datasets` is by key."""
     _backbones: dict[tuple[str, str], Asset] = field(default_factory=dict, repr=False)
@@ -102,23 +100,50 @@ class Plan:
     def _check_overlays(self) -> None:
         """Keys of the settings that would be passed over in silence."""
         settings, where = self.config.settings, f"the settings ({self.config.folder}/config.yaml, scale, command line)"
-        methods = [self.config.entry("methods", name, where) for name in self.config.names("methods")]
-        few_shot = [method for method in methods if "episodes_per_step" in method.get("train", {})]
-        for part, readers in (("train", few_shot), ("model", methods)):
-            known = {key for method in readers for key in _known(method, part)}
-            if odd := set(getattr(settings, part)) - known:
-                raise unknown(f"{part} key", min(odd), known, where)
+        methods = [self.method(name, where) for name in self.config.names("methods")]
+        known = {"train": set(), "model": set()}
+        for recipe, kind in methods:
+            known["train"] |= kind.keys(recipe.get("train", {})) if kind.scaled else set()
+            known["model"] |= _model_keys(recipe)
+        for part, keys in known.items():
+            if odd := set(getattr(settings, part)) - keys:
+                raise unknown(f"{part} key", min(odd), keys, where)
         for name in [*settings.substitute, *settings.substitute.values()]:
             self.config.entry("datasets", name, f"{where}, key substitute")
         for name in [*settings.substitute_backbone, *settings.substitute_backbone.values()]:
             self.config.backbone(name, f"{where}, key substitute_backbone")
         for name, budget in settings.budgets.items():
-            method = self.config.entry("methods", name, f"{where}, key budgets")
+            recipe, kind = self.method(name, f"{where}, key budgets")
+            keys = kind.keys(recipe.get("train", {}))
             for part, content in budget.items():
                 if part not in ("train", "measure"):
                     raise unknown("key", part, ("train", "measure"), f"{where}, key budgets.{name}")
-                if odd := set(content) - _known(method, "train") if part == "train" else ():
-                    raise unknown("train key", min(odd), _known(method, "train"), f"{where}, key budgets.{name}")
+                if odd := set(content) - keys if part == "train" else ():
+                    raise unknown("train key", min(odd), keys, f"{where}, key budgets.{name}")
+
+    def method(self, name: str, where: str) -> tuple[dict[str, Any], Kind]:
+        """The recipe of a method, checked, and its kind of task.
+
+        Raises:
+            UserError: there is no such method; a key of it is missing, unknown or wrong.
+        """
+        if name not in self._methods:
+            recipe = self.config.entry("methods", name, where)
+            recipe.pop("extends", None)
+            kind = kind_of(recipe, self.config.place("methods", name, "task"))
+            parse(kind.recipe, recipe, lambda key: self.config.place("methods", name, key))
+            train = recipe.get("train", {})
+            for dataset, schedule in recipe.get("schedules", {}).items():
+                here = f"{self.config.place('methods', name, 'schedules')}, schedules.{dataset}"
+                if odd := set(schedule) - kind.keys(train):
+                    raise unknown("train key", min(odd), kind.keys(train), here)
+                parse(kind.train, merge(train, schedule), here)
+            self._methods[name] = recipe, kind
+        return self._methods[name]
+
+    def kind(self, run: Run) -> Kind:
+        """The kind of task of a run."""
+        return self.method(run.method, run.id)[1]
 
     def _add_table(self, paper: str, number: str, table: Table) -> None:
         trials: dict[str, dict[str, Any]] = {}
@@ -166,26 +191,19 @@ class Plan:
             UserError: an unknown method, data set, backbone or key.
         """
         settings = self.config.settings
-        method = self.config.entry("methods", delta["method"], where)
+        method, kind = self.method(delta["method"], where)
         name = settings.substitute.get(delta["dataset"], delta["dataset"])
         dataset = self.dataset(name, where)
-        if odd := set(method) - set(METHOD_KEYS):
-            raise unknown("key", min(odd), METHOD_KEYS, self.config.place("methods", delta["method"], min(odd)))
         train = self._scheduled(method, name, delta.get("train", {}))
-        scheduled = {key for schedule in method.get("schedules", {}).values() for key in schedule}
-        if odd := scheduled - _known(method, "train"):
-            here = f"{self.config.place('methods', delta['method'], 'schedules')}, schedules"
-            raise unknown("train key", min(odd), _known(method, "train"), here)
         budget = settings.budgets.get(delta["method"], {})
-        if "episodes_per_step" in train:  # a scale's rates and lengths are of episodes; others have their budgets
-            own = {*train, *_optional(train)}
+        if kind.scaled:  # a scale's rates and lengths are of episodes; others have their budgets
+            own = kind.keys(train)
             train = merge(train, {key: value for key, value in settings.train.items() if key in own})
         train = merge(train, budget.get("train", {}))
         options = method.get("options", {})
         model = merge(options | method.get("model", {}), method.get("models", {}).get(name, {}))
         model = merge(model, {key: value for key, value in settings.model.items() if key in model})
-        for part in ("model", "train"):
-            known = _known(method, part)
+        for part, known in (("model", _model_keys(method)), ("train", kind.keys(method.get("train", {})))):
             for key in delta.get(part, {}):
                 if key not in known:
                     raise unknown(f"{part} key", key, known, f"{where} (method {delta['method']})")
@@ -196,22 +214,16 @@ class Plan:
         measure = merge(measure, delta.get("measure", {}))
         measure.setdefault("alpha_grid", settings.alpha_grid)
         measure = parse(Measure, measure, f"{where}, measure").settled()
-        train = _settled(merge(train, delta.get("train", {})), where)
+        train = kind.settle(merge(train, delta.get("train", {})), measure, where)
         if train.get("base_set"):
-            train["base_set"] = self._base_set(dataset, str(train["base_set"]), where)
-        if train.get("shot") == "test":
-            train["shot"] = measure.shot
-        if "query" in train:
-            train["query"] = _by_shots(train["query"], train["shot"], f"{where}, train.query")
-        model = merge(model, delta.get("model", {}))
-        model = {key: _by_shots(value, train.get("shot"), f"{where}, model.{key}") for key, value in model.items()}
+            train["base_set"] = self._base_set(dataset, train["base_set"], where)
+        model = kind.settle_model(merge(model, delta.get("model", {})), train, where)
         model = {key: value for key, value in model.items() if key not in options or value != options[key]}
-        check_measure(measure, model, where)
+        check_metric(measure, kind, where)
+        kind.check_measure(measure, model, where)
         text = _texts_of(dataset, model)
         if encoder := self._encoder(method, delta, train, seed, where):
             model, text = model | {"encoder_run": encoder.id}, _names_of(dataset)
-        if train.get("steps") == 0:
-            train = {}  # nothing is trained, so nothing of a recipe matters
         run = Run(
             method=delta["method"],
             model=model,
@@ -244,8 +256,7 @@ class Plan:
         if "encoder" not in method:
             raise UserError(f"{where}: the method {delta['method']} reads no features of another run; drop `encoder`")
         here = f"{where}, encoder"
-        if odd := set(wanted) - set(ENCODER_KEYS):
-            raise unknown("key", min(odd), ENCODER_KEYS, here)
+        parse(Encoder, wanted, here)
         given = {key: delta[key] for key in ("dataset", "selection") if delta.get(key)}
         run = self.cell(merge(given | {"train": {"label_rate": train["label_rate"]}}, wanted), seed, here).run
         return self.runs.setdefault(run.id, run)
@@ -498,43 +509,9 @@ class Plan:
                 os.replace(temporary, path)
 
 
-def _known(method: Mapping[str, Any], part: str) -> set[str]:
-    """Keys that the part `train` or `model` of a method may have."""
-    keys = set(method.get(part, {}))
-    return keys | set(_optional(keys)) if part == "train" else keys | set(method.get("options", {}))
-
-
-def _optional(keys: Iterable[str]) -> tuple[str, ...]:
-    """Keys that a recipe with `keys` may have besides."""
-    keys = set(keys)
-    return (OPTIONAL_TRAIN if "episodes_per_step" in keys else ()) + (OPTIONAL_SEMI if "unlabelled" in keys else ())
-
-
-def _settled(train: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A recipe without the optional keys that are off; raises UserError for a value, or a recipe, that is none of
-    theirs."""
-    for key, unit in (("stored_views", "views, or 0 for fresh ones"), ("randaugment", "operations, or 0 for none")):
-        number = train.get(key, 0)
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise UserError(f"{where}: train.{key} is {number!r}; give a number of {unit}")
-    for key in SWITCHES:
-        if not isinstance(train.get(key, False), bool):
-            raise UserError(f"{where}: train.{key} is {train[key]!r}; give true or false")
-    every = (*OPTIONAL_TRAIN, *OPTIONAL_SEMI)
-    settled = {key: value for key, value in train.items() if value or key not in every}
-    if odd := {key for key in settled if key in every} - set(_optional(train)):
-        kind = "with unlabelled videos" if min(odd) in OPTIONAL_SEMI else "on episodes of videos"
-        raise UserError(f"{where}: train.{min(odd)} is for methods that train {kind}; leave it out")
-    return settled
-
-
-def _by_shots(value: Any, shot: int | None, where: str) -> Any:
-    """A setting that has another value for other shots: that of the most shots up to `shot`; any other as it is."""
-    if not (isinstance(value, Mapping) and value and all(isinstance(shots, int) for shots in value)):
-        return value
-    if fewer := [shots for shots in value if shots <= (shot or 0)]:
-        return value[max(fewer)]
-    raise UserError(f"{where} is {dict(value)} and says nothing of {shot} shots; give a number")
+def _model_keys(recipe: Mapping[str, Any]) -> set[str]:
+    """Settings that the model of a method may have."""
+    return {*recipe.get("model", {}), *recipe.get("options", {})}
 
 
 def _content(path: str | None) -> str:

@@ -7,16 +7,14 @@ import pytest
 from pipeline.estimate import (
     BYTES_OF_FRAME,
     FRAMES_OF_CLIP,
-    SMALL,
-    Cost,
-    clips_of,
     disk_bytes,
     language_calls,
-    small_seconds,
     small_work,
     wall_hours,
 )
 from pipeline.plan import Plan
+from pipeline.tasks.costs import Cost, clips_of
+from pipeline.tasks.few_shot.kind import SMALL
 from pipeline.workspace import Workspace
 
 
@@ -70,13 +68,13 @@ def test_time_at_demo_scale_grows_with_steps_and_shrinks_with_what_is_done(repo,
     run = next(run for run in demo.runs.values() if run.id.startswith("lga-"))
     (ws.run(run.id)).mkdir(parents=True)
     (ws.run(run.id) / "train.json").touch()
-    seconds = small_seconds(run)
+    seconds = demo.kind(run).seconds(run)
     assert small_work(demo, ws) == (whole, pytest.approx(whole - seconds.start - seconds.step))
     # 32 steps of 2 episodes, each of 5 supports and 5 queries of 8 frames
-    assert seconds.step == pytest.approx(48 * SMALL["episodes"].step)
+    assert seconds.step == pytest.approx(48 * SMALL.step)
     longer = Plan.read(repo / "config", {"train": {"steps": 96}}, number="4")
     assert small_work(longer, ws)[0] > whole
-    assert {kind: small_seconds(run).step > 0 for kind, run in _kinds(demo).items()} == {
+    assert {name: demo.kind(run).seconds(run).step > 0 for name, run in _kinds(demo).items()} == {
         "crossglg": True,
         "sefar": True,
     }

@@ -267,9 +267,9 @@ def test_a_row_without_a_method(folder):
          r"the settings \(.*\), key datasets\.x: key kind is missing"),
         ({"datasets": {"synthetic_scene": {"frames": {"sise": 1}}}},
          r"unknown key 'sise' in the settings .*, key datasets\.synthetic_scene, frames; known: crop, number"),
-        ({"methods": {"lga": {"modle": {}}}}, r"unknown key 'modle' in .*, key methods\.lga; did you mean 'model'\?"),
+        ({"methods": {"lga": {"modle": {}}}}, r"unknown key 'modle' in .*, key methods\.lga .*did you mean 'model'\?"),
         ({"methods": {"lga": {"schedules": {"synthetic_scene": {"stps": 1}}}}},
-         r"unknown train key 'stps' in the settings .*, key methods\.lga, schedules; did you mean 'steps'\?"),
+         r"unknown train key 'stps' in .*, key methods\.lga, schedules\.synthetic_scene; did you mean 'steps'\?"),
         ({"backbones": {"clip_nano": {"sources": ["synthetic_sene"]}}},
          r"unknown dataset 'synthetic_sene' in .*backbones\.yaml, clip_nano, sources; did you mean"),
     ],
@@ -301,7 +301,7 @@ def test_overlays_add_data_sets_methods_and_papers(repo, tmp_path):
     texts = tmp_path / "texts.json"
     overlay = {
         "datasets": {"mine": {"kind": "folder", "root": "videos", "texts": str(texts)}},
-        "methods": {"lga_two": {"backbone": "clip_vit_b16", "model": {"type": "LGA", "atoms": 2}, "measure": {}}},
+        "methods": {"lga_two": {"task": "few_shot", "backbone": "clip_vit_b16", "model": {"type": "LGA", "atoms": 2}}},
         "tables": {
             "notes": {
                 "title": "mine",

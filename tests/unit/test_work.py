@@ -32,7 +32,7 @@ from pipeline.plan import Plan
 from pipeline.tasks.few_shot import scoring as testing
 from pipeline.tasks.few_shot.scoring import encode_clips, score_split, split_clips
 from pipeline.tasks.few_shot.task import FewShotTask
-from pipeline.tasks.registry import task_of
+from pipeline.tasks.kinds import task_of
 from pipeline.training import train as module
 from pipeline.training.train import Curve, train_run
 

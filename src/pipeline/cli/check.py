@@ -109,3 +109,15 @@ def dashboard(
         print("no Ray cluster with a dashboard is running; one starts with the first training")
     elif show:
         webbrowser.open(found[0]["dashboard"])
+
+
+@app.command(hidden=True)
+def schema(
+    config: ConfigFolder = Path("config"),
+    page: Annotated[Path, typer.Option(help="Where the page of all keys goes.")] = Path("docs/keys.md"),
+) -> None:
+    """Write the JSON schemas of the YAML files (config/schema) and the page of all their keys."""
+    from pipeline.reference import write_reference
+
+    for path in write_reference(config, page):
+        print(path)

@@ -20,7 +20,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE = 0.5, 0.5, 0.5, 0.25, 0.3  # CLIP-FSAR, Kinetics-100
-COLOURS = ("none", "one", "all")
+COLOURS = ("one", "all")
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as OpenCV's and PIL's grey
 
 
@@ -32,7 +32,7 @@ class ClipTransform:
     its own for each frame if `per_frame`, as Task-Adapter's released code), else from the centre. mean, std: of
     [0, 1] RGB. flip: probability of mirroring the whole clip, in training. jitter: CLIP-FSAR's colour jitter, in
     training, one draw for all frames. colour: "one" of brightness, contrast, saturation and hue changes in training
-    (TEAM), "all" of them, or "none".
+    (TEAM), or "all" of them.
 
     Raises UserError for another colour, and calling it when the frames are smaller than the crop.
     """
@@ -44,10 +44,10 @@ class ClipTransform:
     flip: float = 0.0
     jitter: bool = False
     per_frame: bool = False
-    colour: str = "none"
+    colour: str | None = None
 
     def __post_init__(self) -> None:
-        if self.colour not in COLOURS:
+        if self.colour not in (None, *COLOURS):
             raise unknown("colour", self.colour, COLOURS)
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator | None = None) -> torch.Tensor:
@@ -60,7 +60,7 @@ class ClipTransform:
         pixels /= 255
         if self.train and self.jitter:
             pixels = colour_jitter(pixels, rng)
-        if self.train and self.colour != "none":
+        if self.train and self.colour:
             pixels = colour_change(pixels, rng, 1 if self.colour == "one" else 4)
         pixels -= np.asarray(self.mean, np.float32)  # in place: the loader's time goes into such copies
         pixels /= np.asarray(self.std, np.float32)

@@ -14,7 +14,7 @@ from pipeline.files import exclusive, write_json
 from pipeline.models.build import load_weights
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.tasks.few_shot.scoring import remove_features, time_tasks
-from pipeline.tasks.registry import task_of
+from pipeline.tasks.kinds import task_of
 from pipeline.workspace import Workspace
 
 

@@ -30,20 +30,11 @@ def inspect_run(run: Run, ws: Workspace) -> Path:
     import torch
 
     from pipeline.models.build import load_weights
-    from pipeline.models.few_shot.base import FewShotModel
-    from pipeline.models.skeleton.base import SkeletonModel
-    from pipeline.tasks.few_shot import look as few_shot
-    from pipeline.tasks.one_shot import look as skeletons
-    from pipeline.tasks.registry import task_of
+    from pipeline.tasks.kinds import kind_of_model, task_of
 
-    task = task_of(run, ws)
+    task, shown = task_of(run, ws), ws.read_shown(run.id)
     model = load_weights(task.build(), run, ws).to("cuda" if torch.cuda.is_available() else "cpu")
-    looks = {FewShotModel: few_shot.look, SkeletonModel: skeletons.look}
-    for kind, look in looks.items():
-        if isinstance(model, kind):
-            shown = ws.read_shown(run.id)
-            return write_look(run, ws, look(task, model, **shown), shown)
-    raise UserError(f"{run.id}: nothing of the method {run.method} is shown in a figure")
+    return write_look(run, ws, kind_of_model(run).look(task, model, **shown), shown)
 
 
 def write_look(run: Run, ws: Workspace, look: Look, shown: Mapping[str, str] | None = None) -> Path:

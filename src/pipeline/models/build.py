@@ -14,7 +14,7 @@ from pipeline.compat import MODELS
 from pipeline.datasets.frames import FrameStore
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Run
-from pipeline.models import few_shot as methods  # noqa: F401  (registers the methods)
+from pipeline.models import few_shot  # noqa: F401  (registers the methods)
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.models.questions import QuestionModel
 from pipeline.models.semi import SeFARModel

@@ -1,49 +1,66 @@
-"""Which measurements a kind of model has, known without building one: mistakes are found when a plan is read."""
+"""The kinds of task that there are. A new one is a folder and a line here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, unknown
-from pipeline.experiment import Measure
-from pipeline.models.matchers import FRAME_MATCHERS, MATCHERS
+from pipeline.experiment import Measure, Run
+from pipeline.tasks.few_shot.kind import FewShot
+from pipeline.tasks.kind import Kind
+from pipeline.tasks.one_shot.kind import OneShot
+from pipeline.tasks.questions.kind import Questions
+from pipeline.tasks.semi.kind import Semi
 
-EPISODES = ("LGA", "ClipFsar", "Otam", "ClipFreeze", "TaskAdapter", "TRX", "STRM", "HyRSM", "HyRSMPlusPlus", "MoLo",
-            "EMPNet", "TEAM")  # fmt: skip
-SKELETONS = ("SkeletonBaseline", "GAP", "CrossGLG")
-ONE_SHOT = ("feature", "calibration")
-METRICS = {"time_ms": EPISODES, "opposite_pct": ("SeFARModel",), "teacher_time_share_pct": ("SeFARModel",),
-           "teacher_spread_pct": ("SeFARModel",)}  # fmt: skip
-"""Metrics that not every kind of model has."""
+if TYPE_CHECKING:
+    from pipeline.tasks.base import Task
+    from pipeline.workspace import Workspace
 
-
-def check_measure(measure: Measure, model: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for a metric, matcher or setting of a test that the model has not; `where` names the place."""
-    kind = model.get("type", "")
-    if kind not in MATCHERS:
-        return
-    if kind not in METRICS.get(measure.metric, (kind,)):
-        raise UserError(f"{where}: metric {measure.metric} is of {', '.join(METRICS[measure.metric])}, not of {kind}")
-    if measure.matcher is not None and measure.matcher not in MATCHERS[kind]:
-        if not MATCHERS[kind]:
-            raise UserError(f"{where}: measure.matcher is {measure.matcher!r}, and {kind} has none; leave it out")
-        raise unknown("matcher", measure.matcher, MATCHERS[kind], f"{where}, measure.matcher ({kind})")
-    if (kind, measure.matcher) == ("TaskAdapter", "trx") and model.get("matcher") != "trx":
-        raise UserError(f"{where}: measure.matcher trx has weights of its own; set model.matcher: trx, to train them")
-    if measure.one_shot:
-        if kind not in SKELETONS:
-            raise UserError(f"{where}: measure.one_shot is of tests of skeletons; {kind} has none, leave it out")
-        _check_one_shot(measure.one_shot, f"{where}, measure.one_shot")
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (FewShot(), OneShot(), Semi(), Questions())}
 
 
-def _check_one_shot(asked: Mapping[str, Any], where: str) -> None:
-    from pipeline.config import parse
-    from pipeline.tasks.one_shot.calibration import Calibration
+def kind_of(recipe: Mapping[str, Any], where: str) -> Kind:
+    """The kind of task of a recipe.
 
-    if odd := set(asked) - set(ONE_SHOT):
-        raise unknown("key", min(odd), ONE_SHOT, where)
-    parse(Calibration, asked.get("calibration", {}), f"{where}.calibration")
+    Raises:
+        UserError: the recipe, at `where`, names none, or one that there is not.
+    """
+    if "task" not in recipe:
+        raise UserError(f"{where}: key task is missing; give the kind of task: {', '.join(KINDS)}")
+    if recipe["task"] not in KINDS:
+        raise unknown("task", recipe["task"], KINDS, f"{where}, key task")
+    return KINDS[recipe["task"]]
 
 
-__all__ = ["FRAME_MATCHERS", "MATCHERS", "check_measure"]
+def check_metric(measure: Measure, kind: Kind, where: str) -> None:
+    """Raise UserError for a metric that is of other kinds alone."""
+    others = [other.words for other in KINDS.values() if measure.metric in other.metrics]
+    if others and measure.metric not in kind.metrics:
+        raise UserError(f"{where}: metric {measure.metric} is of {', '.join(others)}, not of {kind.words}")
+
+
+def kind_of_model(run: Run) -> Kind:
+    """The kind of task of a planned run, by the class of its model; this imports torch.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    from pipeline.compat import MODELS
+
+    bases = {resolve_name(kind.model): kind for kind in KINDS.values() if resolve_name(kind.task)}  # registers models
+    classes = {name: entry for name, entry in MODELS.module_dict.items() if isinstance(entry, type)}
+    wanted = classes.get(run.model["type"])
+    if found := [kind for base, kind in bases.items() if wanted and issubclass(wanted, base)]:
+        return found[0]
+    known = [name for name, entry in classes.items() if issubclass(entry, tuple(bases))]
+    raise unknown("model type", run.model["type"], known, f"method {run.method}")
+
+
+def task_of(run: Run, ws: Workspace) -> Task:
+    """The task of a planned run; raises UserError where its model is not known."""
+    return resolve_name(kind_of_model(run).task)(run, ws)
+
+
+__all__ = ["KINDS", "check_metric", "kind_of", "kind_of_model", "task_of"]

@@ -79,8 +79,10 @@ def _train(run: Run, ws: Workspace, report: Any, tracker: str) -> None:
 
 def _prepare_worker(threads: int) -> None:
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(threads)
+    threadpool_limits(threads)  # numpy and scikit-learn take every core otherwise, and slots run side by side
     logging.getLogger("mmengine").setLevel(logging.ERROR)
 
 

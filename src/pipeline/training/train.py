@@ -40,7 +40,7 @@ from pipeline.models.few_shot.compiled import compile_layers
 from pipeline.progress import Bar, bar
 from pipeline.scores import EpisodeScores, outcome
 from pipeline.tasks.base import Task
-from pipeline.tasks.registry import task_of
+from pipeline.tasks.kinds import task_of
 from pipeline.training.metrics import Watched
 from pipeline.training.trackers import Tracked, visualizer
 from pipeline.workspace import Workspace
@@ -78,7 +78,7 @@ class StepFactors(LRSchedulerMixin, _ParamScheduler):
     def __init__(self, optimizer: Any, *args: Any, milestones: list, **kwargs: Any) -> None:
         self.factors: list[tuple[int, float]] = [(0, 1.0)]
         for entry in milestones:
-            step, factor = entry if isinstance(entry, list) else (entry, 0.1 * self.factors[-1][1])
+            step, factor = entry if isinstance(entry, list | tuple) else (entry, 0.1 * self.factors[-1][1])
             self.factors.append((step, factor))
         super().__init__(optimizer, *args, **kwargs)
 

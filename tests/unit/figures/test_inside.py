@@ -23,8 +23,8 @@ from pipeline.plan import Plan
 from pipeline.sheets import INSIDE
 from pipeline.tasks.few_shot import look as few_shot
 from pipeline.tasks.few_shot.look import class_token_attention, tsne
+from pipeline.tasks.kinds import task_of
 from pipeline.tasks.one_shot import look as skeletons
-from pipeline.tasks.registry import task_of
 from pipeline.workspace import Workspace
 
 PICTURES = {

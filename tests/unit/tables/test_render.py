@@ -58,6 +58,7 @@ SHEET = {
         },
     },
 }
+RECIPE = yaml.safe_load((Path(__file__).parents[3] / "config" / "methods" / "clip_fsar.yaml").read_text())
 FILES = {
     "config.yaml": {
         "scale": "small",
@@ -69,7 +70,12 @@ FILES = {
     "backbones.yaml": {"large": {"source": "hub/large"}, "nano": {"source": "hub/nano"}},
     "datasets/real.yaml": {"kind": "list"},
     "datasets/fake.yaml": {"kind": "synthetic"},
-    "methods/net.yaml": {"backbone": "large", "model": {"width": 1}, "train": {"steps": 3}},
+    "methods/net.yaml": {
+        "task": "few_shot",
+        "backbone": "large",
+        "model": {"width": 1},
+        "train": RECIPE["train"] | {"steps": 3},
+    },
     "tables/one.yaml": SHEET,
     "tables/two.yaml": {
         "title": "Another paper",

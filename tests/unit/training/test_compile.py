@@ -13,7 +13,7 @@ from tiny import OVERLAY, bare_plan
 from pipeline.config import merge
 from pipeline.errors import UserError
 from pipeline.models.build import WEIGHTS, load_trained
-from pipeline.tasks.registry import task_of
+from pipeline.tasks.kinds import task_of
 from pipeline.training.train import train_run
 
 TRAIN = {"steps": 3, "validate_every": 3, "optimizer": "sgd", "learning_rate": 0.05}

@@ -22,10 +22,10 @@ from pipeline.experiment import Run
 from pipeline.models.build import WEIGHTS
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.scores import EpisodeScores, outcome
-from pipeline.tasks import registry as tasks
+from pipeline.tasks import kinds as tasks
 from pipeline.tasks.few_shot.episodes import EpisodeDataset
 from pipeline.tasks.few_shot.task import FewShotTask
-from pipeline.tasks.registry import task_of
+from pipeline.tasks.kinds import task_of
 from pipeline.training import train as module
 from pipeline.training.ray_train import latest_checkpoint
 from pipeline.training.train import STATE, StepFactors, train_run

@@ -1,27 +1,11 @@
-"""The methods, registered in MMAction2's MODELS when this package is imported."""
+"""The few-shot methods: each module of this folder registers its own in MMAction2's MODELS.
 
-from pipeline.models.few_shot.clip_baselines import ClipFreeze, Otam
-from pipeline.models.few_shot.clip_fsar import ClipFsar
-from pipeline.models.few_shot.emp_net import EMPNet
-from pipeline.models.few_shot.hyrsm import HyRSM, HyRSMPlusPlus
-from pipeline.models.few_shot.lga import LGA
-from pipeline.models.few_shot.molo import MoLo
-from pipeline.models.few_shot.strm import STRM
-from pipeline.models.few_shot.task_adapter import TaskAdapter
-from pipeline.models.few_shot.team import TEAM
-from pipeline.models.few_shot.trx import TRX
+All of them are imported with the folder, so a new method is a file here and needs no line elsewhere.
+"""
 
-__all__ = [
-    "LGA",
-    "STRM",
-    "TEAM",
-    "TRX",
-    "ClipFreeze",
-    "ClipFsar",
-    "EMPNet",
-    "HyRSM",
-    "HyRSMPlusPlus",
-    "MoLo",
-    "Otam",
-    "TaskAdapter",
-]
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    if not _module.ispkg:
+        import_module(f"{__name__}.{_module.name}")

@@ -100,5 +100,5 @@ def augmentation(run: Run, model: FewShotModel, jitter: bool = False) -> ClipTra
     extra = {"flip": 0.5, "jitter": True} if jitter else {"flip": run.train["flip"]}
     return ClipTransform(
         train=True, crop=run.frames["crop"], per_frame=run.train["crop"] == "frame", mean=model.mean, std=model.std,
-        colour=run.train.get("colour", "none"), **extra,
+        colour=run.train.get("colour"), **extra,
     )  # fmt: skip

@@ -17,9 +17,11 @@ from pipeline.compat import MODELS
 from pipeline.datasets.transforms import ClipTransform
 from pipeline.errors import UserError
 from pipeline.models.build import WEIGHTS, build_model, class_sentences, load_trained
-from pipeline.models.few_shot import LGA, ClipFreeze, ClipFsar, Otam
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.models.few_shot.blocks.necks import ContextTransformer, PhaseFusion
+from pipeline.models.few_shot.clip_baselines import ClipFreeze, Otam
+from pipeline.models.few_shot.clip_fsar import ClipFsar
+from pipeline.models.few_shot.lga import LGA
 from pipeline.models.few_shot.matching import cosine_similarity
 from pipeline.tasks.few_shot.episodes import EpisodeDataset
 from pipeline.tasks.few_shot.scoring import class_texts, encode_clips, score_split

@@ -21,7 +21,7 @@ from pipeline.models.few_shot.blocks.adapters import VisionTower
 from pipeline.tasks.few_shot import stored_views as module
 from pipeline.tasks.few_shot.stored_views import FILES, Views
 from pipeline.tasks.few_shot.task import FewShotTask
-from pipeline.tasks.registry import task_of
+from pipeline.tasks.kinds import task_of
 from pipeline.training.train import train_run
 
 TRAIN = {

@@ -20,8 +20,8 @@ from pipeline.models.build import WEIGHTS, load_weights
 from pipeline.plan import Plan
 from pipeline.scores import outcome
 from pipeline.stages import make_frames, make_splits, make_texts, synthesize
+from pipeline.tasks.kinds import task_of
 from pipeline.tasks.one_shot.task import Batches
-from pipeline.tasks.registry import task_of
 from pipeline.training.train import train_run
 from pipeline.workspace import Workspace
 

@@ -15,7 +15,7 @@ from pipeline.evaluation.evaluate import measure_run, search_in_process
 from pipeline.evaluation.score import score_run
 from pipeline.models.build import WEIGHTS, load_weights
 from pipeline.models.questions import QuestionModel
-from pipeline.tasks.registry import task_of
+from pipeline.tasks.kinds import task_of
 from pipeline.training.train import train_run
 
 TRAIN = {"label_rate": 25, "epochs": 2, "steps": 4, "batch": 4, "batches_per_step": 2, "validate_epochs": 1}

@@ -21,7 +21,7 @@ from pipeline.models.build import WEIGHTS, load_weights
 from pipeline.plan import Plan
 from pipeline.scores import EpisodeScores
 from pipeline.stages import make_frames, make_splits, synthesize
-from pipeline.tasks.registry import task_of
+from pipeline.tasks.kinds import task_of
 from pipeline.training.train import train_run
 from pipeline.workspace import Workspace
 

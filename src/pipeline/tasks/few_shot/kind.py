@@ -1,0 +1,119 @@
+"""Few-shot episodes of videos: recipe, tests and cost. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipeline.errors import UserError
+from pipeline.experiment import Measure, Run
+from pipeline.tasks.costs import Cost, Seconds, hours
+from pipeline.tasks.kind import Kind
+from pipeline.tasks.recipe import OFF, Count, Recipe, Share, Switch, Train, Whole
+
+SMALL = Seconds(3.0, 0.15, 10.0)  # a step: one episode of 80 frames
+VIEWS = "stored views of each clip, from which the frozen layers are computed once; 0: a fresh view each time"
+
+
+class FewShotTrain(Train):
+    """A training on episodes."""
+
+    steps: Whole = Field(description="optimiser steps; 0: nothing is trained")
+    episodes_per_step: Count = Field(description="the same on any number of workers, over which they are split")
+    way: Count = Field(description="classes of an episode")
+    shot: Count | Literal["test"] = Field(description="supports a class; test: as many as the test has")
+    query: Count | dict[Count, Count] = Field(
+        description="queries a class; by shots, those of the most shots up to the training's"
+    )
+    video_text_weight: float = Field(ge=0, description="weight of the video-text loss; 0: none")
+    milestones: list[Whole | tuple[Whole, float]] = Field(
+        description="steps at which the learning rate falls to a tenth; [step, share]: to that share of the full one"
+    )
+    warmup_steps: Whole = Field(description="length of the warm-up")
+    validate_every: Count = Field(description="steps from one validation to the next")
+    validation_episodes: Count = Field(description="episodes of a validation")
+    checkpoint_every: Count = Field(description="steps from one checkpoint to the next")
+    crop: Literal["clip", "frame"] = Field(description="one random crop for a clip, or one for each frame")
+    flip: Share = Field(description="probability that a clip is mirrored")
+    jitter_queries: Switch = Field(description="flip and colour jitter on the queries alone")
+    jitter_supports: Switch = Field(False, description="the same on the supports", json_schema_extra=OFF)
+    colour: Literal["one", "all"] | None = Field(
+        None, description="one of brightness, contrast, saturation and hue changes, or all, on every clip",
+        json_schema_extra=OFF,
+    )  # fmt: skip
+    stored_views: Whole = Field(0, description=VIEWS, json_schema_extra=OFF)
+    compile: Switch = Field(False, description="compile the layers of the backbone", json_schema_extra=OFF)
+    bn_apart: Switch = Field(
+        False, description="supports and queries each with batch statistics of their own", json_schema_extra=OFF
+    )
+    bn_undecayed: Switch = Field(False, description="no weight decay on batch normalisation", json_schema_extra=OFF)
+
+
+class FewShotRecipe(Recipe):
+    """A method that is trained and tested on episodes of videos."""
+
+    task: Literal["few_shot"]
+    train: FewShotTrain | None = Field(None, description="how it is trained; without it the backbone stays as it is")
+
+
+class FewShot(Kind):
+    """N classes with K labelled videos each, and queries."""
+
+    name, words = "few_shot", "few-shot methods"
+    recipe, train = FewShotRecipe, FewShotTrain
+    model, task = "pipeline.models.few_shot.base:FewShotModel", "pipeline.tasks.few_shot.task:FewShotTask"
+    metrics = ("time_ms",)
+    scaled = True
+
+    def settle(self, train: Mapping[str, Any], measure: Measure, where: str) -> dict[str, Any]:
+        train = dict(train)
+        if train.get("shot") == "test":
+            train["shot"] = measure.shot
+        if "query" in train:
+            train["query"] = _by_shots(train["query"], train["shot"], f"{where}, train.query")
+        return super().settle(train, measure, where)
+
+    def settle_model(self, model: Mapping[str, Any], train: Mapping[str, Any], where: str) -> dict[str, Any]:
+        shot = train.get("shot", 1)
+        return {key: _by_shots(value, shot, f"{where}, model.{key}") for key, value in model.items()}
+
+    def check_measure(self, measure: Measure, model: Mapping[str, Any], where: str) -> None:
+        super().check_measure(measure, model, where)
+        if (model.get("type"), measure.matcher) == ("TaskAdapter", "trx") and model.get("matcher") != "trx":
+            raise UserError(
+                f"{where}: measure.matcher trx has weights of its own; set model.matcher: trx, to train them"
+            )
+
+    def cost(self, run: Run, clips: Mapping[str, int]) -> Cost:
+        train, frames = run.train, run.frames["number"]
+        shown = 0
+        if train:
+            shown = train["steps"] * train["episodes_per_step"] * train["way"] * (train["shot"] + train["query"])
+        return Cost(3 * hours(frames * shown), hours(frames * 2 * clips["test"]))
+
+    def seconds(self, run: Run) -> Seconds:
+        train = run.train
+        if not train:
+            return Seconds(0.0, 0.0, SMALL.tests)
+        episodes = train["steps"] * train["episodes_per_step"]
+        frames = train["way"] * (train["shot"] + train["query"]) * run.frames["number"]
+        return Seconds(SMALL.start, episodes * frames / 80 * SMALL.step, SMALL.tests)
+
+    def look(self, task: Any, model: Any, **shown: str) -> Mapping[str, Any]:
+        from pipeline.tasks.few_shot.look import look
+
+        return look(task, model, **shown)
+
+
+def _by_shots(value: Any, shot: int, where: str) -> Any:
+    """A setting that has another value for other shots: that of the most shots up to `shot`; any other as it is."""
+    if not (isinstance(value, Mapping) and value and all(isinstance(shots, int) for shots in value)):
+        return value
+    if fewer := [shots for shots in value if shots <= shot]:
+        return value[max(fewer)]
+    raise UserError(f"{where} is {dict(value)} and says nothing of {shot} shots; give a number")
+
+
+__all__ = ["FewShot"]

@@ -1,0 +1,69 @@
+"""Semi-supervised recognition of videos: recipe, tests and cost. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.experiment import Run
+from pipeline.tasks.costs import Cost, Seconds, hours
+from pipeline.tasks.kind import Kind
+from pipeline.tasks.recipe import OFF, Count, Epochs, Recipe, Share, Whole
+
+SMALL = Seconds(5.0, 0.07, 3.0)
+UNLABELLED = 0.035  # seconds of a step for each unlabelled clip beside a labelled one
+SMALL_VIT = 0.26  # of the operations of the base one
+Percent = Annotated[float, Field(gt=0, le=100)]
+
+
+class SemiTrain(Epochs):
+    """A training on labelled and unlabelled videos."""
+
+    label_rate: Percent = Field(description="per cent of the training videos that have labels")
+    warm_epochs: Whole = Field(description="epochs of labelled videos alone; then the teacher starts as a copy")
+    unlabelled: Whole = Field(description="unlabelled videos for each labelled one; 0: none, so no teacher")
+    labelled_per_step: Count = Field(description="labelled videos whose gradients make one step")
+    scale: tuple[float, float] = Field(description="short side over the crop, drawn between the two")
+    flip: Share = Field(description="probability that a labelled or a strong view is mirrored")
+    randaugment: Whole = Field(
+        0, description="operations of RandAugment on the strong view; 0: none", json_schema_extra=OFF
+    )
+
+
+class SemiRecipe(Recipe):
+    """A method that learns all classes from few labelled and many unlabelled videos."""
+
+    task: Literal["semi"]
+    train: SemiTrain = Field(description="how it is trained")
+
+
+class Semi(Kind):
+    """All classes, few labels: videos."""
+
+    name, words = "semi", "semi-supervised methods"
+    recipe, train = SemiRecipe, SemiTrain
+    model, task = "pipeline.models.semi:SeFARModel", "pipeline.tasks.semi.task:SemiTask"
+    metrics = ("opposite_pct", "teacher_time_share_pct", "teacher_spread_pct")
+
+    def cost(self, run: Run, clips: Mapping[str, int]) -> Cost:
+        """The student on labelled, perturbed and mixed clips, the teacher on the weak ones."""
+        train = run.train
+        clip = hours(run.frames["number"]) * (SMALL_VIT if run.backbone.startswith("vit_s16") else 1.0)
+        if not train:
+            return Cost(0.0, clip * clips["test"])
+        labelled = train["epochs"] * clips["train"] * train["label_rate"] / 100
+        share = 1 - train["warm_epochs"] / train["epochs"]
+        views = (1 + bool(run.model.get("mixing", 10))) * 3 + 1  # forward passes' worth
+        return Cost(clip * labelled * (3 + share * train["unlabelled"] * views), clip * clips["test"])
+
+    def seconds(self, run: Run) -> Seconds:
+        train = run.train
+        if not train:
+            return Seconds(0.0, 0.0, SMALL.tests)
+        step = SMALL.step + train["unlabelled"] * UNLABELLED
+        return Seconds(SMALL.start, (train["steps"] or 0) * step, SMALL.tests)
+
+
+__all__ = ["Semi"]

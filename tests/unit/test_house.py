@@ -1,0 +1,86 @@
+"""The order of the house: imports run down only, and a new kind, data set or paper is a folder or a file and a line."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+SRC = Path(__file__).resolve().parents[2] / "src"
+FLOORS = (  # from the ground up; what stands on one floor may import from its own, as long as there is no circle
+    "__init__ compat errors experiment guarded names",
+    "config files intervals textfiles workspace",
+    "sheets progress scores shards",
+    "cluster",
+    "datasets",
+    "text",
+    "models",
+    "tasks",
+    "plan training evaluation inspection",
+    "tables status estimate doctor paper reference",
+    "figures",
+    "pose",
+    "stages",
+    "report actions demo",
+    "cli",
+    "__main__",
+)
+HEIGHT = {name: height for height, names in enumerate(FLOORS) for name in names.split()}
+
+
+@cache
+def _modules() -> dict[str, Path]:
+    paths = {".".join(path.relative_to(SRC).with_suffix("").parts): path for path in SRC.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in paths.items()}
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Modules of this package that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pipeline"):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & set(_modules())
+            yield from inner or {node.module}
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("pipeline."))
+
+
+@cache
+def _arrows() -> dict[str, set[str]]:
+    return {name: {other for other in _imported(path) if other != name} for name, path in _modules().items()}
+
+
+def _floor(module: str) -> int:
+    return HEIGHT[module.split(".")[1] if "." in module else "__init__"]
+
+
+def test_every_file_stands_on_a_floor():
+    assert {name.split(".")[1] for name in _modules() if "." in name} | {"__init__"} == set(HEIGHT)
+
+
+def test_no_file_imports_from_a_higher_floor():
+    up = [
+        f"{name} -> {other}" for name, others in _arrows().items() for other in others if _floor(other) > _floor(name)
+    ]
+    assert not up
+
+
+def test_no_files_import_each_other_in_a_circle():
+    left = {name: set(others) for name, others in _arrows().items()}
+    while ground := [name for name, others in left.items() if not others & set(left)]:
+        for name in ground:
+            del left[name]
+    assert not left, f"each of these imports another of them: {sorted(left)}"
+
+
+def test_the_plan_is_read_without_what_is_heavy(repo):
+    """Snakemake reads it at the start of every job."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from pipeline.plan import Plan; Plan.read('config'); "
+        "print([name for name in ('torch', 'ray', 'numpy', 'pandas', 'mmengine', 'cv2') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
