@@ -28,6 +28,7 @@ DATASET_OPTIONS = (
 )  # fmt: skip
 FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
 METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
+BACKBONE_OPTIONS = ("path", "llm")  # where it lies, or what server has it
 PRETRAINED = "pretrained"  # folder of backbones that come with the repository
 READ_POLICY = ("single", "alignment", "axes")  # of a skeleton policy: what is done when a stored clip is read
 
@@ -342,8 +343,10 @@ class Plan:
         if known := self._backbones.get((name, dataset.key)):
             return known
         definition = self.config.backbone(name, where)
-        spec = {key: value for key, value in definition.items() if key != "path"}
-        options = {key: value for key, value in definition.items() if key == "path"}
+        spec = {key: value for key, value in definition.items() if key not in BACKBONE_OPTIONS}
+        options = {key: value for key, value in definition.items() if key in BACKBONE_OPTIONS}
+        if spec.get("kind") == "vision_server":
+            options["llm"] = merge(self.config.settings.llm.model_dump(exclude={"prompts"}), options.get("llm", {}))
         if "sources" in spec:
             here = f"{self.config.folder}/backbones.yaml, {name}, sources"
             own = spec["sources"] == "own"

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 TEXT_KEYS = ("text", "template")
 MEMORY = ("activation_checkpointing",)  # of a few-shot model's settings, those of its backbone
-BACKBONES = {"clip": "CLIPBackbone", "resnet": "ResNetBackbone"}
+BACKBONES = {
+    "clip": "CLIPBackbone", "resnet": "ResNetBackbone", "vision_language": "VisionLanguageBackbone",
+    "vision_server": "VisionServerBackbone",
+}  # fmt: skip
 WEIGHTS = "model.safetensors"
 Model = TypeVar("Model", FewShotModel, SkeletonModel, SeFARModel, QuestionModel)
 
@@ -73,7 +76,12 @@ def backbone_arguments(key: str, ws: Workspace) -> dict[str, Any]:
     kind = ws.read_asset(key).spec.get("kind", "clip")
     if kind not in BACKBONES:
         raise unknown("kind", kind, BACKBONES, "config/backbones.yaml")
-    return {"type": BACKBONES[kind], "source": backbone_source(key, ws)}
+    made = {"type": BACKBONES[kind], "source": backbone_source(key, ws)}
+    if kind != "vision_server":
+        return made
+    asset = ws.read_asset(key)
+    asked = {"parameters": asset.spec.get("parameters"), "llm": asset.options.get("llm")}
+    return made | asked | {"cache": str(ws.answers)}
 
 
 def build_model(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:

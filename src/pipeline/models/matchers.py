@@ -17,7 +17,7 @@ MATCHERS: dict[str, tuple[str, ...]] = {
     "HyRSMPlusPlus": ("bi_mhm",),
     "MoLo": ("bi_mhm",),
     **dict.fromkeys(("SkeletonBaseline", "GAP", "CrossGLG"), ("nearest", "calibration")),
-    "QuestionModel": ("mean", "sum"),
+    **dict.fromkeys(("QuestionModel", "VisionLanguage"), ("mean", "sum")),
     "SeFARModel": (),
 }
 """A model that is not here says nothing before it runs."""
