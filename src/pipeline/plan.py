@@ -294,7 +294,8 @@ class Plan:
             return self._datasets[name]
         definition = self.config.entry("datasets", name, where)
         if "kind" not in definition:
-            raise UserError(f"{self.config.place('datasets', name)}: key kind is missing (synthetic, folder or list)")
+            place = self.config.place("datasets", name)
+            raise UserError(f"{place}: key kind is missing (folder, list, semi, skeletons or synthetic)")
         options = {key: definition[key] for key in DATASET_OPTIONS if key in definition}
         options |= self._described(definition, self.config.place("datasets", name, "describe"))
         spec = {key: value for key, value in definition.items() if key not in DATASET_OPTIONS}

@@ -10,14 +10,20 @@ from typing import get_args
 
 import pytest
 import torch
+import typer
 import yaml
 from tiny import CONFIG, OVERLAY
 
+from pipeline.cli import app
 from pipeline.compat import MODELS
 from pipeline.config import merge
+from pipeline.datasets.sources import KINDS
 from pipeline.evaluation.evaluate import measure_run, search_in_process
 from pipeline.evaluation.score import score_run
-from pipeline.plan import Plan
+from pipeline.experiment import Cell, Measure
+from pipeline.models.few_shot.base import FewShotModel
+from pipeline.plan import DATASET_OPTIONS, Plan
+from pipeline.sheets import Experiment, Figure
 from pipeline.text.corpus import load_corpus
 from pipeline.training.train import train_run
 
@@ -145,6 +151,110 @@ def test_every_paper_has_a_page_that_names_its_tables_and_says_how_many_rows_sta
             only = sum(bool(row.published_only) for row in table.rows)
             assert of[number].split()[0] == (str(only) if only else "none"), (name, number, of[number])
     assert "papers/index.md" in (repo / "mkdocs.yml").read_text()
+
+
+def spelt_out(numbers: str) -> set[str]:
+    """Numbers of tables or figures as a page lists them: "1 to 3, A1" is 1, 2, 3 and A1."""
+    found = set()
+    for part in numbers.split(", "):
+        first, _, last = part.partition(" to ")
+        found |= {str(n) for n in range(int(first), int(last) + 1)} if last else {first}
+    return found
+
+
+def test_the_readme_lists_the_tables_and_figures_of_every_paper(repo):
+    plan = Plan.read(repo / "config")
+    told = re.findall(
+        r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \| \[(\w+)\]\(docs/papers", (repo / "README.md").read_text(), re.M
+    )
+    assert [paper for *_, paper in told] and {paper for *_, paper in told} == set(plan.papers)
+    for tables, figures, paper in told:
+        numbers = set(plan.papers[paper].tables)
+        drawn = {number.removeprefix("fig") for number in numbers if re.match(r"fig[\dA-Z]", number)}  # figphases: ours
+        plain = {number for number in numbers if not number.startswith("fig")}
+        for said, planned in ((spelt_out(tables), plain), (spelt_out(figures), drawn)):
+            assert {n if n in said else n.rstrip("abc") for n in planned} == said, paper
+
+
+def test_the_readme_names_every_command(repo):
+    readme = (repo / "README.md").read_text()
+    section = readme[readme.index("## Stages by hand") : readme.index("## Where to go next")]
+    assert not [name for name in typer.main.get_command(app).commands if f"`{name}`" not in section]
+
+
+def test_the_readme_counts_what_the_demo_measures(repo):
+    plan = Plan.read(repo / "config", number="4")
+    trainings = sum(bool(run.train) for run in plan.runs.values())
+    assert f"{trainings} trainings, {len(plan.cells)} numbers" in (repo / "README.md").read_text()
+
+
+def test_the_picture_shows_the_numbers_of_the_readme(repo):
+    """Of LGA alone: `docs/img/table4.py` draws its table."""
+    results = (repo / "README.md").read_text().partition("<!-- results:begin -->")[2]
+    rows = re.findall(r"^\| LGA[^|]*\|(.*)\|$", results, re.M)
+    values = [value.strip() for row in rows for value in row.split("|")]
+    assert len(values) == 16
+    drawn = re.findall(r">([^<>]+)</text>", (DOCS / "img" / "table4.svg").read_text())
+    assert not [value for value in values if value not in drawn]
+
+
+def test_every_rule_of_the_workflow_is_described(repo):
+    page = (DOCS / "quickstart.md").read_text()
+    table = page[page.index("## What runs for a table") : page.index("## Did it learn?")]
+    files = (repo / "workflow" / "rules").glob("*.smk")
+    rules = {rule for file in files for rule in re.findall(r"^rule (\w+):", file.read_text(), re.M)}
+    assert {"train", "report"} <= rules and not [rule for rule in rules if f"`{rule}`" not in table]
+
+
+def test_the_setting_train_reaches_the_methods_that_the_quickstart_says(repo):
+    """Those that train in episodes: all of two papers, and none of the others'."""
+    plan = Plan.read(repo / "config", {"train": {"steps": 7}})
+    reached = {
+        paper: {cell.run.train["steps"] == 7 for number in page.tables for cell in trained(plan, paper, number)}
+        for paper, page in plan.papers.items()
+    }
+    assert reached == {"lga": {True}, "task_adapter": {True}, "crossglg": {False}, "sefar": {False}}
+
+
+def trained(plan: Plan, paper: str, number: str) -> list[Cell]:
+    """Cells of a table whose run is a training."""
+    return [cell for entry in plan.table_entries(paper, number) for cell in entry.cells if cell.run.train]
+
+
+def test_every_key_of_a_sheet_is_described():
+    page = re.sub(r"^```.*?^```$", "", (DOCS / "add-a-table-row.md").read_text(), flags=re.M | re.S)
+    measure = [key for key in Measure.model_fields if key != "metric"]
+    metrics = [metric for metric in get_args(Measure.model_fields["metric"].annotation) if metric != "accuracy_pct"]
+    kinds = get_args(Figure.model_fields["kind"].annotation)
+    told = set(re.findall(r"[\w.]+", " ".join(re.findall(r"`([^`]+)`", page))))
+    assert kinds and not {*Experiment.model_fields, *measure, *metrics, *kinds} - told
+
+
+def test_every_function_and_flag_of_a_method_is_described():
+    page = (DOCS / "add-a-method.md").read_text()
+    own = [name for name, value in vars(FewShotModel).items() if not name.startswith("_")]
+    shared = {"register_texts", "forward", "loss", "relate_supports", "load_trained_state"}  # no method replaces these
+    assert not [name for name in own if name not in shared and f"`{name}" not in page]
+
+
+def test_every_kind_of_data_set_is_described():
+    page = (DOCS / "add-a-dataset.md").read_text()
+    section = page[page.index("There are ") : page.index("The tables name")]
+    kinds = re.findall(r"^\| \[?`(\w+)`", section, re.M)
+    assert set(kinds[1:]) == set(KINDS)  # the first is the head of the table
+    assert f"There are {['three', 'four', 'five', 'six', 'seven'][len(KINDS) - 3]} kinds" in section
+
+
+def test_every_data_set_is_listed(repo):
+    told = re.findall(r"`([\w*]+)`", "".join(re.findall(r"^\| (`.*?) \|", (DOCS / "datasets.md").read_text(), re.M)))
+    names = {path.stem for path in (repo / "config" / "datasets").glob("*.yaml")}
+    assert {name for name in names if not name.startswith("synthetic_")} == set(told) - {"synthetic_*"}
+
+
+def test_the_keys_that_enter_no_id_are_listed():
+    page = (DOCS / "add-a-dataset.md").read_text()
+    (listed,) = re.findall(r"every key of the definition except (.*?)\. ", page)
+    assert re.findall(r"`(\w+)`", listed) == list(DATASET_OPTIONS)
 
 
 def test_every_page_is_in_the_site(repo):

@@ -111,7 +111,7 @@ def dashboard(
         webbrowser.open(found[0]["dashboard"])
 
 
-@app.command(hidden=True)
+@app.command()
 def schema(
     config: ConfigFolder = Path("config"),
     page: Annotated[Path, typer.Option(help="Where the page of all keys goes.")] = Path("docs/keys.md"),

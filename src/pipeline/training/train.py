@@ -406,8 +406,6 @@ def _runner(
 ) -> Runner:  # fmt: skip
     warmup = train["warmup_steps"]
     optimizers = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
-    if train["optimizer"] not in optimizers:
-        raise UserError(f"{run.id}: unknown optimizer {train['optimizer']!r}; known: {', '.join(optimizers)}")
     if train["amp"] and not torch.cuda.is_available():
         raise UserError(f"{run.id}: train.amp is true, and mixed precision needs a GPU; set train.amp: false")
     momentum = {}

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.cluster import server as module
+from pipeline.cluster import client as module
+from pipeline.cluster import head
 from pipeline.cluster.client import Client, ensure, running, stop
 from pipeline.cluster.head import environment, free_port, write_token
 from pipeline.cluster.queue import ATTEMPTS, Connection, Queue, QueueServer
@@ -238,10 +239,10 @@ def test_a_cluster_that_does_not_start(tmp_path, monkeypatch):
 def test_a_head_that_dies_or_is_silent(tmp_path, monkeypatch):
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=r"head did not start; its last words are in .*head\.log"):
-        module.wait_for_port(address, types.SimpleNamespace(poll=lambda: 1), tmp_path / "head.log")
-    monkeypatch.setattr(module, "START_SECONDS", 0.2)
+        head.wait_for_port(address, types.SimpleNamespace(poll=lambda: 1), tmp_path / "head.log")
+    monkeypatch.setattr(head, "START_SECONDS", 0.2)
     with pytest.raises(UserError, match=r"did not answer within 0 s; see .*head\.log"):
-        module.wait_for_port(address, types.SimpleNamespace(poll=lambda: None), tmp_path / "head.log")
+        head.wait_for_port(address, types.SimpleNamespace(poll=lambda: None), tmp_path / "head.log")
 
 
 @pytest.fixture

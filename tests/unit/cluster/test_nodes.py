@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from pipeline.cluster import nodes
+from pipeline.cluster import nodes, slurm
 from pipeline.cluster.client import live, tunnel
 from pipeline.cluster.head import HEAD
 from pipeline.config import Cluster
@@ -21,7 +21,7 @@ from pipeline.workspace import Workspace
 def answers(monkeypatch):
     """`answers[command]` is what Slurm says."""
     found = {}
-    monkeypatch.setattr(nodes, "_ask", lambda *command: found[" ".join(command)])
+    monkeypatch.setattr(slurm, "_ask", lambda *command: found[" ".join(command)])
     return found
 
 
@@ -34,21 +34,21 @@ def answers(monkeypatch):
 )  # fmt: skip
 def test_time_left_as_slurm_writes_it(answers, said, seconds):
     answers["squeue --noheader --jobs=7 --format=%L"] = said
-    assert nodes.seconds_left("7") == seconds
+    assert slurm.seconds_left("7") == seconds
 
 
 def test_hosts_and_their_addresses(answers):
     answers["squeue --noheader --jobs=7 --format=%N"] = "gpu[01-02]"
     answers["scontrol show hostnames gpu[01-02]"] = "gpu01\ngpu02"
-    assert nodes.hosts("7") == ["gpu01", "gpu02"]
+    assert slurm.hosts("7") == ["gpu01", "gpu02"]
     answers["scontrol show node gpu01"] = "NodeName=gpu01 Arch=x86_64\n   NodeAddr=127.0.0.3 NodeHostName=gpu01"
-    assert nodes.address_of("gpu01") == "127.0.0.3"
+    assert slurm.address_of("gpu01") == "127.0.0.3"
 
 
 def test_the_interface_of_an_address():
-    assert nodes.interface_of("127.0.0.1") == "lo"
+    assert slurm.interface_of("127.0.0.1") == "lo"
     with pytest.raises(UserError, match=r"no network interface .* 192\.0\.2\.1 .*cluster\.interface"):
-        nodes.interface_of("192.0.2.1")  # for documentation alone
+        slurm.interface_of("192.0.2.1")  # for documentation alone
 
 
 def test_several_nodes_need_a_slurm_job_that_has_them(answers, monkeypatch, tmp_path):
@@ -64,15 +64,15 @@ def test_several_nodes_need_a_slurm_job_that_has_them(answers, monkeypatch, tmp_
 
 def test_without_slurm_one_line_says_so():
     with pytest.raises(UserError, match="no-such-program does not answer"):
-        nodes._ask("no-such-program")
+        slurm._ask("no-such-program")
     with pytest.raises(UserError, match="^ls /no/such/file: "):
-        nodes._ask("ls", "/no/such/file")
+        slurm._ask("ls", "/no/such/file")
 
 
 def test_a_further_srun_is_not_told_of_this_step(monkeypatch):
     for key in ("SLURM_NTASKS", "SLURM_MEM_PER_NODE", "SBATCH_PARTITION", "SLURM_JOB_ID", "SLURM_CONF"):
         monkeypatch.setenv(key, "1")
-    kept = nodes.plain_environment()
+    kept = slurm.plain_environment()
     assert {key for key in kept if key.startswith(("SLURM_", "SBATCH_"))} == {"SLURM_JOB_ID", "SLURM_CONF"}
     assert kept["PATH"] == os.environ["PATH"]
 

@@ -23,6 +23,7 @@ from pipeline.experiment import Cell
 from pipeline.models.build import load_trained
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, outcome, summary
+from pipeline.tasks.few_shot import scoring
 from pipeline.tasks.few_shot import scoring as few_shot
 from pipeline.training.train import train_run
 from pipeline.workspace import Workspace
@@ -298,7 +299,7 @@ def test_milliseconds_of_whole_tasks(trained, monkeypatch):
     ws, run, cells = trained
     record = _record(ws, cells[5])
     times = json.loads(value_path(ws, run, cells[5].measure).read_text())["milliseconds"]
-    assert len(times) == score_module.TIMED_TASKS and min(times) > 0
+    assert len(times) == scoring.TIMED_TASKS and min(times) > 0
     assert record["metric"] == "time_ms" and record["value"] == pytest.approx(np.mean(times))
     assert record["n"] == 20 and record["alpha"] is None
     model, counter = load_trained(run, ws, few_shot.FrameStore(ws.store(run))), Counter(monkeypatch)
@@ -308,7 +309,7 @@ def test_milliseconds_of_whole_tasks(trained, monkeypatch):
 
 def test_tasks_of_another_form_are_timed_anew(trained, monkeypatch):
     ws, run, cells = trained
-    monkeypatch.setattr(score_module, "TIMED_TASKS", 2)
+    monkeypatch.setattr(scoring, "TIMED_TASKS", 2)
     counter = Counter(monkeypatch)
     longer = Cell(run=run, measure=cells[5].measure.model_copy(update={"shot": 5}))
     assert needed_work([longer], ws) and score_run(run, [longer, cells[5]], ws) == 1

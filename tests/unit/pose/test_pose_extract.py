@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.options import app
 from pipeline.datasets.index import read_index
-from pipeline.datasets.skeletons.pose_folder import read_shard, read_table
+from pipeline.datasets.skeletons.pose_folder import clip_of, read_shard, read_table
 from pipeline.datasets.skeletons.prepare import SkeletonDefinition, make_skeleton_store, prepare_skeletons
 from pipeline.datasets.skeletons.readers import open_source
 from pipeline.datasets.skeletons.store import SkeletonStore
@@ -78,7 +78,7 @@ def test_poses_of_a_folder(videos, tmp_path):
     assert (row["persons"], row["frames"], row["seen"], row["height"], row["width"], row["fps"]) == (
         "1", "6", "6", "64", "96", "10.0",
     )  # fmt: skip
-    clip = extract.clip_of(read_shard(out / row["shard"]), int(row["place"]))
+    clip = clip_of(read_shard(out / row["shard"]), int(row["place"]))
     assert clip.joints.shape == (1, FRAMES, 17, 3) and clip.size == (64, 96)
     truth = np.array([(30, 20 + 2 * t) for t in range(FRAMES)])[:, None] + OFFSETS
     np.testing.assert_allclose(clip.joints[0, ..., :2], truth, atol=1)  # the video is compressed
@@ -88,7 +88,7 @@ def test_poses_of_a_folder(videos, tmp_path):
 def test_frames_without_a_person_and_fewer_frames(tmp_path):
     film(tmp_path / "v" / "a.mp4", [(20, 20), None, None, (20, 20)] * 4)
     run(tmp_path / "v", tmp_path / "all")
-    clip = extract.clip_of(read_shard(tmp_path / "all" / "shard-00000.npz"), 0)
+    clip = clip_of(read_shard(tmp_path / "all" / "shard-00000.npz"), 0)
     assert clip.joints.any(axis=(0, 2, 3)).tolist() == [True, False, False, True] * 4
     made = run(tmp_path / "v", tmp_path / "some", PoseSettings("dots:Dots", frames=8))  # 1, 3, 5, ...
     assert (made["all_frames"], made["frames_with_person"]) == (8, 4)
@@ -300,7 +300,7 @@ def test_command(videos, tmp_path):
     said = CliRunner().invoke(app, arguments, catch_exceptions=False).output
     assert "9 clips, 2 left out (failures.csv); somebody is found in 100.0 % of their 54 frames" in said
     assert (out / "preview.png").read_bytes().startswith(b"\x89PNG")
-    assert extract.clip_of(read_shard(out / "shard-00000.npz"), 1).joints.shape == (1, FRAMES, 25, 3)
+    assert clip_of(read_shard(out / "shard-00000.npz"), 1).joints.shape == (1, FRAMES, 25, 3)
 
 
 @pytest.mark.parametrize("frames", [0, 4])

@@ -77,5 +77,5 @@ def test_the_key_is_part_of_the_identity_where_it_is_on():
     assert run({"train": {"compile": True}}).id == compiled.id
     with pytest.raises(UserError, match=r"unknown train key 'compil' .*did you mean 'compile'\?"):
         run(compil=True)
-    with pytest.raises(UserError, match="the test: train.compile is 'yes'; give true or false"):
+    with pytest.raises(UserError, match="the test, train: key compile: .*boolean .*'yes'"):
         run(compile="yes")

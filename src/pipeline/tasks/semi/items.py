@@ -15,12 +15,12 @@ from torch.utils.data import Dataset
 
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.randaugment import rand_augment
-from pipeline.datasets.semi import TRAIN, ListedVideo, draw_labelled
+from pipeline.datasets.semi import LABELLED, TRAIN, ListedVideo, draw_labelled
 from pipeline.errors import UserError
 from pipeline.models.semi import ElementSampler
 from pipeline.models.semi.losses import ssl_progress
 
-LABELLED, UNLABELLED = 0, 1  # streams of random numbers
+OF_LABELLED, OF_UNLABELLED = 0, 1  # streams of random numbers
 
 
 class SemiItems(Dataset):
@@ -67,7 +67,7 @@ class SemiItems(Dataset):
     def _order(self, epoch: int) -> np.ndarray:
         """Places of the labelled videos in an epoch; where they fill no step, they come again."""
         count = self.per_epoch * self.batch
-        order = np.random.default_rng(np.random.SeedSequence([self.seed, LABELLED, epoch]))
+        order = np.random.default_rng(np.random.SeedSequence([self.seed, OF_LABELLED, epoch]))
         return np.resize(order.permutation(len(self.videos.labelled)), count)
 
     def _unlabelled(self, first: int) -> np.ndarray:
@@ -75,7 +75,7 @@ class SemiItems(Dataset):
         total, chosen = len(self.videos.unlabelled), []
         places = np.arange(first, first + self.others)
         for turn in range(places[0] // total, places[-1] // total + 1):
-            rng = np.random.default_rng(np.random.SeedSequence([self.seed, UNLABELLED, turn]))
+            rng = np.random.default_rng(np.random.SeedSequence([self.seed, OF_UNLABELLED, turn]))
             chosen.append(rng.permutation(total)[places[places // total == turn] % total])
         return self.videos.unlabelled[np.concatenate(chosen)]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -23,13 +22,15 @@ from pipeline.models.few_shot.clip_baselines import ClipFreeze, Otam
 from pipeline.models.few_shot.clip_fsar import ClipFsar
 from pipeline.models.few_shot.lga import LGA
 from pipeline.models.few_shot.matching import cosine_similarity
+from pipeline.plan import Plan
 from pipeline.tasks.few_shot.episodes import EpisodeDataset
 from pipeline.tasks.few_shot.scoring import class_texts, encode_clips, score_split
 from pipeline.text.corpus import load_corpus
 from pipeline.training.train import train_run
 
 CONFIG = Path(__file__).resolve().parents[4] / "config"
-RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((CONFIG / "methods").glob("*.yaml"))}
+PLAN = Plan.read(CONFIG, None, "none")
+RECIPES = {name: PLAN.method(name, "the test")[0] for name in PLAN.config.names("methods")}
 # Of videos; those of skeletons have tests of their own.
 METHODS = [name for name, recipe in RECIPES.items() if issubclass(MODELS.get(recipe["model"]["type"]), FewShotModel)]
 TRAINED = [name for name in METHODS if "train" in RECIPES[name]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_semi_task import SemiWorld
+from semi_world import SemiWorld
 
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import measure_run, search_in_process
