@@ -86,7 +86,8 @@ def test_scales_differ_in_budgets_and_data(plans):
              "qwen25_vl_7b"}  # fmt: skip
     assert {asset.name for asset in paper.backbones.values()} == given
     assert not set(demo.runs) & set(quick.runs) and not set(quick.runs) & set(paper.runs)
-    assert {c.measure.episodes for c in paper.cells.values() if c.measure.metric == "accuracy_pct"} == {10_000}
+    of_cells = {(c.run.method, c.measure.episodes) for c in paper.cells.values() if c.measure.metric == "accuracy_pct"}
+    assert {method for method, episodes in of_cells if episodes != 10_000} == {"vision_language_labels"}
     few_shot = [run for run in paper.runs.values() if "episodes_per_step" in run.train]
     steps = {(run.method, run.train["episodes_per_step"]) for run in few_shot}
     assert {episodes for method, episodes in steps if not method.startswith("task_adapter")} == {16, 8}

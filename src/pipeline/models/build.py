@@ -18,7 +18,7 @@ from pipeline.models import few_shot  # noqa: F401  (registers the methods)
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.models.questions import QuestionModel
 from pipeline.models.semi import SeFARModel
-from pipeline.models.skeleton import baseline, crossglg, gap  # noqa: F401  (register the methods)
+from pipeline.models.skeleton import baseline, crossglg, dml, gap  # noqa: F401  (register the methods)
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.text.corpus import Corpus, load_corpus
 from pipeline.workspace import Workspace

@@ -16,7 +16,7 @@ MATCHERS: dict[str, tuple[str, ...]] = {
     "HyRSM": ("bi_mhm",),
     "HyRSMPlusPlus": ("bi_mhm",),
     "MoLo": ("bi_mhm",),
-    **dict.fromkeys(("SkeletonBaseline", "GAP", "CrossGLG"), ("nearest", "calibration")),
+    **dict.fromkeys(("SkeletonBaseline", "GAP", "CrossGLG", "SkeletonDML"), ("nearest", "calibration")),
     **dict.fromkeys(("QuestionModel", "VisionLanguage"), ("mean", "sum")),
     "SeFARModel": (),
 }

@@ -405,7 +405,7 @@ def _runner(
     tracked: dict[str, Any],
 ) -> Runner:  # fmt: skip
     warmup = train["warmup_steps"]
-    optimizers = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+    optimizers = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop"}
     if train["amp"] and not torch.cuda.is_available():
         raise UserError(f"{run.id}: train.amp is true, and mixed precision needs a GPU; set train.amp: false")
     momentum = {}

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 
 from pipeline.datasets.skeletons.feeder import Feed, MotionBertDataset, SkeletonDataset
+from pipeline.datasets.skeletons.images import ImageDataset
 from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
 from pipeline.datasets.skeletons.protocols import OneShotSplit
 from pipeline.datasets.skeletons.store import SkeletonStore
@@ -24,7 +25,7 @@ from pipeline.progress import bar
 from pipeline.scores import spread_of
 from pipeline.tasks.one_shot.calibration import Calibration, predict_calibrated, statistics_for
 
-DATASETS = {"graph": SkeletonDataset, "motionbert": MotionBertDataset}
+DATASETS = {"graph": SkeletonDataset, "motionbert": MotionBertDataset, "image": ImageDataset}
 BATCH = 64
 
 
