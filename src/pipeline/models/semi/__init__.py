@@ -1,7 +1,8 @@
 """SeFAR (Huang et al., AAAI 2025), semi-supervised fine-grained recognition, with SVFormer and FixMatch."""
 
 from pipeline.datasets.elements import ElementSampler
+from pipeline.models.semi.frozen import FrozenFrames
 from pipeline.models.semi.model import SeFARModel
 from pipeline.models.semi.timesformer import ElementTimeSformer
 
-__all__ = ["ElementSampler", "ElementTimeSformer", "SeFARModel"]
+__all__ = ["ElementSampler", "ElementTimeSformer", "FrozenFrames", "SeFARModel"]
