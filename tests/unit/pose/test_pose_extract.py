@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from pipeline.cli.options import app
 from pipeline.datasets.index import read_index
+from pipeline.datasets.skeletons.definition import SkeletonDefinition
 from pipeline.datasets.skeletons.pose_folder import clip_of, read_shard, read_table
-from pipeline.datasets.skeletons.prepare import SkeletonDefinition, make_skeleton_store, prepare_skeletons
+from pipeline.datasets.skeletons.prepare import make_skeleton_store, prepare_skeletons
 from pipeline.datasets.skeletons.readers import open_source
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.datasets.synthetic.writer import write_video
@@ -270,7 +271,7 @@ def test_poses_as_a_stage_of_the_workflow(videos, tmp_path):
     for change, message in (
         (
             {"pose": {"backned": "rtmpose"}},
-            "unknown key 'backned' in data set own .given on.*, pose; did you mean 'backend'",
+            "unknown key 'backned' in data set own .given on.* .pose.backned.; did you mean 'backend'",
         ),
         ({"graph": {"names": ["a"], "parents": {"a": None}}}, "poses need a built-in graph"),
         ({"format": "ntu"}, "format poses, with the key videos"),

@@ -287,7 +287,7 @@ def test_matchers_of_figure_10_are_trained_with(entries):
 
 def test_depths_are_sweeps(plan):
     sweeps = [sweep for name, sweep in plan.sweeps.items() if name.startswith("task_adapter_")]
-    sets = 2 if plan.config.settings.substitute else 3  # the demo has one set of scenes for HMDB51 and Kinetics
+    sets = 2 if plan.config.settings.stand_in else 3  # the demo has one set of scenes for HMDB51 and Kinetics
     assert sorted((sweep.axis, len(sweep.runs)) for sweep in sweeps) == sorted(
         [("model.layers", 12)] * sets + [("model.order_layers", 12)] * sets
     )

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from skeleton_set import make_skeleton_set
 
-from pipeline.datasets.skeletons.feeder import Feed
+from pipeline.datasets.skeletons.definition import Feed
 from pipeline.datasets.skeletons.images import ImageDataset, skeleton_image
 
 LAYOUTS = {"axes": "sl_dml", "triples": "skeleton_dml"}

@@ -27,7 +27,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         inner = dim if inner is None else inner
         if heads < 1 or inner % heads:
-            raise UserError(f"feature width {inner} is no multiple of the {heads} attention heads; change heads")
+            raise UserError(f"feature width {inner} is not a multiple of the {heads} attention heads; change heads")
         self.heads = heads
         self.norm = nn.LayerNorm(dim)
         self.to_q = nn.Linear(dim, inner, bias=False)
