@@ -128,7 +128,8 @@ class VisionLanguage(FewShotModel):
         found, waiting = [], []
 
         def ask() -> None:
-            found.append(self.backbone.weigh([one for several in waiting for one in several], matcher != "sum"))
+            scores = self.backbone.weigh([one for several in waiting for one in several], matcher != "sum")
+            found.append(scores.unflatten(0, (len(waiting), -1)).mean(1))
             waiting.clear()
 
         for video, names in asked:
@@ -137,8 +138,7 @@ class VisionLanguage(FewShotModel):
                 ask()
         if waiting:
             ask()
-        prompts = max(len(pictures) for pictures in [self._pictures(video)])
-        return torch.cat(found).unflatten(0, (-1, prompts)).mean(1)
+        return torch.cat(found)
 
     def _questions(self, video: Tensor, names: Sequence[str]) -> list[Asked]:
         """A question for each prompt of a video."""
