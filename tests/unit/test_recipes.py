@@ -278,8 +278,8 @@ def test_texts_of_skeleton_methods_are_encoded_as_the_papers_do(plans):
         assert found == guided | {("GAP", *clip)}, scale
 
 
-def test_motionberts_batches_fit_every_base_set_of_the_tables(plans):
-    """Batches of 16 classes x 2 need 16 classes; NTU-60 has base sets of 10."""
+def test_batches_by_class_fit_every_base_set_of_the_tables(plans):
+    """MotionBERT's batches of 16 classes x 2 need 16 classes; NTU-60 has base sets of 10. SL-DML has 8 x 4."""
     runs = [run for run in plans["paper"].runs.values() if run.train.get("per_class")]
     found = {}
     for run in runs:
@@ -287,6 +287,9 @@ def test_motionberts_batches_fit_every_base_set_of_the_tables(plans):
         classes = bases[run.train["base_set"]]
         classes = classes if isinstance(classes, int) else len(classes)
         assert run.train["batch"] // run.train["per_class"] <= classes, run.id
-        found[run.dataset.split("-")[0], classes] = run.train["per_class"]
-    assert len(runs) > 10 and {key for key, per_class in found.items() if per_class != 2} == {("ntu60_hrnet", 10)}
-    assert found["ntu60_hrnet", 10] == 4
+        found[run.model["type"], run.dataset.split("-")[0], classes] = run.train["per_class"]
+    pictures = {key for key in found if key[0] == "SkeletonDML"}
+    assert len(pictures) == 5 and {found.pop(key) for key in pictures} == {4}
+    few = {(name, classes) for (_, name, classes), per_class in found.items() if per_class != 2}
+    assert len(runs) > 10 and few == {("ntu60_hrnet", 10)}
+    assert {per_class for (_, *key), per_class in found.items() if key == ["ntu60_hrnet", 10]} == {4}
