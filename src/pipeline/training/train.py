@@ -413,7 +413,7 @@ def _runner(
         momentum = {"momentum": train.get("momentum", 0.0), "nesterov": train.get("nesterov", False)}
     schedulers = [dict(type="StepFactors", by_epoch=False, milestones=train["milestones"])]
     if train.get("decay") == "cosine":
-        rest = {"begin": warmup, "end": train["steps"], "eta_min_ratio": train["final_rate"]}
+        rest = {"begin": warmup, "end": train["steps"], "eta_min_ratio": train.get("final_rate", 0.0)}
         schedulers = [dict(type="CosineAnnealingLR", by_epoch=False, T_max=train["steps"] - warmup, **rest)]
     elif train.get("decay") == "exponential":  # by the same factor each epoch, spread over its steps
         schedulers = [dict(type="ExponentialLR", by_epoch=False, gamma=train["final_rate"] ** (1 / train["steps"]))]
@@ -450,6 +450,7 @@ def _runner(
                     **momentum,
                 ),
                 accumulative_counts=every,
+                **({"clip_grad": {"max_norm": train["clip_gradient"]}} if train.get("clip_gradient") else {}),
                 paramwise_cfg=dict(custom_keys=_parameter_groups(model, train)),
             ),
             param_scheduler=schedulers,

@@ -2,7 +2,8 @@
 
 from pipeline.datasets.elements import ElementSampler
 from pipeline.models.semi.frozen import FrozenFrames
+from pipeline.models.semi.ltg import LTG
 from pipeline.models.semi.model import SeFARModel
 from pipeline.models.semi.timesformer import ElementTimeSformer
 
-__all__ = ["ElementSampler", "ElementTimeSformer", "FrozenFrames", "SeFARModel"]
+__all__ = ["LTG", "ElementSampler", "ElementTimeSformer", "FrozenFrames", "SeFARModel"]
