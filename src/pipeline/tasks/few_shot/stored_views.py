@@ -22,6 +22,7 @@ from mmengine.device import get_device
 from mmengine.dist import barrier, get_rank, get_world_size
 from torch import Tensor
 
+from pipeline.datasets.transforms import UNCHANGED
 from pipeline.errors import UserError
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.progress import bar
@@ -36,19 +37,34 @@ class Views(EpisodeDataset):
     are treated differently it has as many more for them, whose numbers begin at `views`.
 
     View v of a clip depends on (seed, clip, v) alone, and which views episode i takes on (seed, i). `read` gives a
-    view: (T, 3, h, w), or its tokens where it is that of `Tokens`.
+    view: (T, h, w, 3) uint8, or its tokens where it is that of `Tokens`.
     """
 
     def __init__(self, *args, views: int, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.views = views
         self.read: Callable[[int, int], Tensor] = self.view
+        self.tokens: Tokens | None = None
+
+    def take(self, tokens: Tokens) -> None:
+        """Give tokens in place of frames from now on."""
+        self.tokens, self.read = tokens, tokens.read
+
+    @property
+    def clip_bytes(self) -> int:
+        return self.tokens.size if self.tokens else super().clip_bytes
 
     def view(self, clip: int, number: int) -> Tensor:
-        """The frames (T, 3, h, w) of one view."""
+        """The frames (T, h, w, 3) of one view."""
+        return self.changed_view(clip, number)[0]
+
+    def changed_view(self, clip: int, number: int) -> tuple[Tensor, np.ndarray | None]:
+        """The frames of one view, and how their colours change."""
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, clip, 1 + number]))
-        transform = self.transform if number < self.views else self.query_transform
-        return transform(self.read_clip(clip, rng), rng)
+        of_support = number < self.views
+        frames = (self.transform if of_support else self.query_transform)(self.read_clip(clip, rng), rng)
+        draw = self.colours.get("support" if of_support else "query")
+        return frames, None if draw is None else draw(rng)
 
     def asked(self) -> list[tuple[int, int]]:
         """The views that the episodes take, each once, as (clip, number) in ascending order."""
@@ -59,9 +75,13 @@ class Views(EpisodeDataset):
             reader[i]
         return sorted(found)
 
-    def _read(self, clips: np.ndarray, transform: Callable, rng: np.random.Generator) -> Tensor:
-        first = 0 if transform is self.transform else self.views
-        numbers = first + rng.integers(self.views, size=len(clips))
+    def _read(
+        self, clips: np.ndarray, transform: Callable, rng: np.random.Generator, colours: list[np.ndarray],
+        draw: Callable[[np.random.Generator], np.ndarray] | None,
+    ) -> Tensor:  # fmt: skip
+        numbers = rng.integers(self.views, size=len(clips)) + (0 if transform is self.transform else self.views)
+        if draw is not None and self.read == self.view:  # frames, and no tokens
+            colours += [self.changed_view(int(clip), int(n))[1] for clip, n in zip(clips, numbers, strict=True)]
         return torch.stack([self.read(int(clip), int(number)) for clip, number in zip(clips, numbers, strict=True)])
 
 
@@ -106,7 +126,12 @@ def store_tokens(run_id: str, views: Views, model: FewShotModel, folder: Path, a
     model.to(device).eval()
 
     def tokens(pairs: list[tuple[int, int]]) -> np.ndarray:
-        frames = torch.stack([views.view(*pair) for pair in pairs]).to(device)
+        frames, colours = zip(*(views.changed_view(*pair) for pair in pairs), strict=True)
+        if views.colours:
+            changes = torch.from_numpy(np.stack([UNCHANGED if one is None else one for one in colours]))
+            frames = model.data_preprocessor.pixels(torch.stack(frames)[None], changes[None])[0]
+        else:
+            frames = model.pixels(torch.stack(frames))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             return model.trunk(frames).float().cpu().numpy()
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
 from pipeline.datasets.frames import FrameStore
-from pipeline.datasets.transforms import ClipTransform
+from pipeline.datasets.transforms import ClipTransform, draw_colours, draw_some_colours
 from pipeline.experiment import Measure, Run
 from pipeline.models.build import build_model
 from pipeline.models.few_shot.base import FewShotModel
@@ -45,22 +45,35 @@ class FewShotTask(Task, TimesTasks):
             store=self.store, split="train", way=train["way"], shot=train["shot"], query=train["query"],
             episodes=train["steps"] * train["episodes_per_step"], seed=self.run.seed,
             frames=self.run.frames["number"], mode=self.run.frames["sampling"],
-            **self._transforms(model),
+            **self._augmentations(),
         )  # fmt: skip
         if train.get("stored_views"):
             return self._stored(Views(**settings, views=train["stored_views"]), model)
         return EpisodeDataset(**settings)
 
-    def _transforms(self, model: FewShotModel) -> dict[str, ClipTransform | None]:
-        """That of the supports, and that of the queries where it is another."""
-        supports, queries = (self.run.train.get(f"jitter_{of}", False) for of in ("supports", "queries"))
-        of_queries = augmentation(self.run, model, queries) if queries != supports else None
-        return {"transform": augmentation(self.run, model, supports), "query_transform": of_queries}
+    def _augmentations(self) -> dict[str, Any]:
+        """How supports and queries are cut out, and how their colours change."""
+        train = self.run.train
+        found: dict[str, Any] = {"colours": {}}
+        for key, name, side in (("transform", "support", "supports"), ("query_transform", "query", "queries")):
+            if train.get(f"jitter_{side}"):
+                found[key], found["colours"][name] = augmentation(self.run, flip=0.5), draw_colours
+            elif train.get("colour"):
+                found["colours"][name] = partial(draw_some_colours, number=1 if train["colour"] == "one" else 4)
+        return (
+            {"transform": augmentation(self.run)}
+            | found
+            | (
+                {"query_transform": augmentation(self.run)}
+                if "transform" in found and "query_transform" not in found
+                else {}
+            )
+        )
 
     def _stored(self, views: Views, model: FewShotModel) -> Views:
         """`views` as the tokens that the frozen layers of `model` make of them."""
         stored = store_tokens(self.run.id, views, model, self.ws.run(self.run.id), self.run.train["amp"])
-        views.read = stored.read
+        views.take(stored)
         return views
 
     def clean(self) -> None:
@@ -98,10 +111,7 @@ class FewShotTask(Task, TimesTasks):
         return time_tasks(self.run, measure, model, self.store, self.ws)
 
 
-def augmentation(run: Run, model: FewShotModel, jitter: bool = False) -> ClipTransform:
-    """The training transform; with `jitter` that of the supports or queries of a recipe which treats them so."""
-    extra = {"flip": 0.5, "jitter": True} if jitter else {"flip": run.train["flip"]}
-    return ClipTransform(
-        train=True, crop=run.frames["crop"], per_frame=run.train["crop"] == "frame", mean=model.mean, std=model.std,
-        colour=run.train.get("colour"), **extra,
-    )  # fmt: skip
+def augmentation(run: Run, flip: float | None = None) -> ClipTransform:
+    """The training transform, with the recipe's probability of mirroring a clip or another one."""
+    flip = run.train["flip"] if flip is None else flip
+    return ClipTransform(train=True, crop=run.frames["crop"], per_frame=run.train["crop"] == "frame", flip=flip)

@@ -90,7 +90,8 @@ def test_views_of_supports_and_queries_that_are_treated_differently(world, tmp_p
     assert {number for _, number in views.asked()} == {0, 1, 2, 3}
     assert torch.equal(views.view(5, 2), views.query_transform(*_frames_of(views, 5, 2)))
     assert torch.equal(views.view(5, 1), views.transform(*_frames_of(views, 5, 1)))
-    assert not views.query_transform.jitter and views.transform.jitter and views.transform.flip == 0.5
+    assert set(views.colours) == {"support"} and (views.transform.flip, views.query_transform.flip) == (0.5, 0.0)
+    assert views.changed_view(5, 1)[1].shape == (9,) and views.changed_view(5, 2)[1] is None
     stored, whole = world.elsewhere(tmp_path / "stored"), world.elsewhere(tmp_path / "whole")
     train_run(run, stored)
     monkeypatch.setattr(FewShotTask, "_stored", _frames)
