@@ -191,7 +191,7 @@ def test_a_resumed_training_takes_the_files_again(world, tmp_path, monkeypatch):
 
 def test_nothing_half_written_is_left(world, tmp_path, monkeypatch):
     run, ws = _run(world), world.elsewhere(tmp_path)
-    original, views = Views.view, []
+    original, views = Views.changed_view, []
 
     def view(self, *pair):
         if len(views) == module.VIEWS_AT_ONCE + 2:
@@ -199,7 +199,7 @@ def test_nothing_half_written_is_left(world, tmp_path, monkeypatch):
         views.append(pair)
         return original(self, *pair)
 
-    monkeypatch.setattr(Views, "view", view)
+    monkeypatch.setattr(Views, "changed_view", view)
     with pytest.raises(OSError, match="unplugged"):
         train_run(run, ws)
     assert not list(ws.run(run.id).glob("*tokens*"))
