@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 TEXT_KEYS = ("text", "template")
 MEMORY = ("activation_checkpointing",)  # of a few-shot model's settings, those of its backbone
 BACKBONES = {
-    "clip": "CLIPBackbone", "resnet": "ResNetBackbone", "vision_language": "VisionLanguageBackbone",
-    "vision_server": "VisionServerBackbone",
+    "clip": "CLIPBackbone", "resnet": "ResNetBackbone", "efficientnet": "EfficientNetBackbone",
+    "vision_language": "VisionLanguageBackbone", "vision_server": "VisionServerBackbone",
 }  # fmt: skip
 WEIGHTS = "model.safetensors"
 Model = TypeVar("Model", FewShotModel, SkeletonModel, SeFARModel, QuestionModel)
