@@ -79,7 +79,7 @@ def _in_float(items: EpisodeDataset, i: int) -> tuple[torch.Tensor, torch.Tensor
     parts = []
     for clips, look, jitter in (
         (drawn.support.reshape(-1)[order], items.transform, False),
-        (drawn.query, items.query_transform, items.jitter),
+        (drawn.query, items.query_transform, "query" in items.colours),
     ):
         made = [
             training_clip(items.read_clip(int(clip), rng), rng, CLIP_MEAN, CLIP_STD, look.crop, look.flip, jitter)

@@ -36,7 +36,7 @@ class SemiWorld:
                 **datasets,
             },
             "frames": {"store": {"size": [36, 36], "frames": 12}},
-            "substitute_backbone": {"vit_s16": "vit_nano_scratch", "vit_b16": "vit_nano_scratch"},
+            "substitute_backbone": dict.fromkeys(("vit_s16", "vit_b16", "clip_vit_l14"), "vit_nano_scratch"),
             "backbones": {
                 "vit_nano_scratch": {"source": {"width": 16, "depth": 1, "heads": 2, "patch": 16, "image_size": 32}}
             },

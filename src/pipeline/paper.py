@@ -92,7 +92,8 @@ def text_of(run: Run) -> str:
     if model["type"] == "CrossGLG":
         return f"joints{f' ({corpus})' if corpus else ''}, {model['text']}"
     if "text" in model:
-        return f"{model['text']}, {model.get('template', '{}')}"
+        template = model.get("template", "{}")
+        return f"{model['text']}, {template if isinstance(template, str) else f'{len(template)} templates'}"
     return "names" if model["type"] == "QuestionModel" else "-"
 
 

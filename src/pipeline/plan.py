@@ -23,6 +23,7 @@ from pipeline.tasks.kind import Kind
 from pipeline.tasks.kinds import check_metric, kind_of
 from pipeline.tasks.questions.kind import Encoder
 
+BACKBONE_OPTIONS = ("path", "llm")  # where it lies, or what server has it
 GONE = {"loader_workers": "cluster.loaders", "compile": "cluster.compile"}
 """Keys of recipes that change no number, and where they stand now."""
 PRETRAINED = "pretrained"  # folder of backbones that come with the repository
@@ -219,7 +220,7 @@ class Plan:
         train = kind.settle(merge(train, delta.get("train", {})), measure, where)
         if train.get("base_set"):
             train["base_set"] = self._base_set(dataset, train["base_set"], where)
-        model = merge(model, delta.get("model", {}))
+        model = kind.settle_model(merge(model, delta.get("model", {})), train, where)
         model = {key: value for key, value in model.items() if key not in options or value != options[key]}
         check_metric(measure, kind, where)
         kind.check_measure(measure, model, where)
@@ -336,8 +337,10 @@ class Plan:
         if known := self._backbones.get((name, dataset.key)):
             return known
         definition = self.config.backbone(name, where)
-        spec = {key: value for key, value in definition.items() if key != "path"}
-        options = {key: value for key, value in definition.items() if key == "path"}
+        spec = {key: value for key, value in definition.items() if key not in BACKBONE_OPTIONS}
+        options = {key: value for key, value in definition.items() if key in BACKBONE_OPTIONS}
+        if spec.get("kind") == "vision_server":
+            options["llm"] = merge(self.config.settings.llm.model_dump(exclude={"prompts"}), options.get("llm", {}))
         if "sources" in spec:
             here = f"{self.config.folder}/backbones.yaml, {name}, sources"
             own = spec["sources"] == "own"

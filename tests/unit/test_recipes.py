@@ -197,6 +197,24 @@ def test_queries_of_hyrsm_are_fewer_with_more_shots(plans, method):
         _cell(plans["paper"], "trx", "hmdb51", train={"query": {3: 5}})
 
 
+def test_pattern_tokens_of_team_are_more_with_more_shots(plans):
+    """As released; M depends on the data set, too."""
+    for data, shot, tokens in (("hmdb51", 1, 60), ("hmdb51", 3, 60), ("hmdb51", 5, 70), ("ucf101", 5, 80)):
+        assert _cell(plans["paper"], "team", data, measure={"shot": shot}).run.model["tokens"] == tokens
+    assert _cell(plans["paper"], "team", "hmdb51", model={"tokens": 9}).run.model["tokens"] == 9
+
+
+def test_emp_net_changes_the_supports_and_trains_with_the_shots_of_its_test(plans):
+    for shot in (1, 5):
+        train = _cell(plans["paper"], "emp_net", "ssv2_full", measure={"shot": shot}).run.train
+        assert (train["shot"], train["steps"], train["learning_rate"]) == (shot, 10_000, 1e-3)
+        assert train["jitter_supports"] is True and not train["jitter_queries"]
+    frames = _cell(plans["paper"], "emp_net", "kinetics100").run.frames
+    assert (frames["sampling"], frames["test_sampling"]) == ("segment_random", "segment_centre")
+    plain = _cell(plans["paper"], "otam", "hmdb51").run
+    assert _cell(plans["paper"], "otam", "hmdb51", train={"jitter_supports": False}).run.id == plain.id
+
+
 def test_batch_norm_of_the_resnets_is_trained_as_released(plans):
     for method, keys in {"hyrsm": 2, "hyrsm_pp": 2, "molo": 2, "trx": 1, "strm": 1, "lga": 0}.items():
         for data in ("hmdb51", "ssv2_full"):
@@ -260,8 +278,8 @@ def test_texts_of_skeleton_methods_are_encoded_as_the_papers_do(plans):
         assert found == guided | {("GAP", *clip)}, scale
 
 
-def test_motionberts_batches_fit_every_base_set_of_the_tables(plans):
-    """Batches of 16 classes x 2 need 16 classes; NTU-60 has base sets of 10."""
+def test_batches_by_class_fit_every_base_set_of_the_tables(plans):
+    """MotionBERT's batches of 16 classes x 2 need 16 classes; NTU-60 has base sets of 10. SL-DML has 8 x 4."""
     runs = [run for run in plans["paper"].runs.values() if run.train.get("per_class")]
     found = {}
     for run in runs:
@@ -269,6 +287,9 @@ def test_motionberts_batches_fit_every_base_set_of_the_tables(plans):
         classes = bases[run.train["base_set"]]
         classes = classes if isinstance(classes, int) else len(classes)
         assert run.train["batch"] // run.train["per_class"] <= classes, run.id
-        found[run.dataset.split("-")[0], classes] = run.train["per_class"]
-    assert len(runs) > 10 and {key for key, per_class in found.items() if per_class != 2} == {("ntu60_hrnet", 10)}
-    assert found["ntu60_hrnet", 10] == 4
+        found[run.model["type"], run.dataset.split("-")[0], classes] = run.train["per_class"]
+    pictures = {key for key in found if key[0] == "SkeletonDML"}
+    assert len(pictures) == 5 and {found.pop(key) for key in pictures} == {4}
+    few = {(name, classes) for (_, name, classes), per_class in found.items() if per_class != 2}
+    assert len(runs) > 10 and few == {("ntu60_hrnet", 10)}
+    assert {per_class for (_, *key), per_class in found.items() if key == ["ntu60_hrnet", 10]} == {4}

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.errors import UserError, unknown
 
-POLICIES = ("spread", "step")
+POLICIES = ("spread", "step", "pairs")
 
 
 def parse_elements(elements: str | int) -> tuple[int, ...]:
@@ -31,6 +31,7 @@ def element_slots(lengths: Sequence[int], policy: str = "spread") -> list[np.nda
       No slot is used twice, and the frames of a short element lie far apart: {2-2-4} is [3, 7], [1, 5], [0, 2, 4, 6].
     - step (the paper's words): an element of L frames takes every floor(K/L)-th of the K slots. Where the m-th
       starts is not said; here at slot m (the context at 0), so elements may share frames.
+    - pairs: as spread; `ElementSampler` shows each frame with the one that follows.
 
     Raises UserError for another policy.
     """
@@ -86,10 +87,14 @@ class ElementSampler:
         return np.rint(np.arange(total + 1) * n / total).astype(np.int64)
 
     def sample(self, n: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
-        """Frames 0..n-1 of each element, ascending: at random within its slots, or their centres without `rng`.
+        """Frames 0..n-1 of each element, ascending: at random within its slots, or their centres without `rng`; of
+        pairs each frame, and the one that follows it in the video.
 
         Raises UserError when the video has fewer frames than there are slots.
         """
+        if self.policy == "pairs":
+            shown = ElementSampler(self.elements).sample(n - 1, rng)
+            return [np.stack((frames, frames + 1), axis=1).ravel() for frames in shown]
         edges = self.edges(n)
         frames = (edges[:-1] + edges[1:] - 1) // 2 if rng is None else rng.integers(edges[:-1], edges[1:])
         return [frames[slots] for slots in self.slots]

@@ -24,6 +24,8 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAYSCALE = 0.5, 0.5, 0.5, 0.25, 0.3  # CLIP-FSAR, Kinetics-100
+NONE = -1  # in the place of a change
+UNCHANGED = np.array([0, 1, 1, 1, 0, *[NONE] * 4], dtype=np.float32)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV's and PIL's grey
 
 
@@ -106,6 +108,14 @@ def draw_colours(rng: np.random.Generator) -> np.ndarray:
     grey = rng.random() < GRAYSCALE
     factors = [rng.uniform(1 - most, 1 + most) for most in (BRIGHTNESS, CONTRAST, SATURATION)]
     return np.array([grey, *factors, rng.uniform(-HUE, HUE), *rng.permutation(4)], dtype=np.float32)
+
+
+def draw_some_colours(rng: np.random.Generator, number: int) -> np.ndarray:
+    """As `draw_colours`, but never grey, and of the four changes only the first `number` (TEAM: one)."""
+    drawn = draw_colours(rng)
+    drawn[0] = 0
+    drawn[5 + number :] = NONE
+    return drawn
 
 
 def change_colours(planes: Tensor, colours: Tensor) -> Tensor:

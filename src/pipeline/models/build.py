@@ -18,7 +18,7 @@ from pipeline.models import few_shot  # noqa: F401  (registers the methods)
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.models.questions import QuestionModel
 from pipeline.models.semi import SeFARModel
-from pipeline.models.skeleton import baseline, crossglg, gap  # noqa: F401  (register the methods)
+from pipeline.models.skeleton import baseline, crossglg, dml, gap  # noqa: F401  (register the methods)
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.text.corpus import Corpus, load_corpus
 from pipeline.workspace import Workspace
@@ -28,20 +28,25 @@ if TYPE_CHECKING:
 
 TEXT_KEYS = ("text", "template")
 MEMORY = ("activation_checkpointing",)  # of a few-shot model's settings, those of its backbone
-BACKBONES = {"clip": "CLIPBackbone", "resnet": "ResNetBackbone", "efficientnet": "EfficientNetBackbone"}
+BACKBONES = {
+    "clip": "CLIPBackbone", "resnet": "ResNetBackbone", "efficientnet": "EfficientNetBackbone",
+    "vision_language": "VisionLanguageBackbone", "vision_server": "VisionServerBackbone",
+}  # fmt: skip
 WEIGHTS = "model.safetensors"
 Model = TypeVar("Model", FewShotModel, SkeletonModel, SeFARModel, QuestionModel)
 
 
 def class_sentences(corpus: Corpus, classes: Sequence[str], model: dict[str, Any]) -> list[list[str]]:
     """The sentences of each class that a method reads, each in `template`, where {} is the text and {label} the label.
+    Of several templates each gives a sentence.
 
     text: label; atomic, L atomic descriptions; stages, the three sub-actions; concat, these in one sentence.
 
     Raises:
         UserError: the corpus has no such text for a class, or `text` is unknown.
     """
-    kind, template = model.get("text", "label"), model.get("template", "{}")
+    kind, templates = model.get("text", "label"), model.get("template", "{}")
+    templates = [templates] if isinstance(templates, str) else templates
     if kind == "label":
         sentences = [[corpus.label(name)] for name in classes]
     elif kind == "atomic":
@@ -53,7 +58,7 @@ def class_sentences(corpus: Corpus, classes: Sequence[str], model: dict[str, Any
     else:
         raise unknown("text", kind, ("label", "atomic", "stages", "concat"), "model settings")
     return [
-        [template.format(sentence, label=corpus.label(name)) for sentence in row]
+        [template.format(sentence, label=corpus.label(name)) for template in templates for sentence in row]
         for name, row in zip(classes, sentences, strict=True)
     ]
 
@@ -71,7 +76,12 @@ def backbone_arguments(key: str, ws: Workspace) -> dict[str, Any]:
     kind = ws.read_asset(key).spec.get("kind", "clip")
     if kind not in BACKBONES:
         raise unknown("kind", kind, BACKBONES, "config/backbones.yaml")
-    return {"type": BACKBONES[kind], "source": backbone_source(key, ws)}
+    made = {"type": BACKBONES[kind], "source": backbone_source(key, ws)}
+    if kind != "vision_server":
+        return made
+    asset = ws.read_asset(key)
+    asked = {"parameters": asset.spec.get("parameters"), "llm": asset.options.get("llm")}
+    return made | asked | {"cache": str(ws.answers)}
 
 
 def build_model(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:

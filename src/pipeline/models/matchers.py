@@ -10,13 +10,15 @@ MATCHERS: dict[str, tuple[str, ...]] = {
     "ClipFreeze": FRAME_MATCHERS,
     "Frozen": ("otam", "ab_mhm", "bi_mhm", "mean"),
     "TaskAdapter": ("cosine", "otam", "bi_mhm", "trx"),
+    "EMPNet": FRAME_MATCHERS,
+    "TEAM": ("tokens",),
     "TRX": ("trx",),
     "STRM": ("strm",),
     "HyRSM": ("bi_mhm",),
     "HyRSMPlusPlus": ("bi_mhm",),
     "MoLo": ("bi_mhm",),
-    **dict.fromkeys(("SkeletonBaseline", "GAP", "CrossGLG"), ("nearest", "calibration")),
-    "QuestionModel": ("mean", "sum"),
+    **dict.fromkeys(("SkeletonBaseline", "GAP", "CrossGLG", "SkeletonDML"), ("nearest", "calibration")),
+    **dict.fromkeys(("QuestionModel", "VisionLanguage"), ("mean", "sum")),
     "SeFARModel": (),
 }
 """A model that is not here says nothing before it runs."""

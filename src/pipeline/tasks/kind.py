@@ -48,6 +48,10 @@ class Kind:
             return {}  # nothing is trained, so nothing of a recipe matters
         return settled(train, self.train, parse(self.train, train, f"{where}, train"))
 
+    def settle_model(self, model: Mapping[str, Any], train: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The settings of a model: what depends on its training is filled in. Raises UserError if that can't be."""
+        return dict(model)
+
     def check_measure(self, measure: Measure, model: Mapping[str, Any], where: str) -> None:
         """Raise UserError for a metric, matcher or setting of a test that a model of this kind does not have."""
         kind = model.get("type", "")

@@ -28,7 +28,7 @@ class Checked(BaseModel):
 class Train(Checked):
     """How weights are trained: the part that every kind of task has."""
 
-    optimizer: Literal["adam", "adamw", "sgd"] = Field(description="optimiser of all trained weights")
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = Field(description="optimiser of all trained weights")
     learning_rate: float = Field(gt=0, description="learning rate after the warm-up")
     weight_decay: float = Field(ge=0, description="as the optimiser takes it: L2 in adam and sgd, decoupled in adamw")
     momentum: Share | None = Field(None, description="momentum of sgd")

@@ -38,7 +38,7 @@ class Estimate:
         """For people."""
         return (
             f"{self.questions} questions, {self.kept} answered before, {self.usage.calls} to ask {settings.model}: "
-            f"about {_tokens(self.usage, settings)}"
+            f"about {self.usage.line(dict(settings.price))}"
         )
 
 
@@ -158,7 +158,7 @@ def ask_all(left: Sequence[Question], answers: Answers, chat: Chat, labels: Mapp
             in_a_row = 0
             say(f"[{done}/{len(left)}] {question.title}{note}")
     finally:
-        say(f"{used.calls} calls: {_tokens(used, chat.settings)}")
+        say(f"{used.calls} calls: {used.line(dict(chat.settings.price))}")
     if failed:
         more = f" and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
         stopped = f"; stopped after {GIVE_UP} failures in a row" if in_a_row >= GIVE_UP else ""
@@ -226,9 +226,3 @@ def _repair(text: str, problems: Sequence[str]) -> list[dict[str, str]]:
     """The turns that follow a wrong answer."""
     wish = f"This answer cannot be used: {'; '.join(problems)}. Write the whole JSON object again, without that."
     return [{"role": "assistant", "content": text or "{}"}, {"role": "user", "content": wish}]
-
-
-def _tokens(usage: Usage, settings: LLM) -> str:
-    cost = usage.cost(dict(settings.price))
-    price = "cost unknown: llm.price is not set" if cost is None else f"cost {cost:.4f}"
-    return f"{usage.input} tokens in, {usage.output} tokens out, {price}"

@@ -43,6 +43,12 @@ class Usage:
             return None
         return (self.input * price.get("input", 0.0) + self.output * price.get("output", 0.0)) / 1e6
 
+    def line(self, price: dict[str, float]) -> str:
+        """For people."""
+        cost = self.cost(price)
+        said = "cost unknown: llm.price is not set" if cost is None else f"cost {cost:.4f}"
+        return f"{self.input} tokens in, {self.output} tokens out, {said}"
+
 
 class Chat:
     """The server of `settings`; safe to use from several threads.

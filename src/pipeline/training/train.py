@@ -400,6 +400,9 @@ def _parameter_groups(model: BaseModel, train: dict[str, Any]) -> dict[str, dict
         kind = torch.nn.modules.batchnorm._NormBase
         norms = (name for name, module in model.named_modules() if isinstance(module, kind))
         groups |= {f"{name}.": {"decay_mult": 0.0} for name in norms if "downsample" not in name}
+    if getattr(model, "norms_undecayed", False):
+        norms = (name for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm))
+        groups |= {f"{name}.": {"decay_mult": 0.0} for name in norms if not name.startswith("backbone.")}
     if train.get("head_learning_rate"):
         factor = train["head_learning_rate"] / train["learning_rate"]
         groups |= {prefix: {"lr_mult": factor} for prefix in model.head_prefixes}
@@ -411,7 +414,7 @@ def _runner(
     tracked: dict[str, Any],
 ) -> Runner:  # fmt: skip
     warmup = train["warmup_steps"]
-    optimizers = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+    optimizers = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop"}
     if train["amp"] and not torch.cuda.is_available():
         raise UserError(f"{run.id}: train.amp is true, and mixed precision needs a GPU; set train.amp: false")
     momentum = {}
@@ -419,7 +422,7 @@ def _runner(
         momentum = {"momentum": train.get("momentum", 0.0), "nesterov": train.get("nesterov", False)}
     schedulers = [dict(type="StepFactors", by_epoch=False, milestones=train["milestones"])]
     if train.get("decay") == "cosine":
-        rest = {"begin": warmup, "end": train["steps"], "eta_min_ratio": train["final_rate"]}
+        rest = {"begin": warmup, "end": train["steps"], "eta_min_ratio": train.get("final_rate", 0.0)}
         schedulers = [dict(type="CosineAnnealingLR", by_epoch=False, T_max=train["steps"] - warmup, **rest)]
     elif train.get("decay") == "exponential":  # by the same factor each epoch, spread over its steps
         schedulers = [dict(type="ExponentialLR", by_epoch=False, gamma=train["final_rate"] ** (1 / train["steps"]))]
@@ -449,6 +452,7 @@ def _runner(
                     **momentum,
                 ),
                 accumulative_counts=every,
+                **({"clip_grad": {"max_norm": train["clip_gradient"]}} if train.get("clip_gradient") else {}),
                 paramwise_cfg=dict(custom_keys=_parameter_groups(model, train)),
             ),
             param_scheduler=schedulers,

@@ -181,3 +181,22 @@ def test_wrong_use():
         ClipTransform(48)(FRAMES)
     with pytest.raises(ValueError, match="generator"):
         ClipTransform(32, train=True)(FRAMES)
+
+
+def test_one_of_four_colour_changes_or_all():
+    """TEAM: each clip gets exactly one, and is never grey for that."""
+    planes = torch.rand(1, 2, 3, 6, 6)
+    kinds = set()
+    for seed in range(40):
+        every, one = (module.draw_some_colours(np.random.default_rng(seed), number) for number in (4, 1))
+        drawn = module.draw_colours(np.random.default_rng(seed))
+        assert (
+            (every[1:] == drawn[1:]).all() and not every[0] and (one[:6] == every[:6]).all() and (one[6:] == -1).all()
+        )
+        kind = int(one[5])
+        amount = torch.tensor(one[1 + kind]).reshape(1, 1, 1, 1, 1)
+        changed = module.change_colours(planes, torch.from_numpy(one)[None])
+        torch.testing.assert_close(changed, module.CHANGES[kind](planes, amount))
+        kinds.add(kind)
+    assert kinds == {0, 1, 2, 3}
+    assert torch.equal(module.change_colours(planes, torch.from_numpy(module.UNCHANGED)[None]), planes)

@@ -21,7 +21,7 @@ FULL = [
     ("A1", "alpha1=0.5"),
     ("A1", "alpha2=0.2"),
 ]
-ABSENT = ["APSR", "uDTW", "SL-DML", "Skeleton-DML", "ALCA-GCN"]
+ABSENT = ["APSR", "uDTW", "ALCA-GCN"]
 
 
 def test_every_printed_number_is_in_the_sheet_and_no_other(printed, values, entries):
@@ -155,7 +155,7 @@ def test_rows_without_an_experiment_give_a_reason(plan):
     rows = [row for table in plan.papers["crossglg"].tables.values() for row in table.rows]
     only = [row for row in rows if row.published_only]
     assert [row.name for row in only] == [*ABSENT, "uDTW"]
-    assert all("not implemented" in row.published_only and not row.experiment for row in only)
+    assert len({row.published_only for row in only}) == len(ABSENT)  # each has its own
 
 
 def test_a_part_of_a_note_has_no_separator_inside(plan):

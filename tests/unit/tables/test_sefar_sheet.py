@@ -142,6 +142,7 @@ def test_backbones(read_plan):
         for cell in entry.cells:
             kind = next((name for name in names if name in entry.row), "ViT-S")  # FixMatch's is another one
             wanted = "vit_s16_scratch" if "ImgNet=no" in entry.row else names[kind]
+            wanted = "r3d18" if entry.row.startswith("LTG") else wanted
             assert cell.run.backbone.rsplit("-", 1)[0] == wanted, entry.row
 
 
@@ -155,8 +156,9 @@ def test_predictions_of_the_teacher_are_one_sweep(plan):
 def test_rows_without_an_experiment_give_a_reason(plan):
     rows = [row for table in plan.papers["sefar"].tables.values() for row in table.rows]
     only = [row for row in rows if row.published_only]
-    assert len([row for row in only if row.name.startswith(("MemDPC", "LTG"))]) == 8
-    assert all("not implemented" in row.published_only and not row.experiment for row in only)
+    assert len([row for row in only if row.name.startswith("MemDPC")]) == 4
+    assert len({row.published_only for row in only if not row.name.startswith("MemDPC")}) == len(only) - 4
+    assert [row.name for row in plan.papers["sefar"].tables["5"].rows if row.published_only] == []
 
 
 def test_a_part_of_a_note_has_no_separator_inside(plan):
@@ -182,4 +184,4 @@ def test_questions_read_the_trainings_of_other_tables(plan, entries):
 def test_the_demo_is_a_few_trainings(read_plan):
     plan = read_plan("demo")
     runs = {cell.run.id: cell.run for e in plan.entries if e.paper == "sefar" for cell in e.cells}
-    assert len(runs) <= 62 and {run.dataset.rsplit("-", 1)[0] for run in runs.values()} == {"synthetic_semi"}
+    assert len(runs) <= 69 and {run.dataset.rsplit("-", 1)[0] for run in runs.values()} == {"synthetic_semi"}

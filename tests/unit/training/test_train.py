@@ -356,7 +356,7 @@ def test_frames_and_crops_of_a_training_are_those_of_the_recipe(world, crop):
     task = task_of(world.run(method="hyrsm"), world.ws)
     model = task.build()
     episodes = task.items(model)
-    assert episodes.mode == "segment_random" and episodes.jitter
+    assert episodes.mode == "segment_random" and set(episodes.colours) == {"query"}
     assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx([0.45] * 3)
     assert (episodes.transform.flip, episodes.query_transform.flip) == (task.run.train["flip"], 0.5)
 

@@ -158,7 +158,9 @@ class SkeletonPolicy(Frozen):
 class Feed(Frozen):
     """How clips are fed; part of a run's identity. The defaults are those of CTR-GCN, InfoGCN and HD-GCN on NTU."""
 
-    kind: Literal["graph", "motionbert"] = Field("graph", description="graph: cropped, resized; motionbert: resampled")
+    kind: Literal["graph", "motionbert", "image"] = Field(
+        "graph", description="graph: cropped, resized; motionbert: resampled; image: one picture of all frames"
+    )
     frames: int = Field(64, ge=1, description="frames shown (T); MotionBERT: 100")
     crop: tuple[float, float] = Field((0.5, 1.0), description="training: share of the frames that is shown, drawn")
     min_crop: int = Field(64, ge=1, description="training: at least so many frames, where the clip has them")
@@ -172,6 +174,11 @@ class Feed(Frozen):
         description="MotionBERT's third channel. mapped: the confidence of the joint whose position it stands beside; "
         "released: left in COCO's order while the positions are in Human3.6M's",
     )
+    layout: Literal["axes", "triples"] = Field(
+        "axes", description="colours of a picture. axes: x, y, z of a frame; triples: three frames of one axis"
+    )
+    size: int = Field(256, ge=1, description="pixels along the side of a picture")
+    turn: float = Field(0.0, ge=0, description="picture, training: rotation up to so many degrees")
 
 
 class PoseKeys(Frozen):

@@ -71,6 +71,8 @@ class FewShotModel(BaseModel):
     apart: bool = False
     """In training supports and queries pass `encode_training` one after the other, so that BatchNorm has statistics
     of each (`train.bn_apart`)."""
+    norms_undecayed: bool = False
+    """The LayerNorms outside its backbone take no weight decay."""
     episodes_at_once: int = 200
     """Episodes that are matched in one call."""
 
@@ -185,7 +187,14 @@ class FewShotModel(BaseModel):
         return self.base_texts[class_ids]
 
     def encode_texts(self, texts: Sequence[Sequence[str]]) -> Tensor:
-        """Text features of C classes with L sentences each: (C, L, D). The text tower is frozen."""
+        """Text features of C classes with L sentences each: (C, L, D). The text tower is frozen.
+
+        Raises:
+            UserError: the backbone is no CLIP.
+        """
+        if not hasattr(self.backbone, "encode_text"):
+            kind = type(self.backbone).__name__
+            raise UserError(f"{type(self).__name__} reads texts, and its backbone is a {kind}; give it a CLIP")
         with torch.no_grad():
             flat = self.backbone.encode_text([sentence for sentences in texts for sentence in sentences])
             return flat.unflatten(0, (len(texts), -1)).float()

@@ -1,7 +1,9 @@
 """SeFAR (Huang et al., AAAI 2025), semi-supervised fine-grained recognition, with SVFormer and FixMatch."""
 
 from pipeline.datasets.elements import ElementSampler
+from pipeline.models.semi.frozen import FrozenFrames
+from pipeline.models.semi.ltg import LTG
 from pipeline.models.semi.model import SeFARModel
 from pipeline.models.semi.timesformer import ElementTimeSformer
 
-__all__ = ["ElementSampler", "ElementTimeSformer", "SeFARModel"]
+__all__ = ["LTG", "ElementSampler", "ElementTimeSformer", "FrozenFrames", "SeFARModel"]

@@ -10,16 +10,18 @@ from pipeline.errors import UserError, unknown
 from pipeline.models.skeleton.dstformer import DSTformer
 from pipeline.models.skeleton.encoder import SkeletonEncoder
 from pipeline.models.skeleton.hdgcn import HDGCN
+from pipeline.models.skeleton.image import ImageEncoder
 from pipeline.models.skeleton.infogcn import InfoGCN
 from pipeline.models.skeleton.stgcn import AAGCNEncoder, STGCNEncoder
 
-ENCODERS = ("AAGCNEncoder", "DSTformer", "HDGCN", "InfoGCN", "STGCNEncoder")
+ENCODERS = ("AAGCNEncoder", "DSTformer", "HDGCN", "ImageEncoder", "InfoGCN", "STGCNEncoder")
 
 __all__ = [
     "ENCODERS",
     "HDGCN",
     "AAGCNEncoder",
     "DSTformer",
+    "ImageEncoder",
     "InfoGCN",
     "STGCNEncoder",
     "SkeletonEncoder",

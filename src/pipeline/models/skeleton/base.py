@@ -24,6 +24,7 @@ ENCODERS = {
     "infogcn": "InfoGCN",
     "hdgcn": "HDGCN",
     "motionbert": "DSTformer",
+    "image": "ImageEncoder",
     "stgcn": "STGCNEncoder",
     "aagcn": "AAGCNEncoder",
 }
@@ -68,6 +69,8 @@ class SkeletonModel(BaseModel):
     """
 
     wants_text: ClassVar[bool] = False
+    class_weight: float = 1.0
+    """Of the cross-entropy."""
     training_only: ClassVar[tuple[str, ...]] = ("guidance.",)
     """Beginnings of the names of tensors that no test needs."""
 

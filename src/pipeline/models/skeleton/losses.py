@@ -52,3 +52,44 @@ def supervised_contrastive_loss(
 def contrastive_chance(batch: int, temperature: float = 0.1, base_temperature: float = 0.07) -> float:
     """`supervised_contrastive_loss` of a batch of equal features, one view each, which tell nothing apart."""
     return temperature / base_temperature * math.log(max(batch - 1, 1))
+
+
+@torch.no_grad()
+def mined_triplets(embedding: Tensor, labels: Tensor, epsilon: float = 0.1) -> Tensor:
+    """Places (n, 3) of anchor, positive and negative in a batch of embeddings (N, D).
+
+    Of an anchor's positives and negatives those are kept that are less than `epsilon` easier than its hardest negative
+    and hardest positive (cosine). Its kept positives, the hardest first, meet its kept negatives, the hardest last, one
+    to one; the shorter list is repeated. So pytorch-metric-learning's multi-similarity miner and triplet loss of 2020.
+    """
+    unit = F.normalize(embedding, dim=-1)
+    similar, alike = unit @ unit.T, labels[:, None] == labels
+    found = []
+    for anchor in range(len(labels)):
+        row = similar[anchor]
+        positives, negatives = alike[anchor].clone(), ~alike[anchor]
+        positives[anchor] = False
+        if not (positives.any() and negatives.any()):
+            continue
+        positives &= row - epsilon < row[negatives].max()
+        negatives &= row + epsilon > row[alike[anchor] & (torch.arange(len(row), device=row.device) != anchor)].min()
+        one, other = (places.nonzero().flatten() for places in (positives, negatives))
+        if not (len(one) and len(other)):
+            continue
+        one, other = one[row[one].argsort()], other[row[other].argsort()]
+        turns = torch.arange(max(len(one), len(other)), device=row.device)
+        anchors = torch.full_like(turns, anchor)
+        found.append(torch.stack((anchors, one[turns % len(one)], other[turns % len(other)]), dim=1))
+    return torch.cat(found) if found else labels.new_zeros(0, 3)
+
+
+def triplet_loss(embedding: Tensor, triplets: Tensor, margin: float = 0.2) -> Tensor:
+    """Mean of max(0, d(a, p) - d(a, n) + margin) over the triplets (n, 3) where it is positive, else zero.
+
+    d: Euclidean distance of the normalised embeddings, 1e-6 added to their difference.
+    """
+    unit = F.normalize(embedding, dim=-1)
+    anchor, positive, negative = (unit[places] for places in triplets.T)
+    value = F.pairwise_distance(anchor, positive) - F.pairwise_distance(anchor, negative) + margin
+    counted = value > 0
+    return (value * counted).sum() / counted.sum().clamp(min=1)

@@ -177,13 +177,15 @@ class EpisodeDataset(Items):
         transform: Callable[[np.ndarray, np.random.Generator], torch.Tensor],
         query_transform: Callable[[np.ndarray, np.random.Generator], torch.Tensor] | None = None,
         jitter: bool = False,
+        colours: Mapping[str, Callable[[np.random.Generator], np.ndarray]] | None = None,
         start: int = 0,
     ) -> None:
         self.store, self.frames, self.mode = store, frames, mode
         self.sampler = EpisodeSampler(store.by_class(split), way, shot, query, seed)
         self.classes = self.sampler.names
         self.episodes, self.seed, self.start = episodes, seed, start
-        self.transform, self.query_transform, self.jitter = transform, query_transform or transform, jitter
+        self.transform, self.query_transform = transform, query_transform or transform
+        self.colours = {**(colours or {}), **({"query": draw_colours} if jitter else {})}
 
     def __len__(self) -> int:
         return self.episodes
@@ -205,13 +207,15 @@ class EpisodeDataset(Items):
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, number]))
         order = rng.permutation(drawn.support.size)
         labels = np.repeat(np.arange(self.sampler.way), self.sampler.shot)[order]
-        support = self._read(drawn.support.reshape(-1)[order], self.transform, rng)
-        colours: list[np.ndarray] | None = [] if self.jitter else None
-        query = self._read(drawn.query, self.query_transform, rng, colours)
-        jittered = {"query" + COLOURS: torch.from_numpy(np.stack(colours))} if colours else {}
-        return jittered | {
-            "support": support,
-            "query": query,
+        item: dict[str, torch.Tensor] = {}
+        for key, clips, transform in (
+            ("support", drawn.support.reshape(-1)[order], self.transform), ("query", drawn.query, self.query_transform),
+        ):  # fmt: skip
+            colours: list[np.ndarray] = []
+            item[key] = self._read(clips, transform, rng, colours, self.colours.get(key))
+            if colours:
+                item[key + COLOURS] = torch.from_numpy(np.stack(colours))
+        return item | {
             "support_labels": torch.from_numpy(labels),
             "query_labels": torch.from_numpy(drawn.query_labels),
             "class_ids": torch.from_numpy(drawn.classes),
@@ -219,14 +223,15 @@ class EpisodeDataset(Items):
         }
 
     def _read(
-        self, clips: np.ndarray, transform: Callable, rng: np.random.Generator, colours: list[np.ndarray] | None = None
-    ) -> torch.Tensor:
-        """Views of clips; `colours`, if given, takes how those of each are to change, drawn after its crop."""
+        self, clips: np.ndarray, transform: Callable, rng: np.random.Generator, colours: list[np.ndarray],
+        draw: Callable[[np.random.Generator], np.ndarray] | None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Views of clips; `colours` takes how those of each are to change, drawn after its crop."""
         views = []
         for clip in clips:
             views.append(transform(self.read_clip(int(clip), rng), rng))
-            if colours is not None:
-                colours.append(draw_colours(rng))
+            if draw is not None:
+                colours.append(draw(rng))
         return torch.stack(views)
 
     def read_clip(self, clip: int, rng: np.random.Generator) -> np.ndarray:

@@ -39,6 +39,13 @@ class FewShotTrain(Train):
     crop: Literal["clip", "frame"] = Field(description="one random crop per clip, or one per frame")
     flip: Share = Field(description="probability that a clip is mirrored")
     jitter_queries: Switch = Field(description="flip and colour jitter for the queries only")
+    jitter_supports: Switch = Field(
+        False, description="flip and colour jitter for the supports only", json_schema_extra=OFF
+    )
+    colour: Literal["one", "all"] | None = Field(
+        None, description="change one of brightness, contrast, saturation and hue of every clip, or all of them",
+        json_schema_extra=OFF,
+    )  # fmt: skip
     stored_views: Whole = Field(0, description=VIEWS, json_schema_extra=OFF)
     bn_apart: Switch = Field(
         False, description="supports and queries each have their own batch statistics", json_schema_extra=OFF
@@ -66,9 +73,13 @@ class FewShot(Kind):
         train = dict(train)
         if train.get("shot") == "test":
             train["shot"] = measure.shot
-        if isinstance(train.get("query"), Mapping):
-            train["query"] = _of_shots(train["query"], train["shot"], where)
+        if "query" in train:
+            train["query"] = _by_shots(train["query"], train["shot"], f"{where}, train.query")
         return super().settle(train, measure, where)
+
+    def settle_model(self, model: Mapping[str, Any], train: Mapping[str, Any], where: str) -> dict[str, Any]:
+        shot = train.get("shot", 1)
+        return {key: _by_shots(value, shot, f"{where}, model.{key}") for key, value in model.items()}
 
     def check_measure(self, measure: Measure, model: Mapping[str, Any], where: str) -> None:
         super().check_measure(measure, model, where)
@@ -106,12 +117,13 @@ class FewShot(Kind):
         return look(task, model, **shown)
 
 
-def _of_shots(queries: Mapping[int, int], shot: int, where: str) -> int:
-    """Queries a class of a recipe that has another number for other shots: that of the most shots up to `shot`."""
-    fewer = [shots for shots in queries if isinstance(shots, int) and shots <= shot]
-    if not fewer:
-        raise UserError(f"{where}: train.query is {dict(queries)} and says nothing of {shot} shots; give a number")
-    return queries[max(fewer)]
+def _by_shots(value: Any, shot: int, where: str) -> Any:
+    """A setting that has another value for other shots: that of the most shots up to `shot`; any other as it is."""
+    if not (isinstance(value, Mapping) and value and all(isinstance(shots, int) for shots in value)):
+        return value
+    if fewer := [shots for shots in value if shots <= shot]:
+        return value[max(fewer)]
+    raise UserError(f"{where} is {dict(value)} and says nothing of {shot} shots; give a number")
 
 
 __all__ = ["FewShot"]

@@ -22,6 +22,7 @@ from mmengine.device import get_device
 from mmengine.dist import barrier, get_rank, get_world_size
 from torch import Tensor
 
+from pipeline.datasets.transforms import UNCHANGED
 from pipeline.errors import UserError
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.progress import bar
@@ -32,7 +33,8 @@ FILES = "tokens-*.bin*"
 
 
 class Views(EpisodeDataset):
-    """Episodes whose clips are views: a clip has `views` of them, and an episode takes one by chance.
+    """Episodes whose clips are views: a clip has `views` of them, and an episode takes one by chance. Where queries
+    are treated differently it has as many more for them, whose numbers begin at `views`.
 
     View v of a clip depends on (seed, clip, v) alone, and which views episode i takes on (seed, i). `read` gives a
     view: (T, h, w, 3) uint8, or its tokens where it is that of `Tokens`.
@@ -54,8 +56,15 @@ class Views(EpisodeDataset):
 
     def view(self, clip: int, number: int) -> Tensor:
         """The frames (T, h, w, 3) of one view."""
+        return self.changed_view(clip, number)[0]
+
+    def changed_view(self, clip: int, number: int) -> tuple[Tensor, np.ndarray | None]:
+        """The frames of one view, and how their colours change."""
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, clip, 1 + number]))
-        return self.transform(self.read_clip(clip, rng), rng)
+        of_support = number < self.views
+        frames = (self.transform if of_support else self.query_transform)(self.read_clip(clip, rng), rng)
+        draw = self.colours.get("support" if of_support else "query")
+        return frames, None if draw is None else draw(rng)
 
     def asked(self) -> list[tuple[int, int]]:
         """The views that the episodes take, each once, as (clip, number) in ascending order."""
@@ -66,8 +75,13 @@ class Views(EpisodeDataset):
             reader[i]
         return sorted(found)
 
-    def _read(self, clips: np.ndarray, transform: Callable, rng: np.random.Generator, colours: None = None) -> Tensor:
-        numbers = rng.integers(self.views, size=len(clips))
+    def _read(
+        self, clips: np.ndarray, transform: Callable, rng: np.random.Generator, colours: list[np.ndarray],
+        draw: Callable[[np.random.Generator], np.ndarray] | None,
+    ) -> Tensor:  # fmt: skip
+        numbers = rng.integers(self.views, size=len(clips)) + (0 if transform is self.transform else self.views)
+        if draw is not None and self.read == self.view:  # frames, and no tokens
+            colours += [self.changed_view(int(clip), int(n))[1] for clip, n in zip(clips, numbers, strict=True)]
         return torch.stack([self.read(int(clip), int(number)) for clip, number in zip(clips, numbers, strict=True)])
 
 
@@ -112,7 +126,12 @@ def store_tokens(run_id: str, views: Views, model: FewShotModel, folder: Path, a
     model.to(device).eval()
 
     def tokens(pairs: list[tuple[int, int]]) -> np.ndarray:
-        frames = model.pixels(torch.stack([views.view(*pair) for pair in pairs]))
+        frames, colours = zip(*(views.changed_view(*pair) for pair in pairs), strict=True)
+        if views.colours:
+            changes = torch.from_numpy(np.stack([UNCHANGED if one is None else one for one in colours]))
+            frames = model.data_preprocessor.pixels(torch.stack(frames)[None], changes[None])[0]
+        else:
+            frames = model.pixels(torch.stack(frames))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             return model.trunk(frames).float().cpu().numpy()
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
 from pipeline.datasets.frames import FrameStore
-from pipeline.datasets.transforms import ClipTransform
-from pipeline.errors import UserError
+from pipeline.datasets.transforms import ClipTransform, draw_colours, draw_some_colours
 from pipeline.experiment import Measure, Run
 from pipeline.models.build import build_model
 from pipeline.models.few_shot.base import FewShotModel
@@ -46,21 +45,33 @@ class FewShotTask(Task, TimesTasks):
             store=self.store, split="train", way=train["way"], shot=train["shot"], query=train["query"],
             episodes=train["steps"] * train["episodes_per_step"], seed=self.run.seed,
             frames=self.run.frames["number"], mode=self.run.frames["sampling"],
-            transform=augmentation(self.run),
+            **self._augmentations(),
         )  # fmt: skip
         if train.get("stored_views"):
             return self._stored(Views(**settings, views=train["stored_views"]), model)
-        if train["jitter_queries"]:
-            settings |= dict(query_transform=augmentation(self.run, flip=0.5), jitter=True)
         return EpisodeDataset(**settings)
+
+    def _augmentations(self) -> dict[str, Any]:
+        """How supports and queries are cut out, and how their colours change."""
+        train = self.run.train
+        found: dict[str, Any] = {"colours": {}}
+        for key, name, side in (("transform", "support", "supports"), ("query_transform", "query", "queries")):
+            if train.get(f"jitter_{side}"):
+                found[key], found["colours"][name] = augmentation(self.run, flip=0.5), draw_colours
+            elif train.get("colour"):
+                found["colours"][name] = partial(draw_some_colours, number=1 if train["colour"] == "one" else 4)
+        return (
+            {"transform": augmentation(self.run)}
+            | found
+            | (
+                {"query_transform": augmentation(self.run)}
+                if "transform" in found and "query_transform" not in found
+                else {}
+            )
+        )
 
     def _stored(self, views: Views, model: FewShotModel) -> Views:
         """`views` as the tokens that the frozen layers of `model` make of them."""
-        if self.run.train["jitter_queries"]:
-            raise UserError(
-                f"{self.run.id}: train.stored_views has one kind of view of a clip, and train.jitter_queries another "
-                "for queries; leave one of them out"
-            )
         stored = store_tokens(self.run.id, views, model, self.ws.run(self.run.id), self.run.train["amp"])
         views.take(stored)
         return views

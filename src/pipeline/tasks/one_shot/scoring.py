@@ -16,6 +16,7 @@ from pydantic import Field
 from pipeline.datasets.loading import read_ahead
 from pipeline.datasets.skeletons.definition import Feed, SkeletonPolicy
 from pipeline.datasets.skeletons.feeder import MotionBertDataset, SkeletonDataset
+from pipeline.datasets.skeletons.images import ImageDataset
 from pipeline.datasets.skeletons.protocols import OneShotSplit
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.experiment import Frozen
@@ -25,7 +26,7 @@ from pipeline.progress import bar
 from pipeline.scores import spread_of
 from pipeline.tasks.one_shot.calibration import Calibration, predict_calibrated, statistics_for
 
-DATASETS = {"graph": SkeletonDataset, "motionbert": MotionBertDataset}
+DATASETS = {"graph": SkeletonDataset, "motionbert": MotionBertDataset, "image": ImageDataset}
 BATCH = 64
 
 

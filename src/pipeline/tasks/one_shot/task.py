@@ -20,6 +20,7 @@ from pipeline.datasets.skeletons.protocols import OneShotSplit
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.errors import UserError
 from pipeline.experiment import Measure, Run
+from pipeline.models.build import backbone_source
 from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.models.skeleton.baseline import per_class_batches
 from pipeline.models.skeleton.losses import contrastive_chance
@@ -114,7 +115,7 @@ class OneShotTask(Task):
 
     def chance_loss(self, model: SkeletonModel) -> tuple[str, float]:
         if model.encoder.classifier is not None:
-            return "loss_class", math.log(len(self.split("test").base_classes))
+            return "loss_class", model.class_weight * math.log(len(self.split("test").base_classes))
         return "loss_contrast", model.contrastive * contrastive_chance(self.run.train["batch"], model.temperature)
 
     def scores(self, model: SkeletonModel, measure: Measure, split: str, keep: bool = False) -> EpisodeScores:
@@ -146,6 +147,8 @@ def build_skeleton_model(
     from pipeline.datasets.skeletons.graph import get_graph
 
     settings = {key: value for key, value in run.model.items() if key not in ("type", "text", "text_source", "corpus")}
+    if run.backbone:
+        settings["settings"] = {**settings.get("settings", {}), "source": backbone_source(run.backbone, ws)}
     # MotionBERT's feed makes Human3.6M joints of what is stored.
     graph = get_graph("h36m17" if definition.feed.kind == "motionbert" else definition.graph)
     kind, texts = MODELS.get(run.model["type"]), None

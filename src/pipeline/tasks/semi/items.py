@@ -42,6 +42,7 @@ class SemiItems(Items):
         self.warm = train["warm_epochs"] if self.others else self.epochs
         self.labelled = ElementView(side, tuple(train["scale"]), train["flip"])
         self.strong = ElementView(side, tuple(train["scale"]), train["flip"], train.get("randaugment", 0))
+        self.paired = train.get("paired_views", False)
         self.weak = ElementView(side, tuple(train["scale"]), 0.0)
 
     def __len__(self) -> int:
@@ -64,9 +65,21 @@ class SemiItems(Items):
         }
         if epoch >= self.warm:
             clips = self._unlabelled((i - self.warm * self.per_epoch) * self.others)
-            item |= {"weak": self._read(clips, self.weak, rng), "strong": self._read(clips, self.strong, rng)}
+            item |= self._views(clips, rng)
             item["progress"] = torch.tensor(ssl_progress(epoch, self.epochs, self.warm), dtype=torch.float64)
         return item
+
+    def _views(self, clips: np.ndarray, rng: np.random.Generator) -> dict[str, list[torch.Tensor]]:
+        """A weak and a strong view of each clip: two draws, or one draw of which the second is changed further."""
+        if not self.paired:
+            return {"weak": self._read(clips, self.weak, rng), "strong": self._read(clips, self.strong, rng)}
+        seeds = rng.integers(2**63, size=len(clips))
+        views = {"weak": self.labelled, "strong": self.strong}
+        return {name: stack([self._one(clip, view, seed) for clip, seed in zip(clips, seeds, strict=True)])
+                for name, view in views.items()}  # fmt: skip
+
+    def _one(self, clip: int, view: ElementView, seed: int) -> list[torch.Tensor]:
+        return read_elements(self.store, int(clip), self.sampler, view, np.random.default_rng(seed))
 
     def _order(self, epoch: int) -> np.ndarray:
         """Places of the labelled videos in an epoch; where they fill no step, they come again."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from pipeline.experiment import Run
 from pipeline.tasks.costs import Cost, Seconds, hours, kept_gb
 from pipeline.tasks.kind import Kind
-from pipeline.tasks.recipe import OFF, Count, Epochs, Recipe, Share, Whole
+from pipeline.tasks.recipe import OFF, Count, Epochs, Recipe, Share, Switch, Whole
 
 SMALL = Seconds(5.0, 0.07, 3.0)
 UNLABELLED = 0.035  # seconds of a step for each unlabelled clip beside a labelled one
@@ -30,6 +30,13 @@ class SemiTrain(Epochs):
     randaugment: Whole = Field(
         0, description="operations of RandAugment on the strong view; 0: none", json_schema_extra=OFF
     )
+    paired_views: Switch = Field(
+        False, description="the strong view is the weak one, changed further", json_schema_extra=OFF
+    )
+    decay: Literal["cosine"] | None = Field(
+        None, description="cosine: from the warm-up to zero; null: at the milestones", json_schema_extra=OFF
+    )
+    clip_gradient: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: any", json_schema_extra=OFF)
 
 
 class SemiRecipe(Recipe):

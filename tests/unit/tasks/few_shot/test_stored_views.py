@@ -7,6 +7,7 @@ import itertools
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -80,6 +81,28 @@ def test_losses_are_those_of_the_whole_network_on_the_same_views(world, tmp_path
     before = task_of(run, stored).build().trained_state()
     assert max(float((value - before[name]).abs().max()) for name, value in _found(stored, run)[1].items()) > 1e-3
     assert not list(stored.run(run.id).glob(FILES))
+
+
+def test_views_of_supports_and_queries_that_are_treated_differently(world, tmp_path, monkeypatch):
+    """EMP-Net: supports are flipped and their colours change, queries are as they are."""
+    run = _run(world, "emp_net", optimizer="adam", learning_rate=1e-3)
+    views = _views(world, run)
+    assert {number for _, number in views.asked()} == {0, 1, 2, 3}
+    assert torch.equal(views.view(5, 2), views.query_transform(*_frames_of(views, 5, 2)))
+    assert torch.equal(views.view(5, 1), views.transform(*_frames_of(views, 5, 1)))
+    assert set(views.colours) == {"support"} and (views.transform.flip, views.query_transform.flip) == (0.5, 0.0)
+    assert views.changed_view(5, 1)[1].shape == (9,) and views.changed_view(5, 2)[1] is None
+    stored, whole = world.elsewhere(tmp_path / "stored"), world.elsewhere(tmp_path / "whole")
+    train_run(run, stored)
+    monkeypatch.setattr(FewShotTask, "_stored", _frames)
+    train_run(run, whole)
+    _assert_same(_found(stored, run), _found(whole, run))
+
+
+def _frames_of(views, clip, number):
+    """Arguments of a transform: the frames that a view has, and the generator behind their choice."""
+    rng = np.random.default_rng(np.random.SeedSequence([views.seed, clip, 1 + number]))
+    return views.read_clip(clip, rng), rng
 
 
 def test_views_are_another_training_than_fresh_ones(world, tmp_path):
@@ -168,7 +191,7 @@ def test_a_resumed_training_takes_the_files_again(world, tmp_path, monkeypatch):
 
 def test_nothing_half_written_is_left(world, tmp_path, monkeypatch):
     run, ws = _run(world), world.elsewhere(tmp_path)
-    original, views = Views.view, []
+    original, views = Views.changed_view, []
 
     def view(self, *pair):
         if len(views) == module.VIEWS_AT_ONCE + 2:
@@ -176,7 +199,7 @@ def test_nothing_half_written_is_left(world, tmp_path, monkeypatch):
         views.append(pair)
         return original(self, *pair)
 
-    monkeypatch.setattr(Views, "view", view)
+    monkeypatch.setattr(Views, "changed_view", view)
     with pytest.raises(OSError, match="unplugged"):
         train_run(run, ws)
     assert not list(ws.run(run.id).glob("*tokens*"))
@@ -199,7 +222,6 @@ def test_a_disk_that_is_too_small_is_known_beforehand(world, tmp_path, monkeypat
         ("task_adapter_pp", {"model": {"temporal_embedding": "input"}}, "no frozen layer lies below"),
         ("task_adapter_pp", {"model": {"finetune": "full"}}, "no frozen layer lies below"),
         ("task_adapter", {"model": {"placement": "all"}}, "no frozen layer lies below"),
-        ("task_adapter", {"jitter_queries": True}, "train.jitter_queries another for queries"),
     ],
 )
 def test_a_method_without_frozen_layers(world, tmp_path, method, settings, message):

@@ -75,11 +75,16 @@ def test_questions_are_planned_with_the_run_that_they_read(semi, asked):
 
 
 @pytest.mark.parametrize(
-    "encoder", [None, {"method": "svformer", "train": {"epochs": 2, "steps": 2, "warm_epochs": 1}}]
+    "encoder",
+    [
+        None,
+        {"method": "frozen_frames", "train": {"steps": 0}},
+        {"method": "svformer", "train": {"epochs": 2, "steps": 2, "warm_epochs": 1}},
+    ],
 )
 def test_it_trains_is_saved_and_gives_the_same_answers_again(semi, asked, tmp_path, encoder):
     ws = semi.elsewhere(tmp_path / "ws")
-    if encoder:
+    if encoder and encoder["method"] == "svformer":
         encoder["train"] |= {"batch": 2, "unlabelled": 1, "labelled_per_step": 4}
     cell = asked(encoder)
     record = trained(cell, ws)

@@ -17,19 +17,23 @@ class AttentionBlock(nn.Module):
 
     As in CLIP-FSAR: one LayerNorm shared by queries, keys and values; projections without bias; the residual
     around the attention starts from the un-normalised queries; no output projection if there is one head.
-    Raises UserError if `heads` does not divide `dim`.
+    `inner` is the width of all heads together, `dim` if it is not given. Raises UserError if `heads` does not divide
+    it.
     """
 
-    def __init__(self, dim: int, heads: int, ffn: int, dropout: float, ffn_dropout: float) -> None:
+    def __init__(
+        self, dim: int, heads: int, ffn: int, dropout: float, ffn_dropout: float, inner: int | None = None
+    ) -> None:
         super().__init__()
-        if heads < 1 or dim % heads:
-            raise UserError(f"feature width {dim} is not a multiple of the {heads} attention heads; change heads")
+        inner = dim if inner is None else inner
+        if heads < 1 or inner % heads:
+            raise UserError(f"feature width {inner} is not a multiple of the {heads} attention heads; change heads")
         self.heads = heads
         self.norm = nn.LayerNorm(dim)
-        self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_k = nn.Linear(dim, dim, bias=False)
-        self.to_v = nn.Linear(dim, dim, bias=False)
-        self.out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout)) if heads > 1 else nn.Identity()
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_k = nn.Linear(dim, inner, bias=False)
+        self.to_v = nn.Linear(dim, inner, bias=False)
+        self.out = nn.Sequential(nn.Linear(inner, dim), nn.Dropout(dropout)) if heads > 1 else nn.Identity()
         self.ffn = nn.Sequential(
             nn.Linear(dim, ffn),
             nn.GELU(),
