@@ -29,6 +29,7 @@ class Experiment(Strict):
     selection: str | None = None
     model: dict[str, Any] = {}
     train: dict[str, Any] = {}
+    frames: dict[str, Any] = Field({}, description="the choice of frames, or how skeletons are shown, as in a recipe")
     measure: dict[str, Any] = {}
 
 
