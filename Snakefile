@@ -12,48 +12,26 @@ include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/tables.smk"
 
 
-localrules:
-    all_tables,
-    lga_tables,
-    task_adapter_tables,
-    crossglg_tables,
-    sefar_tables,
-
-
 rule all_tables:
     default_target: True
     input:
         combined_tables(),
-        [paper_table(paper, number) for paper, number in PLAN.tables()],
+        paper_tables(),
         [figure for paper in PLAN.papers for figure in figure_files(paper)],
+    localrule: True
 
 
-rule lga_tables:
-    input:
-        [paper_table(paper, number) for paper, number in PLAN.tables("lga")],
-        figure_files("lga"),
-        cell_files("lga"),
+# A target of each paper: its tables, its figures and the numbers behind them.
+for paper in PLAN.papers:
 
-
-rule task_adapter_tables:
-    input:
-        [paper_table(paper, number) for paper, number in PLAN.tables("task_adapter")],
-        figure_files("task_adapter"),
-        cell_files("task_adapter"),
-
-
-rule crossglg_tables:
-    input:
-        [paper_table(paper, number) for paper, number in PLAN.tables("crossglg")],
-        figure_files("crossglg"),
-        cell_files("crossglg"),
-
-
-rule sefar_tables:
-    input:
-        [paper_table(paper, number) for paper, number in PLAN.tables("sefar")],
-        figure_files("sefar"),
-        cell_files("sefar"),
+    rule:
+        name:
+            f"{paper}_tables"
+        input:
+            paper_tables(paper),
+            figure_files(paper),
+            cell_files(paper),
+        localrule: True
 
 
 onstart:

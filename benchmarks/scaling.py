@@ -13,7 +13,7 @@ from benchmarks.lines import Line, least, timed
 from benchmarks.matching import FRAMES, build, make_features
 from benchmarks.world import World
 from pipeline.datasets.frames import build_frame_store
-from pipeline.datasets.sources import video_root
+from pipeline.datasets.kinds.registry import data_of
 from pipeline.models.build import build_model
 from pipeline.tasks.few_shot.episodes import EpisodeSampler, episode_table
 from pipeline.tasks.few_shot.scoring import encode_clips, score_episodes, split_clips
@@ -74,7 +74,7 @@ def _matching(repeats: int, episodes: int = 1000, way: int = 5, shot: int = 1, f
 def workers(world: World, folder: Path) -> Line:
     """A frame store built by two processes, or by one."""
     index = world.ws.dataset(world.dataset.key) / "index.csv"
-    root, policy = video_root(world.dataset, world.ws), world.store.manifest["policy"]
+    root, policy = data_of(world.dataset).root(world.ws), world.store.manifest["policy"]
     build_store: Callable[[int], object] = lambda n: build_frame_store(index, root, folder / f"by{n}", policy, n)  # noqa: E731
     (one, first), (two, second) = timed(lambda: build_store(1)), timed(lambda: build_store(2))
     blobs = [sorted((path.name, path.read_bytes()) for path in Path(made).parent.glob("shard-*.bin"))

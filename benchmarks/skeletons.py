@@ -11,7 +11,7 @@ from benchmarks.lines import Line, memory, timed
 from pipeline.datasets.index import Clip, write_index
 from pipeline.datasets.skeletons.bench import measure as build_and_read
 from pipeline.datasets.skeletons.bench import write_samples
-from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
+from pipeline.datasets.skeletons.definition import SkeletonPolicy
 from pipeline.datasets.skeletons.store import DATA, FORMAT, SkeletonStore
 from pipeline.files import write_csv
 

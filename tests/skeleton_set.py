@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from pipeline.datasets.index import Clip, write_index
+from pipeline.datasets.skeletons.definition import SkeletonDefinition
 from pipeline.datasets.skeletons.feeder import SkeletonDataset
-from pipeline.datasets.skeletons.prepare import SkeletonDefinition, load_split, make_skeleton_store, prepare_skeletons
+from pipeline.datasets.skeletons.prepare import load_split, make_skeleton_store, prepare_skeletons
 from pipeline.datasets.skeletons.protocols import OneShotSplit
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.datasets.synthetic import grammar, motion, write_skeleton

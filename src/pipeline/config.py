@@ -28,40 +28,38 @@ class Cluster(BaseModel):
     mode: Literal["shared", "job"] = Field(
         "shared",
         description="shared: all runs on one running Ray cluster (started when first needed); "
-        "job: every training is a Ray cluster of its own",
+        "job: every training starts its own Ray cluster",
     )
     slots: int = Field(2, ge=1, description="trainings at a time on the shared cluster")
-    threads: int = Field(1, ge=1, description="CPU threads of each of them")
-    gpus: float = Field(0, ge=0, description="GPUs of each of them; a fraction packs several on one")
-    workers: int = Field(1, ge=1, description="workers (processes) of one training; the episodes are split")
+    threads: int = Field(1, ge=1, description="CPU threads of each training")
+    gpus: float = Field(0, ge=0, description="GPUs of each training; a fraction packs several on one GPU")
+    workers: int = Field(1, ge=1, description="processes of one training, which share its episodes")
     nodes: int = Field(1, ge=1, description="nodes of a Slurm job over which Ray and its workers are spread")
     interface: str = Field("", description="network interface between nodes; empty: the one that Slurm uses")
     stop_minutes: float = Field(
-        2, ge=0, description="so long before its time limit a Slurm job keeps a checkpoint and ends"
+        2, ge=0, description="how long before its time limit a Slurm job saves a checkpoint and ends"
     )
-    idle_minutes: float = Field(2, gt=0, description="the shared cluster stops when unused for so long")
+    idle_minutes: float = Field(2, gt=0, description="how long the shared cluster may be unused before it stops")
     dashboard: bool = Field(True, description="start Ray's dashboard with the shared cluster")
-    tracker: Literal["", "wandb", "mlflow"] = Field("", description="where curves go beside TensorBoard")
+    tracker: Literal["", "wandb", "mlflow"] = Field("", description="where curves go besides TensorBoard")
 
 
 class LLM(BaseModel):
-    """The language model that describes classes: any server that has OpenAI's chat completions."""
+    """The language model that describes classes, on any server that offers OpenAI's chat completions."""
 
     model_config = ConfigDict(extra="forbid")
     model: str = Field("", description="name of the model, as the server calls it")
-    base_url: str = Field("", description="address up to /v1; empty: $OPENAI_BASE_URL, else OpenAI's")
-    key: str = Field(
-        "OPENAI_API_KEY", description="environment variable that holds the key; the key stands nowhere else"
-    )
+    base_url: str = Field("", description="address up to /v1; empty: $OPENAI_BASE_URL, or else OpenAI's")
+    key: str = Field("OPENAI_API_KEY", description="environment variable that holds the key, which is in no file")
     parameters: dict[str, Any] = Field(
         {"temperature": 0.0}, description="sent with every question: temperature, seed, max_tokens, ..."
     )
-    prompts: list[str] = Field([], description="files of config/prompts; empty: those that the kind of data set needs")
+    prompts: list[str] = Field([], description="files in config/prompts; empty: those that the kind of data set needs")
     concurrency: int = Field(4, ge=1, description="questions at a time")
-    timeout: float = Field(120, gt=0, description="seconds for an answer")
+    timeout: float = Field(120, gt=0, description="seconds to wait for an answer")
     retries: int = Field(6, ge=0, description="further attempts after 408, 409, 429, 5xx, time-outs, lost connections")
-    repairs: int = Field(2, ge=0, description="further turns in which the model mends an answer of the wrong form")
-    price: dict[Literal["input", "output"], float] = Field({}, description="of a million tokens, for the cost")
+    repairs: int = Field(2, ge=0, description="turns in which the model may repair an answer of the wrong form")
+    price: dict[Literal["input", "output"], float] = Field({}, description="of a million tokens, to print the cost")
 
 
 class Settings(BaseModel):
@@ -78,9 +76,12 @@ class Settings(BaseModel):
         min_length=1,
         description="weights of Eq. 5 tried",
     )
-    cluster: Cluster = Field(default_factory=Cluster)
+    cluster: Cluster = Field(default_factory=Cluster, description="where trainings run")
     substitute: dict[str, str] = Field({}, description="data set in a table -> data set used instead")
-    substitute_backbone: dict[str, str] = Field({}, description="backbone that is asked for -> backbone used instead")
+    stand_in: bool = Field(
+        False, description="use the data set that `stands_in` of a definition names, where `substitute` says nothing"
+    )
+    substitute_backbone: dict[str, str] = Field({}, description="backbone that is named -> backbone used instead")
     frames: dict[str, Any] = Field({}, description="overlay on the frame policy of every data set")
     train: dict[str, Any] = Field({}, description="overlay on the recipe of every method that is trained on episodes")
     model: dict[str, Any] = Field({}, description="overlay on the model settings of every method that has them")
@@ -92,18 +93,18 @@ class Settings(BaseModel):
         0.9,
         ge=0,
         le=1,
-        description="share of each split's listed clips that must be there; a data set may have one",
+        description="share of each split's listed clips that must be there; a data set may have its own",
     )
     datasets: dict[str, dict[str, Any]] = Field({}, description="overlay on config/datasets/NAME.yaml, or a new one")
     methods: dict[str, dict[str, Any]] = Field({}, description="overlay on config/methods/NAME.yaml, or a new one")
     backbones: dict[str, dict[str, Any]] = Field({}, description="overlay on config/backbones.yaml, or a new one")
     tables: dict[str, Any] = Field({}, description="overlay on config/tables/PAPER.yaml, or a new paper")
-    llm: LLM = Field(default_factory=LLM, description="for data sets with the key describe")
-    mirror: str = Field("", description="folder or server that has every file to download, by its address")
+    llm: LLM = Field(default_factory=LLM, description="writes the texts of data sets with the key describe")
+    mirror: str = Field("", description="folder or server that holds every file to download, at MIRROR/HOST/PATH")
     resources: dict[Stage, dict[str, int | str]] = Field(
         {},
-        description="stage -> what its jobs ask of a cluster (gpu, mem_mb, runtime in minutes, ...); threads; "
-        "nodes over which frames and poses are spread",
+        description="stage -> what its jobs ask of a cluster (gpu, mem_mb, runtime in minutes, ...), threads, and "
+        "for frames and poses nodes",
     )
 
 
@@ -249,12 +250,14 @@ def parse(model: type[Model], content: Mapping[str, Any], where: str | Callable[
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a misspelt key lacks, too
         key = ".".join(str(part) for part in first["loc"])
         where = where if isinstance(where, str) else where(str(first["loc"][0]))
         if first["type"] == "extra_forbidden":
             fields = _fields_at(model, first["loc"][:-1])
             raise unknown("key", str(first["loc"][-1]), fields, f"{where} ({key})") from None
+        if first["type"] == "missing":
+            raise UserError(f"{where}: key {key} is missing") from None
         raise UserError(f"{where}: key {key}: {first['msg']} (got {first.get('input')!r})") from None
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.experiment import store_key
 from pipeline.plan import Plan
 from pipeline.progress import span
 from pipeline.sheets import table_stem
+from pipeline.steps import Step, steps_of
 from pipeline.tasks.costs import GPU_FLOPS, Cost, clips_of
 from pipeline.workspace import Workspace
 
@@ -22,23 +22,26 @@ GENERATED, STORED, PRETRAINED, FETCHED, WRITTEN = 18.0, 11.0, 91.0, 3.0, 0.6  # 
 
 def small_work(plan: Plan, ws: Workspace) -> tuple[float, float]:
     """Core seconds of everything at a scale of generated videos, and of what is not done yet."""
-    work: list[tuple[float, bool]] = []
-    for key in plan.datasets_read():
-        made = (ws.dataset(key) / store_key(plan.frames(plan.datasets[key])) / "manifest.json").is_file()
-        work.append((GENERATED + STORED, made))
-    for key, asset in plan.backbones.items():
-        if "sources" in asset.spec:
-            seconds = FETCHED if "packed" in asset.options else PRETRAINED
-            work.append((seconds, (ws.backbone(key) / "config.json").is_file()))
-    for run in plan.runs.values():
-        seconds = plan.kind(run).seconds(run)
-        work.append((seconds.start + seconds.step, (ws.run(run.id) / "train.json").is_file()))
-        cells = plan.cells_of[run.id]
-        work.append((seconds.tests if cells else 0.0, all(ws.cell(cell).is_file() for cell in cells)))
-    for paper, number in plan.tables():
-        if plan.table_cells(paper, number):
-            work.append((WRITTEN, (ws.root / paper / f"{table_stem(number)}.csv").is_file()))
+    work = [(_seconds(plan, step), step.done) for step in steps_of(plan, ws.root)]
     return sum(seconds for seconds, _ in work), sum(seconds for seconds, done in work if not done)
+
+
+def _seconds(plan: Plan, step: Step) -> float:
+    """Core seconds of one step at a scale of generated videos; 0 of those that take next to none."""
+    names = step.names
+    if step.stage == "pretrain":
+        return FETCHED if "packed" in plan.backbones[names["backbone"]].options else PRETRAINED
+    if step.stage == "train":
+        run = plan.runs[names["run"]]
+        seconds = plan.kind(run).seconds(run)
+        return seconds.start + seconds.step
+    if step.stage == "evaluate":
+        run, cells = plan.measured_together[names["job"]]
+        return plan.kind(plan.runs[run]).seconds(plan.runs[run]).tests * len(cells) / len(plan.cells_of[run])
+    if step.stage == "table":
+        asked = {(entry.paper, table_stem(entry.table)) for entry in plan.entries}
+        return WRITTEN if (names["paper"], names["stem"]) in asked else 0.0
+    return {"videos": GENERATED, "frames": STORED}.get(step.stage, 0.0)
 
 
 def wall_hours(costs: Iterable[Cost], gpus: int) -> float:
@@ -52,7 +55,7 @@ def wall_hours(costs: Iterable[Cost], gpus: int) -> float:
 def disk_bytes(plan: Plan) -> int:
     """About how much the frame stores of the real videos take."""
     read = (plan.datasets[key] for key in plan.datasets_read())
-    videos = (asset for asset in read if asset.spec["kind"] not in ("skeletons", "synthetic"))
+    videos = (asset for asset in read if plan.data(asset).decoded and not plan.data(asset).whole)
     return sum(sum(clips_of(asset).values()) * FRAMES_OF_CLIP * BYTES_OF_FRAME for asset in videos)
 
 
@@ -92,7 +95,7 @@ def print_plan(plan: Plan, results: Path, gpus: int = 8) -> None:
     places = sum(len(entry.cells) for entry in plan.entries)
     console.print(
         f"{places} measured places are {len(plan.cells)} distinct cells of {len(plan.runs)} runs, "
-        f"{len(trained)} of them trainings; {sum((ws.run(r.id) / 'train.json').is_file() for r in trained)} trained."
+        f"{len(trained)} of them trainings; {sum(ws.trained(r.id).is_file() for r in trained)} trained."
     )
     for sweep in plan.sweeps.values():
         own = [run for run in sweep.runs if plan.swept.get(run) == sweep.name]

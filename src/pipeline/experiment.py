@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-SCORES = ("vv", "vt", "both")
-SCORED = ("accuracy_pct", "opposite_pct")
-"""Metrics that are read off the scores of a test; the others come from the model itself."""
+from pipeline.metrics import METRICS, MetricName
+
+NO_SEARCH = {"alpha_grid": (), "val_episodes": 0}  # of a measurement that does not choose its alpha
+UNUSED = {"alpha": 1.0, "episodes": 0, **NO_SEARCH}  # where a metric has no use for them; of other keys the default
 
 
 def canonical(value: Any) -> str:
@@ -105,33 +106,37 @@ class Run(Frozen):
 
 
 class Measure(Frozen):
-    """How a trained run is measured; none of this reaches `Run.id`."""
+    """How a trained run is measured; none of this enters the id of the training."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    metric: Literal[
-        "accuracy_pct", "opposite_pct", "time_ms", "params_m", "teacher_time_share_pct", "teacher_spread_pct"
-    ] = "accuracy_pct"
+    metric: MetricName = "accuracy_pct"
+    """What is measured: docs/add-a-table-row.md describes each."""
     way: int = 5
+    """Classes in a test episode."""
     shot: int = 1
+    """Supports per class in a test episode."""
     query: int = 1
-    """Queries per class of a test episode."""
+    """Queries per class in a test episode."""
     episodes: int = 10_000
+    """Test episodes."""
     val_episodes: int = 1_000
     """Episodes of the validation classes on which alpha is chosen."""
     episode_seed: int = 0
+    """Seed of the test episodes."""
     score: Literal["vv", "vt", "both"] = "both"
     """Video-video matching, video-text matching, or their weighted geometric mean."""
     alpha: float | Literal["val", "own"] = "val"
-    """Exponent of the video-video part (LGA, Eq. 5); "val" picks it on the validation classes; "own" takes the score
-    that the method itself makes of both (Task-Adapter's product)."""
+    """Exponent of the video-video part (LGA, Eq. 5). "val" chooses it on the validation classes; "own" takes the
+    method's own fusion of both scores (Task-Adapter's product)."""
     alpha_grid: tuple[float, ...] = ()
+    """Values of alpha to choose from; empty: the settings' `alpha_grid`."""
     matcher: str | None = None
-    """Matcher at test where it differs from the one in training."""
+    """Matcher in the test, if not the one in training."""
     one_shot: dict[str, Any] = Field(default_factory=dict)
-    """Of a test of skeletons, where it is another than the default: `feature`, and `calibration` with its settings."""
+    """For tests of skeletons, if not the default: `feature`, and `calibration` with its settings."""
     part: str = ""
-    """Of params_m: the tuned parameters whose names begin so, all without it."""
+    """For params_m: count only the tuned parameters whose names begin so."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, make: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -143,21 +148,13 @@ class Measure(Frozen):
         """The same measurement with the keys that cannot matter for it set to one value.
 
         Two cells that must give the same number then have the same id: alpha does not matter for a single score,
-        nor the grid for a given alpha.
+        nor the grid for a given alpha, nor what the metric's entry does not name.
         """
-        changes: dict[str, Any] = {}
-        if self.score != "both":
-            changes |= {"alpha": 1.0 if self.score == "vv" else 0.0, "alpha_grid": (), "val_episodes": 0}
-        elif self.alpha != "val":
-            changes |= {"alpha_grid": (), "val_episodes": 0}
-        if self.metric not in SCORED:
-            changes |= {"alpha": 1.0, "alpha_grid": (), "val_episodes": 0, "episodes": 0, "score": "both"}
-        if self.metric == "params_m":
-            return Measure(metric="params_m", part=self.part, **changes)
-        if self.metric in ("teacher_time_share_pct", "teacher_spread_pct"):
-            return Measure(metric=self.metric, **changes)
-        changes["part"] = ""
-        return self.model_copy(update=changes)
+        given = {key: getattr(self, key) for key in METRICS[self.metric].settings}
+        settled = Measure(metric=self.metric, **(UNUSED | given))
+        if settled.score != "both":
+            return settled.model_copy(update={"alpha": 1.0 if settled.score == "vv" else 0.0, **NO_SEARCH})
+        return settled if settled.alpha == "val" else settled.model_copy(update=NO_SEARCH)
 
     @property
     def scoring(self) -> dict[str, Any]:
@@ -168,7 +165,7 @@ class Measure(Frozen):
     def scored(self) -> str:
         """What is worked out for it: the same for cells that are read off the same scores."""
         measure = self.settled()
-        if measure.metric in SCORED:
+        if METRICS[measure.metric].scored:
             return canonical(measure.scoring)
         return canonical({"metric": measure.metric, "part": measure.part, **measure.scoring})
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.datasets.counts import listed_classes
+from pipeline.datasets.kinds.base import DataSet
 from pipeline.errors import UserError
 from pipeline.experiment import Asset, Run
 from pipeline.names import match_names
@@ -48,7 +49,7 @@ def check_plan(plan: Plan) -> Checked:
     for run in plan.runs.values():
         asset = plan.datasets[run.dataset]
         if asset.key not in named:
-            named[asset.key] = names_of(asset)
+            named[asset.key] = names_of(plan.data(asset))
             found.faults += named[asset.key][1]
         if run.train:
             line = Line(
@@ -56,7 +57,7 @@ def check_plan(plan: Plan) -> Checked:
                 named[asset.key][0],
             )  # fmt: skip
             found.lines[line] += 1
-        found.faults += [f"{run.id}: {fault}" for fault in faults_of(run, asset)]
+        found.faults += [f"{run.id}: {fault}" for fault in faults_of(run, plan.data(asset))]
     return found
 
 
@@ -113,43 +114,37 @@ def clips_of(run: Run, asset: Asset) -> int:
     return int(expected.get(run.train.get("base_set", ""), expected.get("base", 0)))
 
 
-def faults_of(run: Run, asset: Asset) -> Iterator[str]:
+def faults_of(run: Run, data: DataSet) -> Iterator[str]:
     """Why a run is not what its paper says, or cannot be trained."""
-    model, train, kind = run.model, run.train, asset.spec["kind"]
-    real = kind not in ("synthetic",) and "reads" not in asset.spec
-    if real and model.get("text") == "lsa":
-        yield "its texts are vectors of their own words (lsa); the papers have DeBERTa (CrossGLG) or CLIP (GAP)"
-    if (corpus := model.get("corpus")) and real and corpus not in asset.options.get("corpora", {}):
-        yield f"{asset.name} names no corpus {corpus!r} under corpora"
-    if real and model["type"] == "TaskAdapter" and run.frames["sampling"] != "segment_random":
-        yield f"its frames are chosen by {run.frames['sampling']}; the released ones are one of each eighth"
-    if real and kind == "semi" and train:
-        if run.selection == "val":
-            yield "a checkpoint is selected with labels of more videos than the rate has"
-        if not isinstance(run.frames["store"]["size"], int):
-            yield "its frames are squashed to a square; the paper keeps their aspect"
+    model, train = run.model, run.train
+    if not data.whole:
+        if model.get("text") == "lsa":
+            yield "its texts are vectors of their own words (lsa); the papers have DeBERTa (CrossGLG) or CLIP (GAP)"
+        if (corpus := model.get("corpus")) and corpus not in data.definition.corpora:
+            yield f"{data.asset.name} names no corpus {corpus!r} under corpora"
+        if model["type"] == "TaskAdapter" and run.frames["sampling"] != "segment_random":
+            yield f"its frames are chosen by {run.frames['sampling']}; the released ones are one of each eighth"
+        yield from data.faults(run)
     if per_class := train.get("per_class"):
-        bases = asset.spec.get("protocol", {}).get("bases", {})
-        classes = bases.get(train.get("base_set"), 0)
+        classes = data.bases.get(train.get("base_set"), 0)
         count = classes if isinstance(classes, int) else len(classes)
         if count and train["batch"] // per_class > count:
             yield f"a batch needs {train['batch'] // per_class} classes and {train['base_set']} are {count}"
 
 
 # --------------------------------------------------------------------------------------------- class names
-def names_of(asset: Asset) -> tuple[str, list[str]]:
+def names_of(data: DataSet) -> tuple[str, list[str]]:
     """Classes that the lists name and how many of them have texts, as far as both are here; and what is wrong."""
-    definition = {**asset.spec, **asset.options}
-    if asset.spec["kind"] in ("synthetic", "semi") or "reads" in asset.spec:
+    if data.whole or "text" not in data.stages:
         return "-", []
+    asset, texts = data.asset, data.definition.texts
     lists = asset.options.get("lists")
     if isinstance(lists, str) and not Path(lists).is_dir():
         return f"lists {ABSENT}", []
     try:
-        classes = listed_classes(definition, f"config/datasets/{asset.name}.yaml")
+        classes = listed_classes(data)
     except UserError as error:
         return UNKNOWN, [f"{asset.name}: {error}"] if lists else []
-    texts = asset.options.get("texts", "")
     if not Path(texts).is_file():
         return f"{len(classes)} classes, texts {ABSENT}", []
     from pipeline.text.corpus import load_corpus

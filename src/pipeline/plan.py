@@ -5,31 +5,25 @@ The plan is what Snakemake reads at parse time, and what `python -m pipeline pla
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, merge, parse
+from pipeline.datasets.kinds.base import DataSet, FrameKeys
+from pipeline.datasets.kinds.registry import data_of, kind_named
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest, store_key
+from pipeline.files import content_of
 from pipeline.sheets import INSIDE, Column, Paper, Row, Table, read_papers, table_stem
 from pipeline.tasks.kind import Kind
 from pipeline.tasks.kinds import check_metric, kind_of
 from pipeline.tasks.questions.kind import Encoder
 
-# Keys of a data set's definition that say where and how on this machine, not what.
-DATASET_OPTIONS = (
-    "root", "lists", "labels", "names", "missing", "texts", "corpora", "describe", "expected", "workers", "licence",
-    "homepage", "note", "download", "available", "min_coverage", "videos", "duplicates",
-)  # fmt: skip
-FRAME_KEYS = ("store", "number", "crop", "sampling", "test_sampling")
-METHOD_FRAME_KEYS = ("sampling", "test_sampling")  # of a recipe; the rest of the policy is the data set's
 PRETRAINED = "pretrained"  # folder of backbones that come with the repository
-READ_POLICY = ("single", "alignment", "axes")  # of a skeleton policy: what is done when a stored clip is read
 
 
 @dataclass(frozen=True)
@@ -69,6 +63,7 @@ class Plan:
     datasets: dict[str, Asset] = field(default_factory=dict)
     backbones: dict[str, Asset] = field(default_factory=dict)
     sweeps: dict[str, SweepPlan] = field(default_factory=dict)
+    _data: dict[str, DataSet] = field(default_factory=dict, repr=False)
     _methods: dict[str, tuple[dict[str, Any], Kind]] = field(default_factory=dict, repr=False)
     _datasets: dict[str, Asset] = field(default_factory=dict, repr=False)
     """By the name in the sheets; `datasets` is by key."""
@@ -100,6 +95,7 @@ class Plan:
     def _check_overlays(self) -> None:
         """Keys of the settings that would be passed over in silence."""
         settings, where = self.config.settings, f"the settings ({self.config.folder}/config.yaml, scale, command line)"
+        parse(FrameKeys, settings.frames, f"{self.config.folder}/config.yaml (or scale, or command line), frames")
         methods = [self.method(name, where) for name in self.config.names("methods")]
         known = {"train": set(), "model": set()}
         for recipe, kind in methods:
@@ -192,7 +188,7 @@ class Plan:
         """
         settings = self.config.settings
         method, kind = self.method(delta["method"], where)
-        name = settings.substitute.get(delta["dataset"], delta["dataset"])
+        name = self._stands_in(delta["dataset"], where)
         dataset = self.dataset(name, where)
         train = self._scheduled(method, name, delta.get("train", {}))
         budget = settings.budgets.get(delta["method"], {})
@@ -239,6 +235,13 @@ class Plan:
         )
         return Cell(run=run, measure=measure)
 
+    def _stands_in(self, name: str, where: str) -> str:
+        """The data set that is measured where a table names `name`."""
+        settings = self.config.settings
+        if name in settings.substitute or not settings.stand_in:
+            return settings.substitute.get(name, name)
+        return self.config.entry("datasets", name, where).get("stands_in") or name
+
     def _scheduled(self, method: Mapping[str, Any], dataset: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe of a method on a data set, and on one of its base sets (`schedules: {DATASET/BASE SET: ...}`)."""
         train, schedules = method.get("train", {}), method.get("schedules", {})
@@ -265,28 +268,19 @@ class Plan:
         self, method: Mapping[str, Any], delta: Mapping[str, Any], dataset: Asset, where: str
     ) -> dict[str, Any]:
         """What recipe and experiment say of the choice of frames, or of how skeletons are shown."""
-        known = METHOD_FRAME_KEYS
-        if dataset.spec["kind"] == "skeletons":
-            known = ("policy", "feed")
-        elif dataset.spec["kind"] == "semi":
-            known = ("elements", "test_view")
         recipe, asked = method.get("frames", {}), delta.get("frames", {})
         for own, place in ((recipe, self.config.place("methods", delta["method"], "frames")), (asked, where)):
-            if odd := set(own) - set(known):
-                raise unknown("key", min(odd), known, f"{place}, frames")
+            parse(self.data(dataset).method_frames, own, f"{place}, frames")
         return merge(recipe, asked)
 
     def _selection(self, delta: Mapping[str, Any], dataset: Asset) -> str:
-        """The rule that selects a checkpoint; a one-shot protocol without validation classes has the last one."""
+        """The rule that selects a checkpoint; where nothing is held out to select one, it is the last one."""
         wanted = delta.get("selection") or self.config.settings.selection
-        protocol = dataset.spec.get("protocol", {})
-        if dataset.spec["kind"] == "semi":
-            protocol = {"validation": dataset.spec.get("validation") or dataset.spec.get("clips", {}).get("val")}
-        return "last" if wanted == "val" and protocol and not protocol.get("validation") else wanted
+        return "last" if wanted == "val" and not self.data(dataset).validated else wanted
 
     def _base_set(self, dataset: Asset, name: str, where: str) -> str:
         """The first name of a set of base classes, so that equal sets of two tables are one."""
-        bases = dataset.spec.get("protocol", {}).get("bases", {})
+        bases = self.data(dataset).bases
         if name not in bases:
             raise unknown("base set", name, bases, f"{where} (data set {dataset.name}, protocol.bases)")
         return next(other for other, classes in bases.items() if classes == bases[name])
@@ -295,45 +289,35 @@ class Plan:
         """The data set `name`, registered in the plan."""
         if name in self._datasets:
             return self._datasets[name]
-        definition = self.config.entry("datasets", name, where)
-        if "kind" not in definition:
-            place = self.config.place("datasets", name)
-            raise UserError(f"{place}: key kind is missing (folder, list, semi, skeletons or synthetic)")
-        options = {key: definition[key] for key in DATASET_OPTIONS if key in definition}
-        options |= self._described(definition, self.config.place("datasets", name, "describe"))
-        spec = {key: value for key, value in definition.items() if key not in DATASET_OPTIONS}
-        files = ("lists", "labels", "missing")
-        contents = {key: _content(options[key]) for key in files if isinstance(options.get(key), str)}
-        spec |= {"contents": contents} if any(contents.values()) else {}
-        if not (spec["kind"] == "synthetic" or "reads" in spec):  # generated ones are whole
-            options["min_coverage"] = self._min_coverage(definition, name)
-        if "reads" in spec:  # the skeletons of another, generated set
-            spec["reads"] = self.dataset(
-                spec["reads"], f"{self.config.place('datasets', name, 'reads')}, key reads"
-            ).key
+        definition, place = self.config.entry("datasets", name, where), partial(self.config.place, "datasets", name)
+        kind = kind_named(definition, place)
+        spec, options = kind.divide(definition, place, lambda other, here: self.dataset(other, here).key)
+        options |= self._described(definition, kind.prompts, place("describe"))
         asset = Asset(name=name, spec=spec, options=options)
+        if not kind(asset).whole:
+            share = definition.get("min_coverage")
+            options["min_coverage"] = float(self.config.settings.min_coverage if share is None else share)
+            asset = asset.model_copy(update={"options": options})
         self._datasets[name] = self.datasets.setdefault(asset.key, asset)
         return self._datasets[name]
 
-    def _min_coverage(self, definition: Mapping[str, Any], name: str) -> float:
-        """Share of the listed clips of a data set that must be there."""
-        share = definition.get("min_coverage", self.config.settings.min_coverage)
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            place = self.config.place("datasets", name, "min_coverage")
-            raise UserError(f"{place}: min_coverage is {share!r}; give a share from 0 to 1, such as 0.9")
-        return float(share)
+    def data(self, dataset: Asset) -> DataSet:
+        """A data set, as its kind answers for it."""
+        if dataset.key not in self._data:
+            self._data[dataset.key] = data_of(dataset)
+        return self._data[dataset.key]
 
-    def _described(self, definition: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def _described(self, definition: Mapping[str, Any], prompts: Sequence[str], where: str) -> dict[str, Any]:
         """The keys that say how a language model writes the texts, with its settings and the prompts' words."""
         from pipeline.text.prompts import resolve
 
         made: dict[str, Any] = {}
-        config, kind = self.config, definition["kind"]
+        config = self.config
         if definition.get("describe") not in (None, False):
-            made["describe"] = resolve(config, definition["describe"], kind, f"{where}, describe")
+            made["describe"] = resolve(config, definition["describe"], prompts, f"{where}, describe")
         if corpora := definition.get("corpora"):
             made["corpora"] = {
-                name: given if isinstance(given, str) else resolve(config, given, kind, f"{where}, corpora.{name}")
+                name: given if isinstance(given, str) else resolve(config, given, prompts, f"{where}, corpora.{name}")
                 for name, given in corpora.items()
             }
         return made
@@ -365,18 +349,7 @@ class Plan:
 
     def frames(self, dataset: Asset) -> dict[str, Any]:
         """The frame policy of a data set, or how its skeletons are stored and shown."""
-        if dataset.spec["kind"] == "skeletons":
-            policy = dataset.spec.get("policy", {})
-            stored = {key: value for key, value in policy.items() if key not in READ_POLICY}
-            return {"store": {"skeletons": stored}, "policy": policy, "feed": dataset.spec.get("feed", {})}
-        own, folder = dataset.spec.get("frames", {}), self.config.folder
-        for keys, where in (
-            (self.config.settings.frames, f"{folder}/config.yaml (or scale, or command line), frames"),
-            (own, f"{self.config.place('datasets', dataset.name, 'frames')}, frames"),
-        ):
-            if odd := set(keys) - set(FRAME_KEYS):
-                raise unknown("key", min(odd), FRAME_KEYS, where)
-        return merge(self.config.settings.frames, own)
+        return self.data(dataset).frames(self.config.settings.frames)
 
     # What Snakemake asks
 
@@ -519,14 +492,6 @@ def _model_keys(recipe: Mapping[str, Any]) -> set[str]:
     return {*recipe.get("model", {}), *recipe.get("options", {})}
 
 
-def _content(path: str | None) -> str:
-    """Short hash of a file that the user provides, or of the files in a folder; empty where there is none yet."""
-    if not path or not Path(path).exists():
-        return ""
-    files = sorted(item for item in Path(path).rglob("*") if item.is_file()) if Path(path).is_dir() else [Path(path)]
-    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:8]
-
-
 def _texts_of(dataset: Asset, model: Mapping[str, Any]) -> str:
     """Short hash of the texts that a model reads: of the user's file, else of what a language model is asked.
 
@@ -536,15 +501,15 @@ def _texts_of(dataset: Asset, model: Mapping[str, Any]) -> str:
 
     if name := model.get("corpus"):
         given = dataset.options.get("corpora", {}).get(name)
-        return identity(given) if isinstance(given, dict) else _content(given)
+        return identity(given) if isinstance(given, dict) else content_of(given)
     asked = dataset.options.get("describe")
-    return _content(dataset.options.get("texts")) or (identity(asked) if asked else "")
+    return content_of(dataset.options.get("texts")) or (identity(asked) if asked else "")
 
 
 def _names_of(dataset: Asset) -> str:
     """Short hash of the names of the classes, of a file or as the definition lists them; empty where there are none."""
     names = dataset.options.get("names", "")
-    return _content(names) if isinstance(names, str) else digest(names)
+    return content_of(names) if isinstance(names, str) else digest(names)
 
 
 __all__ = ["Entry", "Plan", "SweepPlan", "store_key"]

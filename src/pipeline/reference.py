@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.config import Settings
+from pipeline.datasets.kinds.registry import KINDS as data_kinds
 from pipeline.experiment import Measure
 from pipeline.files import write_text
 from pipeline.sheets import Paper
@@ -24,10 +25,20 @@ def schemas() -> dict[str, dict[str, Any]]:
     """Schema by the name of its file in `config/schema`."""
     made = {
         "config.json": Settings.model_json_schema(),
+        "dataset.json": _datasets(),
         "method.json": _methods(),
         "table.json": Paper.model_json_schema(),
     }
     return {name: {"$schema": "https://json-schema.org/draft/2020-12/schema"} | made[name] for name in made}
+
+
+def _datasets() -> dict[str, Any]:
+    """A definition of one of the kinds of data set."""
+    whole = [kind.Definition.model_json_schema() for kind in data_kinds.values()]
+    for name, schema in zip(data_kinds, whole, strict=True):
+        schema["properties"]["kind"] = {"const": name}
+    definitions = {name: part for schema in whole for name, part in schema.pop("$defs", {}).items()}
+    return {"title": "Definition", "anyOf": whole, "$defs": definitions}
 
 
 def _methods() -> dict[str, Any]:
@@ -52,19 +63,23 @@ def _optional(part: dict[str, Any], definitions: dict[str, Any]) -> dict[str, An
 
 
 def keys_page() -> str:
-    """`docs/keys.md`: every key of the settings, of a recipe, of a measurement and of a sheet."""
+    """`docs/keys.md`: every key of the settings, of a recipe, of a data set, of a measurement and of a sheet."""
     parts = [
         "# All keys",
-        "Every key of the YAML files, with its type and its default. `python -m pipeline schema` writes this page, and "
-        "the JSON schemas in `config/schema/` that an editor completes and checks the files by, from the classes that "
-        "read them. A key without a default has to be given.",
+        "These are all keys of the YAML files, with type and default. You must give a key that has no default. "
+        "`python -m pipeline schema` writes this page from the classes that read the files, and with it the JSON "
+        "schemas in `config/schema/`, by which editors complete and check the files.",
         "## Settings",
         "`config/config.yaml`, a scale in `config/scales/`, or a config file of your own.",
         *_tables(Settings),
         "## Methods",
-        "`config/methods/NAME.yaml`. With `extends: OTHER` a recipe is laid over that of another method: mappings are "
-        "merged key by key, and a `model` that says its `type` starts anew, with `models` and `options`.",
+        "`config/methods/NAME.yaml`. With `extends: OTHER`, a recipe is laid over that of another method: mappings are "
+        "merged key by key, but a `model` with a `type` of its own starts anew, and so do `models` and `options`.",
         *(part for kind in KINDS.values() for part in _tables(kind.recipe, f"`task: {kind.name}`")),
+        "## Data sets",
+        "`config/datasets/NAME.yaml`. Another value of a key makes another data set, with files of its own in the "
+        "results, except where the key is said to be no part of the identity.",
+        *(part for name, kind in data_kinds.items() for part in _tables(kind.Definition, f"`kind: {name}`")),
         "## Measurements",
         "`measure` of a method, a scale, or a row or column of a table.",
         *_tables(Measure),
@@ -91,7 +106,8 @@ def _tables(model: type[BaseModel], title: str = "") -> Iterator[str]:
 
 def _row(key: str, field: dict[str, Any], needed: bool) -> str:
     default = "" if needed else f"`{json.dumps(field.get('default'))}`" if "default" in field else "as below"
-    cells = (f"`{key}`", _type(field), default, field.get("description", ""))
+    said = "; ".join(filter(None, [field.get("description"), field.get("$comment")]))
+    cells = (f"`{key}`", _type(field), default, said)
     return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config import Config, parse
+from pipeline.metrics import MetricName
 
 
 class Strict(BaseModel):
@@ -22,33 +23,33 @@ class Strict(BaseModel):
 class Experiment(Strict):
     """A delta on a method's defaults."""
 
-    method: str | None = None
-    dataset: str | None = None
-    backbone: str | None = None
+    method: str | None = Field(None, description="a name in config/methods")
+    dataset: str | None = Field(None, description="a name in config/datasets")
+    backbone: str | None = Field(None, description="a name in config/backbones.yaml, if not the method's own")
     encoder: dict[str, Any] = Field({}, description="an experiment: the run whose features a method of questions reads")
-    selection: str | None = None
-    model: dict[str, Any] = {}
-    train: dict[str, Any] = {}
-    frames: dict[str, Any] = Field({}, description="the choice of frames, or how skeletons are shown, as in a recipe")
-    measure: dict[str, Any] = {}
+    selection: str | None = Field(None, description="what chooses the checkpoint: val, last or test")
+    model: dict[str, Any] = Field({}, description="keys laid over the method's `model`")
+    train: dict[str, Any] = Field({}, description="keys laid over the method's `train`; `{steps: 0}`: no training")
+    frames: dict[str, Any] = Field({}, description="keys laid over the method's `frames`")
+    measure: dict[str, Any] = Field({}, description="how it is measured")
 
 
 class Column(Strict):
     """A column as the paper heads it."""
 
-    name: str
-    experiment: Experiment = Experiment()
-    metric: str = "accuracy_pct"
+    name: str = Field(description="unique in its table; DATA SET/SHOTS is headed in two lines")
+    experiment: Experiment = Field(Experiment(), description="what all rows of the column have in common")
+    metric: MetricName = Field("accuracy_pct", description="what is measured, see `metric` of a measurement")
 
 
 class Row(Strict):
     """A row as the paper names it, with the printed values in the order of the columns (null: none)."""
 
-    name: str
-    experiment: Experiment | None = None
+    name: str = Field(description="unique in its table")
+    experiment: Experiment | None = Field(None, description="what is run; it wins over the column's")
     published_only: str = Field("", description="why this row is not measured")
-    published: list[float | None] = []
-    note: str = ""
+    published: list[float | None] = Field([], description="printed values in the order of the columns; null: none")
+    note: str = Field("", description="note on all values of the row")
     notes: dict[str, str] = Field({}, description="column name -> note on that one value")
 
     @model_validator(mode="after")
@@ -69,9 +70,9 @@ INSIDE = ("tsne", "attention", "phases", "importance", "blocks", "skeletons", "n
 
 
 class Show(Strict):
-    """Which clip of a data set an inspected run is shown, where it is another than the first of the test."""
+    """Which clip of a data set an inspected run is shown, if not the first of the test."""
 
-    split: Literal["train", "val", "test"] = "test"
+    split: Literal["train", "val", "test"] = Field("test", description="the clip's split")
     label: str = Field("", description="its class; empty: the first of the split")
     clip: str = Field("", description="its name, as in index.csv; empty: the first of the class")
 
@@ -83,27 +84,27 @@ class Figure(Strict):
         "lines", "bars", "scatter", "spread", "reliability", "confusion", "alpha",
         "tsne", "attention", "phases", "importance", "blocks", "skeletons", "novel",
     ] = Field(
-        description="lines: against the numbers in the names; bars: a group a column; scatter: second column on first; "
-        "spread, reliability: single predictions of the teacher, from columns of teacher_spread_pct; confusion: a "
-        "matrix a row, from the column of opposite_pct; alpha: accuracy against it, a panel a place; of inspected "
-        "runs, tsne: features of clips; attention: of frames, and scores by stage; phases: of clips, with their "
-        "texts; importance: of joints, beside the text's; blocks, skeletons, novel: spatial attention"
+        description="lines: against the numbers in the names; bars: a group per column; scatter: second column on "
+        "first; spread, reliability: single predictions of the teacher, from columns of teacher_spread_pct; "
+        "confusion: a matrix per row, from the column of opposite_pct; alpha: accuracy against it, a panel per place. "
+        "From inspected runs, tsne: features of clips; attention: of frames, and scores by stage; phases: of clips, "
+        "with their texts; importance: of joints, beside the text's; blocks, skeletons, novel: spatial attention"
     )  # fmt: skip
     x: str = Field("", description="label of the axis, with its unit; frames and poses have none")
     y: str = Field("", description="label of the axis, with its unit")
-    series: Literal["rows", "columns"] = Field("rows", description="of lines: what one line is")
-    show: dict[str, Show] = Field({}, description="data set -> the clip that is shown, of tsne, attention and phases")
+    series: Literal["rows", "columns"] = Field("rows", description="for lines: whether a line is a row or a column")
+    show: dict[str, Show] = Field({}, description="data set -> the clip that tsne, attention and phases show")
 
 
 class Table(Strict):
     """One table (or the data of a figure)."""
 
-    title: str
-    note: str = ""
-    columns: list[Column]
-    rows: list[Row]
-    sweep: Sweep | None = None
-    figure: Figure | None = None
+    title: str = Field(description="the paper's caption, in our words")
+    note: str = Field("", description="note on the whole table")
+    columns: list[Column] = Field(description="on what is measured")
+    rows: list[Row] = Field(description="what is measured")
+    sweep: Sweep | None = Field(None, description="lets Ray Tune train the runs that no other table needs")
+    figure: Figure | None = Field(None, description="draws it, too")
 
     @model_validator(mode="after")
     def _values_fit(self) -> Table:
@@ -125,8 +126,8 @@ class Table(Strict):
 class Paper(Strict):
     """All tables of one paper."""
 
-    title: str
-    tables: dict[str, Table]
+    title: str = Field(description="its name and subject in a line")
+    tables: dict[str, Table] = Field(description="number, such as 4 or fig3 -> table")
 
 
 def read_papers(config: Config) -> dict[str, Paper]:

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import os
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.datasets.sources import KINDS, skeleton_definition, video_root, where_defined
+from pipeline.datasets.kinds.registry import data_of
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset
-from pipeline.files import write_json
+from pipeline.files import copy_file, write_json
 from pipeline.workspace import Workspace
-
-if TYPE_CHECKING:
-    pass
 
 
 def synthesize(asset: Asset, ws: Workspace, workers: int) -> Path:
     """Generate the videos of a synthetic data set; returns its annotations."""
-    from pipeline.datasets.synthetic import generate
-
-    spec = {key: value for key, value in asset.spec.items() if key not in ("kind", "set", "frames")}
-    known = set(inspect.signature(generate).parameters) - {"name", "root", "workers"}
-    if odd := set(spec) - known:
-        raise unknown("key", min(odd), known, where_defined(asset))
-    generate(asset.spec["set"], video_root(asset, ws), workers=workers, **spec)
-    return video_root(asset, ws) / "annotations.csv"
+    return data_of(asset).make_videos(ws, workers)
 
 
 def make_poses(asset: Asset, ws: Workspace, workers: int, nodes: int = 1) -> Path:
@@ -42,17 +30,14 @@ def make_poses(asset: Asset, ws: Workspace, workers: int, nodes: int = 1) -> Pat
     from pipeline.pose.extract import extract_poses, find_videos
     from pipeline.pose.picture import write_picture
 
-    where, wanted = where_defined(asset), asset.spec.get("pose", {})
-    if asset.spec.get("format") != "poses" or "videos" not in asset.options:
-        raise UserError(f"{where}: poses are extracted for kind skeletons, format poses, with the key videos")
-    known = set(inspect.signature(PoseSettings).parameters) - {"layout"}  # the graph says it
-    if odd := set(wanted) - known:
-        raise unknown("key", min(odd), known, f"{where}, pose")
-    layout = asset.spec.get("graph", "ntu25")
+    data = data_of(asset)
+    if data.source != ("poses", asset.key) or data.definition.format != "poses":
+        raise UserError(f"{data.place}: poses are extracted for kind skeletons, format poses, with the key videos")
+    layout = data.definition.graph
     if not isinstance(layout, str):
-        raise UserError(f"{where}: poses need a built-in graph (coco17, h36m17, openpose18, ntu25)")
-    out = video_root(asset, ws)
-    root, videos = find_videos(asset.options["videos"])
+        raise UserError(f"{data.place}: poses need a built-in graph (coco17, h36m17, openpose18, ntu25)")
+    out, wanted = data.root(ws), data.definition.pose.model_dump(exclude_unset=True)
+    root, videos = find_videos(data.definition.videos)
     extract_poses(root, videos, out, PoseSettings(layout=layout, **wanted), workers, nodes=nodes)
     write_picture(out, root)
     return out / "poses.csv"
@@ -60,31 +45,8 @@ def make_poses(asset: Asset, ws: Workspace, workers: int, nodes: int = 1) -> Pat
 
 def make_splits(asset: Asset, ws: Workspace, workers: int) -> Path:
     """Write the data set's index.csv: every usable clip with its class and split."""
-    folder, kind = ws.dataset(asset.key), asset.spec["kind"]
-    folder.mkdir(parents=True, exist_ok=True)
-    if kind == "synthetic":
-        _copy(video_root(asset, ws) / "index.csv", folder / "index.csv")
-        return folder / "index.csv"
-    if kind == "skeletons":
-        from pipeline.datasets.skeletons.prepare import prepare_skeletons
-
-        available = asset.options.get("available", "") if asset.spec.get("format") == "ntu" else ""
-        return prepare_skeletons(skeleton_definition(asset, ws), folder, available)
-    spec = {**asset.spec, **asset.options, "name": asset.name, "root": str(video_root(asset, ws))}
-    spec.pop("contents", None)
-    if kind == "folder":
-        from pipeline.datasets.folder import prepare_folder
-
-        return Path(prepare_folder(spec, folder, workers))
-    if kind == "list":
-        from pipeline.datasets.splits import prepare_list
-
-        return Path(prepare_list(spec, folder))
-    if kind == "semi":
-        from pipeline.datasets.semi import prepare_semi
-
-        return prepare_semi(spec, folder)
-    raise unknown("kind of data set", kind, KINDS, where_defined(asset))
+    ws.dataset(asset.key).mkdir(parents=True, exist_ok=True)
+    return data_of(asset).make_splits(ws, workers)
 
 
 def make_texts(asset: Asset, ws: Workspace) -> Path:
@@ -98,20 +60,16 @@ def make_texts(asset: Asset, ws: Workspace) -> Path:
     from pipeline.datasets.index import read_index
     from pipeline.text.corpus import Corpus
 
-    given = asset.options.get("texts")
-    if asset.spec["kind"] == "synthetic" or "reads" in asset.spec:
-        source = video_root(asset, ws) / "texts.json"
-    elif given and Path(given).is_file():
-        source = Path(given)
-    elif asked := asset.options.get("describe"):
+    given, target = asset.options.get("texts"), ws.texts(asset.key)
+    source = data_of(asset).made_texts(ws) or (Path(given) if given and Path(given).is_file() else None)
+    if source is None and (asked := asset.options.get("describe")):
         source = describe_classes(asset, ws, asked, "llm")
-    else:
+    if source is None:
         print(
             f"data set {asset.name} has no texts ({given or 'key texts is missing'}); methods that read them will stop"
         )
-        return Corpus({}).save(ws.dataset(asset.key) / "texts.json")
-    labels = sorted({clip.label for clip in read_index(ws.dataset(asset.key) / "index.csv")})
-    target = ws.dataset(asset.key) / "texts.json"
+        return Corpus({}).save(target)
+    labels = sorted({clip.label for clip in read_index(ws.index(asset.key))})
     for name, other in _corpora(asset, ws).items():
         _put_texts(asset, other, target.with_name(f"texts-{name}.json"), labels)
     _put_texts(asset, source, target, labels)
@@ -138,7 +96,7 @@ def _put_texts(asset: Asset, source: Path, target: Path, labels: list[str]) -> N
     if lines:
         named.save(target)
     else:
-        _copy(source, target)
+        copy_file(source, target)
 
 
 def describe_classes(asset: Asset, ws: Workspace, asked: Mapping[str, Any], name: str) -> Path:
@@ -150,27 +108,19 @@ def describe_classes(asset: Asset, ws: Workspace, asked: Mapping[str, Any], name
     from pipeline.datasets.index import read_index
     from pipeline.text.describe import describe_with
 
-    labels = {clip.label for clip in read_index(ws.dataset(asset.key) / "index.csv")}
-    joints: tuple[str, ...] = ()
-    if asset.spec["kind"] == "skeletons":
-        from pipeline.datasets.skeletons.graph import get_graph
-
-        joints = get_graph(asset.spec.get("graph", "ntu25")).names
-    corpus = describe_with(asked, labels, ws.answers, joints)
+    labels = {clip.label for clip in read_index(ws.index(asset.key))}
+    corpus = describe_with(asked, labels, ws.answers, data_of(asset).joints)
     return corpus.save(ws.dataset(asset.key) / f".texts-{name}.json")
 
 
 def _corpora(asset: Asset, ws: Workspace) -> dict[str, Path]:
     """Files with further words for the classes, by name: of other language models, or GAP's own (a folder)."""
-    if "reads" in asset.spec:  # a generated set, whose grammar has other voices
-        from pipeline.datasets.synthetic.grammar import corpora
-
-        made = {}
-        for voice, content in corpora(ws.read_asset(asset.spec["reads"]).spec["set"]).items():
-            made[voice] = ws.dataset(asset.key) / f".texts-{voice}.json"
-            write_json(made[voice], content)
+    data, made = data_of(asset), {}
+    for voice, content in data.voices(ws).items():
+        made[voice] = ws.dataset(asset.key) / f".texts-{voice}.json"
+        write_json(made[voice], content)
+    if data.whole:
         return made
-    made = {}
     for name, given in asset.options.get("corpora", {}).items():
         if isinstance(given, dict):
             made[name] = describe_classes(asset, ws, given, name)
@@ -193,25 +143,8 @@ def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: 
     Raises:
         UserError: a smaller share of the clips that its lists name is there than its `min_coverage`.
     """
-    from pipeline.datasets.coverage import Audit
-    from pipeline.datasets.frames import build_frame_store
-
-    folder, skeletons = ws.dataset(asset.key), asset.spec["kind"] == "skeletons"
-    again = folder / store if skeletons else None  # frames look themselves for files that were mended
-    audit = Audit(asset.name, folder, folder / store, float(asset.options.get("min_coverage", 0)), again)
-    audit.before()
-    if skeletons:
-        from pipeline.datasets.skeletons.prepare import make_skeleton_store
-
-        make_skeleton_store(skeleton_definition(asset, ws), folder, folder / store, workers, audit=audit)
-    else:
-        root = video_root(asset, ws)
-        pattern = asset.spec.get("pattern", "")
-        build_frame_store(
-            folder / "index.csv", root, folder / store, policy, workers, nodes=nodes, audit=audit, pattern=pattern
-        )
-    audit.after()
-    return folder / store / "manifest.json"
+    data_of(asset).make_store(ws, ws.dataset(asset.key) / store, policy, workers, nodes)
+    return ws.manifest(asset.key, store)
 
 
 def pretrain_backbone(asset: Asset, ws: Workspace, threads: int, anew: bool = False) -> Path:
@@ -251,10 +184,4 @@ def pretrain_backbone(asset: Asset, ws: Workspace, threads: int, anew: bool = Fa
     return ws.backbone(asset.key) / "config.json"
 
 
-def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
-
-
-__all__ = ["make_frames", "make_poses", "make_splits", "make_texts", "pretrain_backbone", "synthesize", "video_root"]
+__all__ = ["make_frames", "make_poses", "make_splits", "make_texts", "pretrain_backbone", "synthesize"]

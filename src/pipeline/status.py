@@ -8,82 +8,19 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.health import read_outcome, read_training, verdict
-from pipeline.experiment import store_key
 from pipeline.plan import Plan
 from pipeline.progress import REASON_LINES, line, read_job, span
-from pipeline.sheets import table_stem
+from pipeline.steps import STAGES, Step, steps_of
 from pipeline.workspace import Workspace
 
 STARTING = 120.0  # seconds in which a job that has said nothing yet is one that starts
 SILENT = 60.0  # seconds after which it is said how old the news is
 FAULT = re.compile(r"^error: |^Traceback|\w(Error|Exception)\b|\b([Kk]illed|CANCELLED|TIME LIMIT|[Oo]ut of memory)\b")
 _TAIL = 16_384  # bytes of a log that are read
-
-
-@dataclass(frozen=True)
-class Step:
-    """One job of the workflow: what it makes, and where it says how it goes."""
-
-    kind: str
-    name: str
-    stage: str
-    outputs: tuple[Path, ...]
-    log: Path
-
-    @property
-    def done(self) -> bool:
-        """Whether everything that it makes is there."""
-        return all(path.is_file() for path in self.outputs)
-
-
-def steps_of(plan: Plan, root: Path | str) -> Iterator[Step]:
-    """Every job of the tables, in the order in which they come."""
-    ws, logs = Workspace(root), Path(root) / "logs"
-    read = plan.datasets_read()
-    for key, asset in plan.datasets.items():
-        folder = ws.dataset(key)
-        if asset.spec["kind"] == "synthetic":
-            made = (folder / "generated" / "annotations.csv",)
-            yield Step("data sets", key, "videos", made, logs / "generate_videos" / f"{key}.log")
-        if key not in read:
-            continue
-        if asset.spec["kind"] == "skeletons" and "videos" in asset.options:
-            made = (folder / "poses" / "poses.csv",)
-            yield Step("data sets", key, "poses", made, logs / "extract_poses" / f"{key}.log")
-        yield Step("data sets", key, "splits", (folder / "index.csv",), logs / "split_classes" / f"{key}.log")
-        if asset.spec["kind"] != "semi":
-            yield Step("data sets", key, "text", (folder / "texts.json",), logs / "describe_classes" / f"{key}.log")
-        store = store_key(plan.frames(asset))
-        made = (folder / store / "manifest.json",)
-        yield Step("data sets", f"{key}-{store}", "frames", made, logs / "extract_frames" / f"{key}-{store}.log")
-    for key, asset in plan.backbones.items():
-        if "sources" in asset.spec:
-            made = (ws.backbone(key) / "config.json",)
-            yield Step("backbones", key, "pretrain", made, logs / "pretrain_backbone" / f"{key}.log")
-    for run in plan.runs:
-        made = (ws.run(run) / "train.json",)
-        swept = logs / "sweep" / f"{plan.swept[run]}.log" if run in plan.swept else None
-        yield Step("trainings", run, "train", made, swept or logs / "train" / f"{run}.log")
-    for name, (_, cells) in plan.measured_together.items():
-        yield Step("measurements", name, "evaluate", tuple(map(ws.cell, cells)), logs / "evaluate" / f"{name}.log")
-    for run in plan.inspected:
-        yield Step("inspections", run, "inspect", (ws.inspection(run),), logs / "inspect" / f"{run}.log")
-    for paper, number in plan.tables():
-        name = f"{paper}-{table_stem(number)}"
-        made = (ws.root / paper / f"{table_stem(number)}.csv",)
-        drawn = plan.papers[paper].tables[number].figure  # by a job that writes its numbers, too
-        job = "figures" if drawn else "tables"
-        yield Step("tables", name, "table", made, logs / job / f"{name}.log")
-    for paper in plan.papers:
-        for stem in plan.figures(paper):
-            made = (ws.root / paper / f"{stem}.svg",)
-            yield Step("figures", f"{paper}-{stem}", "figure", made, logs / "figures" / f"{paper}-{stem}.log")
 
 
 def read_status(plan: Plan, root: Path | str = "results") -> dict[str, Any]:
@@ -96,7 +33,7 @@ def read_status(plan: Plan, root: Path | str = "results") -> dict[str, Any]:
     out: dict[str, Any] = {"scale": plan.config.settings.scale, "kinds": {}, "running": [], "failed": []}
     # Logs that are read no more: trials of a sweep share one, and one that is being written speaks of no end yet.
     seen = {
-        Path(root) / "logs" / "sweep" / f"{record['name']}.log"
+        STAGES["sweep"].log(Workspace(root), sweep=record["name"])
         for record in jobs.values()
         if (record["stage"], record["state"]) == ("sweep", "running")
     }
@@ -120,7 +57,7 @@ def run_health(plan: Plan, run: str, ws: Workspace) -> list[str]:
     """What says that a run has not learnt anything: its training, and the tests that are measured so far."""
     files = [path for cell in plan.cells_of.get(run, ()) if (path := ws.cell(cell)).is_file()]
     outcomes = [found for path in files if (found := read_outcome(path))]
-    return verdict(read_training(ws.run(run) / "train.json"), outcomes, bool(plan.runs[run].train))
+    return verdict(read_training(ws.trained(run)), outcomes, bool(plan.runs[run].train))
 
 
 def _running(record: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +101,7 @@ def totals(plan: Plan, root: Path | str, seconds: float) -> str:
     ws = Workspace(root)
     cells = sum(ws.cell(cell).is_file() for cell in plan.cells)
     trained = [run.id for run in plan.runs.values() if run.train]
-    done = sum((ws.run(run) / "train.json").is_file() for run in trained)
+    done = sum(ws.trained(run).is_file() for run in trained)
     return f"done: {cells} of {len(plan.cells)} cells, {done} of {len(trained)} trainings; {span(seconds)} this time"
 
 

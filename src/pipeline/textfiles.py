@@ -76,7 +76,7 @@ def read_table(path: str | Path, what: str, columns: Iterable[str], absent: str 
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         rows = list(reader)
     except csv.Error as error:
-        raise UserError(f"{what} {path} is no table ({error}); write it again") from None
+        raise UserError(f"{what} {path} is not a table ({error}); write it again") from None
     for number, row in enumerate(rows, start=2):
         if any(row.pop(None, ())):
             raise UserError(f"{what} {path}, row {number} has more cells than the header; quote cells with commas")

@@ -23,6 +23,26 @@ class Workspace:
         """Folder of a data set: index.csv, texts.json, generated videos, frame stores."""
         return self.root / "data" / key
 
+    def index(self, key: str) -> Path:
+        """Clips of a data set, with class and split."""
+        return self.dataset(key) / "index.csv"
+
+    def texts(self, key: str) -> Path:
+        """Texts of the classes of a data set."""
+        return self.dataset(key) / "texts.json"
+
+    def generated(self, key: str) -> Path:
+        """Folder of the videos of a data set that the workflow generates."""
+        return self.dataset(key) / "generated"
+
+    def poses(self, key: str) -> Path:
+        """Folder of the poses of a data set that the workflow extracts from its videos."""
+        return self.dataset(key) / "poses"
+
+    def manifest(self, dataset: str, store: str) -> Path:
+        """What the frame store `store` of a data set holds; there when it is complete."""
+        return self.dataset(dataset) / store / "manifest.json"
+
     def store(self, run: Run) -> Path:
         """Frame store of the data set and frame policy of a run."""
         return self.dataset(run.dataset) / store_key(run.frames)
@@ -31,9 +51,17 @@ class Workspace:
         """Folder of a backbone that the workflow pretrained."""
         return self.root / "backbones" / key
 
+    def pretrained(self, key: str) -> Path:
+        """Settings of a backbone that the workflow pretrained; there when it is."""
+        return self.backbone(key) / "config.json"
+
     def run(self, run_id: str) -> Path:
         """Folder of a training."""
         return self.root / "runs" / run_id
+
+    def trained(self, run_id: str) -> Path:
+        """Record of a training; there when it has ended."""
+        return self.run(run_id) / "train.json"
 
     def scores(self, run_id: str) -> Path:
         """Folder of the cached scores of a run."""
@@ -57,6 +85,14 @@ class Workspace:
     def inspection(self, run_id: str) -> Path:
         """File of what was seen inside a trained run."""
         return self.root / "inspect" / f"{run_id}.npz"
+
+    def table(self, paper: str, stem: str) -> Path:
+        """Numbers of a table or figure, one a line."""
+        return self.root / paper / f"{stem}.csv"
+
+    def figure(self, paper: str, stem: str) -> Path:
+        """A figure; its other formats lie beside it."""
+        return self.root / paper / f"{stem}.svg"
 
     def progress(self, stage: str, name: str) -> Path:
         """File that says how far a stage is; there while it runs, and after it has failed."""
@@ -90,7 +126,7 @@ class Workspace:
         spec = self._spec(name)
         if "method" not in spec:
             raise UserError(
-                f"{name!r} is no run; `python -m pipeline plan --write` lists the runs in {self.root}/specs"
+                f"{name!r} is not a run; `python -m pipeline plan --write` lists the runs in {self.root}/specs"
             )
         return Run.model_validate(spec)
 

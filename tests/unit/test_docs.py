@@ -14,15 +14,16 @@ import typer
 import yaml
 from tiny import CONFIG, OVERLAY
 
-from pipeline.cli import app
+from pipeline.__main__ import app
 from pipeline.compat import MODELS
 from pipeline.config import merge
-from pipeline.datasets.sources import KINDS
+from pipeline.datasets.kinds.base import HERE
+from pipeline.datasets.kinds.registry import KINDS
 from pipeline.evaluation.evaluate import measure_run, search_in_process
 from pipeline.evaluation.score import score_run
 from pipeline.experiment import Cell, Measure
 from pipeline.models.few_shot.base import FewShotModel
-from pipeline.plan import DATASET_OPTIONS, Plan
+from pipeline.plan import Plan
 from pipeline.sheets import Experiment, Figure
 from pipeline.text.corpus import load_corpus
 from pipeline.training.train import train_run
@@ -179,7 +180,8 @@ def test_the_readme_lists_the_tables_and_figures_of_every_paper(repo):
 def test_the_readme_names_every_command(repo):
     readme = (repo / "README.md").read_text()
     section = readme[readme.index("## Stages by hand") : readme.index("## Where to go next")]
-    assert not [name for name in typer.main.get_command(app).commands if f"`{name}`" not in section]
+    commands = typer.main.get_command(app).commands
+    assert not [name for name in commands if f"`{name}`" not in section]
 
 
 def test_the_readme_counts_what_the_demo_measures(repo):
@@ -251,10 +253,14 @@ def test_every_data_set_is_listed(repo):
     assert {name for name in names if not name.startswith("synthetic_")} == set(told) - {"synthetic_*"}
 
 
-def test_the_keys_that_enter_no_id_are_listed():
-    page = (DOCS / "add-a-dataset.md").read_text()
-    (listed,) = re.findall(r"every key of the definition except (.*?)\. ", page)
-    assert re.findall(r"`(\w+)`", listed) == list(DATASET_OPTIONS)
+def test_the_keys_that_enter_no_id_are_marked_on_the_page_of_keys():
+    page = (DOCS / "keys.md").read_text()
+    for name, kind in KINDS.items():
+        section = page[page.index(f"### `kind: {name}`") :].split("\n###")[0]
+        told = re.findall(r"^\| `(\w+)` .*no part of the identity \|$", section, re.M)
+        assert {"root", "texts", "licence"} <= set(told)
+        marks = {key: field.metadata for key, field in kind.Definition.model_fields.items()}
+        assert told == [key for key, found in marks.items() if HERE in found]
 
 
 def test_every_page_is_in_the_site(repo):
@@ -270,11 +276,14 @@ def test_the_readme_tells_every_command_that_ci_calls(repo):
 
 
 def test_every_key_of_a_skeleton_set_is_described():
-    from pipeline.datasets.skeletons.feeder import Feed
-    from pipeline.datasets.skeletons.prepare import SkeletonDefinition
-    from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
-    from pipeline.datasets.skeletons.protocols import OneShotProtocol
-    from pipeline.datasets.skeletons.source import Format, SourceSpec
+    from pipeline.datasets.skeletons.definition import (
+        Feed,
+        Format,
+        OneShotProtocol,
+        SkeletonDefinition,
+        SkeletonPolicy,
+        SourceSpec,
+    )
 
     page = (DOCS / "add-a-dataset.md").read_text()
     section = page[page.index("## Skeletons") : page.index("## Identity")]

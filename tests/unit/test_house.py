@@ -9,7 +9,7 @@ from pathlib import Path
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 FLOORS = (  # from the ground up; what stands on one floor may import from its own, as long as there is no circle
-    "__init__ compat errors experiment guarded names",
+    "__init__ compat errors experiment guarded metrics names",
     "config files intervals textfiles workspace",
     "sheets progress scores shards",
     "cluster",
@@ -18,7 +18,7 @@ FLOORS = (  # from the ground up; what stands on one floor may import from its o
     "models",
     "tasks",
     "plan training evaluation inspection",
-    "tables status estimate doctor paper reference",
+    "tables status estimate doctor paper reference steps",
     "figures",
     "pose",
     "stages",

@@ -258,7 +258,7 @@ def test_a_row_without_a_method(folder):
     [
         ({"train": {"stepz": 3}}, r"unknown train key 'stepz' in the settings .*; did you mean 'steps'\?"),
         ({"model": {"atomz": 3}}, r"unknown model key 'atomz' in the settings .*; did you mean 'atoms'\?"),
-        ({"frames": {"nmber": 3}}, r"unknown key 'nmber' in .*frames; did you mean 'number'\?"),
+        ({"frames": {"nmber": 3}}, r"unknown key 'nmber' in .*frames \(nmber\); did you mean 'number'\?"),
         ({"measure": {"episode": 3}}, r"unknown key 'episode' in .*measure.*did you mean 'episodes'\?"),
         ({"substitute_backbone": {"clip_vit_b16": "clip_nan"}}, r"unknown backbone 'clip_nan'.*did you mean"),
         ({"substitute": {"hmbd51": "synthetic_scene"}}, r"unknown dataset 'hmbd51' in .*key substitute; did you mean"),
@@ -266,7 +266,7 @@ def test_a_row_without_a_method(folder):
         ({"datasets": {"hmdb51": {"kind": None}, "x": {"root": "."}}, "substitute": {"hmdb51": "x"}},
          r"the settings \(.*\), key datasets\.x: key kind is missing"),
         ({"datasets": {"synthetic_scene": {"frames": {"sise": 1}}}},
-         r"unknown key 'sise' in the settings .*, key datasets\.synthetic_scene, frames; known: crop, number"),
+         r"unknown key 'sise' in the settings .*, key datasets\.synthetic_scene \(frames\.sise\); known: crop, number"),
         ({"methods": {"lga": {"modle": {}}}}, r"unknown key 'modle' in .*, key methods\.lga .*did you mean 'model'\?"),
         ({"methods": {"lga": {"schedules": {"synthetic_scene": {"stps": 1}}}}},
          r"unknown train key 'stps' in .*, key methods\.lga, schedules\.synthetic_scene; did you mean 'steps'\?"),

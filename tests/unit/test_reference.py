@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.reference import COMMENT, keys_page, schemas
 
-FOLDERS = {"methods": "method.json", "scales": "config.json", "tables": "table.json"}
+FOLDERS = {"datasets": "dataset.json", "methods": "method.json", "scales": "config.json", "tables": "table.json"}
 
 
 def _files(repo):
@@ -23,6 +23,10 @@ def test_the_files_are_up_to_date(repo):
     found = {path.name: path.read_text() for path in (repo / "config" / "schema").glob("*.json")}
     assert found == made, "run `python -m pipeline schema`"
     assert (repo / "docs" / "keys.md").read_text() == keys_page(), "run `python -m pipeline schema`"
+
+
+def test_every_key_has_a_meaning():
+    assert not [line for line in keys_page().splitlines() if line.endswith("|  |")]
 
 
 def test_every_file_names_its_schema_and_keeps_to_it(repo):

@@ -13,7 +13,8 @@ import pytest
 from pipeline import progress
 from pipeline.plan import Plan
 from pipeline.progress import bar, job
-from pipeline.status import print_status, read_status, steps_of, totals
+from pipeline.status import print_status, read_status, totals
+from pipeline.steps import steps_of
 from pipeline.workspace import Workspace
 
 

@@ -18,7 +18,7 @@ from pipeline.config import merge
 from pipeline.datasets import frames as decoding
 from pipeline.datasets.frames import FramePolicy, build_frame_store, encode_clip
 from pipeline.datasets.index import read_index
-from pipeline.datasets.sources import video_root
+from pipeline.datasets.kinds.registry import data_of
 from pipeline.evaluation.score import score_run
 from pipeline.experiment import canonical
 from pipeline.models.backbones.clip import CLIPBackbone
@@ -116,7 +116,7 @@ def test_training_and_test_decode_no_video(world, tmp_path, monkeypatch):
     dataset = world.plan.datasets[run.dataset]
     clip = read_index(world.ws.dataset(run.dataset) / "index.csv")[0]
     with pytest.raises(AssertionError, match="a video was opened"):  # so it would be seen
-        encode_clip(video_root(dataset, world.ws) / clip.path, FramePolicy())
+        encode_clip(data_of(dataset).root(world.ws) / clip.path, FramePolicy())
     train_run(run, ws)
     assert score_run(run, [world.cell(method="otam")], ws) > 0
 
@@ -130,7 +130,7 @@ def test_a_store_that_is_there_decodes_nothing_and_a_new_one_each_clip_once(worl
 
     monkeypatch.setattr(decoding, "guarded_map", decode_here)
     dataset = world.plan.datasets[world.run(method="otam").dataset]
-    index, root = world.ws.dataset(dataset.key) / "index.csv", video_root(dataset, world.ws)
+    index, root = world.ws.dataset(dataset.key) / "index.csv", data_of(dataset).root(world.ws)
     few = tmp_path / "index.csv"
     few.write_text("".join(index.read_text().splitlines(keepends=True)[:6]))
     for _ in range(2):

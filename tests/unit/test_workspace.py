@@ -57,7 +57,7 @@ def test_specs_by_a_beginning_of_their_name(tmp_path):
 def test_a_name_of_something_else_is_said_to_be_no_run(tmp_path):
     ws = Workspace(tmp_path)
     _spec(ws, "clip_nano-01234567", {"name": "clip_nano", "spec": {}, "options": {}})
-    with pytest.raises(UserError, match="'clip_nano' is no run"):
+    with pytest.raises(UserError, match="'clip_nano' is not a run"):
         ws.read_run("clip_nano")
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.plan import Plan
 from pipeline.experiment import store_key
-from pipeline.status import totals
 from pipeline.sheets import table_stem
+from pipeline.status import totals
+from pipeline.steps import STAGES
+from pipeline.workspace import Workspace
 
 STARTED = time.time()
 CONFIG = Path(workflow.basedir) / "config"
@@ -28,12 +30,26 @@ def read_plan():
 
 
 PLAN = read_plan()
+WORKSPACE = Workspace("results")
 CLUSTER = PLAN.config.settings.cluster
 # What only says where and how fast something is done is no parameter of a rule: another value makes nothing anew.
 WHERE = ("cluster", "resources", "mirror", "llm")
 OVERLAY_JSON = json.dumps(
     {key: value for key, value in config.items() if key not in WHERE}, sort_keys=True
 )
+
+
+def made(stage, **names):
+    """Files that a stage makes (`pipeline.steps`); without names as patterns."""
+    return [str(path) for path in STAGES[stage].files(WORKSPACE, **names)]
+
+
+def log_of(stage, **names):
+    return str(STAGES[stage].log(WORKSPACE, **names))
+
+
+def benchmark_of(stage, **names):
+    return str(STAGES[stage].benchmark(WORKSPACE, **names))
 
 
 def needs(stage):
@@ -117,8 +133,13 @@ DRAWN = "|".join(
 STEMS = {(paper, table_stem(number)): number for paper, number in PLAN.tables()}
 
 
-def paper_table(paper, number):
-    return f"results/{paper}/{table_stem(number)}.csv"
+def paper_tables(paper=None):
+    """The numbers of the tables of a paper, or of all."""
+    return [
+        path
+        for p, number in PLAN.tables(paper)
+        for path in made("table", paper=p, stem=table_stem(number))
+    ]
 
 
 def cell_files(paper=None):
@@ -126,12 +147,16 @@ def cell_files(paper=None):
     cells = [
         cell for p, number in PLAN.tables(paper) for cell in PLAN.table_cells(p, number)
     ]
-    return [f"results/cells/{cell}.json" for cell in dict.fromkeys(cells)]
+    return [str(WORKSPACE.cell(cell)) for cell in dict.fromkeys(cells)]
 
 
 def figure_files(paper):
     """The figures of a paper that are drawn, and the curves of its trainings."""
-    return [f"results/{paper}/{stem}.svg" for stem in PLAN.figures(paper)]
+    return [
+        path
+        for stem in PLAN.figures(paper)
+        for path in made("figure", paper=paper, stem=stem)
+    ]
 
 
 def trainings(paper):
@@ -144,7 +169,7 @@ def trainings(paper):
 
 def trainings_of_paper(wildcards):
     known(PLAN.papers, wildcards.paper, "paper")
-    return [f"results/runs/{run}/train.json" for run in trainings(wildcards.paper)]
+    return [str(WORKSPACE.trained(run)) for run in trainings(wildcards.paper)]
 
 
 def combined_tables():
@@ -154,23 +179,21 @@ def combined_tables():
     return [f"results/{table_stem(number)}.csv" for number in shared]
 
 
+def stored_files(dataset, store):
+    """What a stage that reads the frames of a data set needs: these, and the texts if it has any."""
+    has_texts = "text" in PLAN.data(PLAN.datasets[dataset]).stages
+    texts = made("text", dataset=dataset) if has_texts else []
+    return made("frames", dataset=dataset, store=store) + texts
+
+
 def dataset_files(run):
-    """What a stage that reads the data of a run needs."""
-    folder = f"results/data/{run.dataset}"
-    texts = [] if PLAN.datasets[run.dataset].spec["kind"] == "semi" else ["texts.json"]
-    return [
-        f"{folder}/{name}"
-        for name in [f"{store_key(run.frames)}/manifest.json", *texts]
-    ]
+    return stored_files(run.dataset, store_key(run.frames))
 
 
 def backbone_files(key):
     """The folder's config.json of a backbone that the workflow makes; nothing for one that is given."""
-    return (
-        [f"results/backbones/{key}/config.json"]
-        if key and "sources" in PLAN.backbones[key].spec
-        else []
-    )
+    made_here = key and "sources" in PLAN.backbones[key].spec
+    return made("pretrain", backbone=key) if made_here else []
 
 
 def training_inputs(run_id):
@@ -181,7 +204,7 @@ def training_inputs(run_id):
 def encoder_files(run):
     """The record of the training whose features a run reads, if it does."""
     encoder = run.model.get("encoder_run")
-    return [f"results/runs/{encoder}/train.json"] if encoder else []
+    return made("train", run=encoder) if encoder else []
 
 
 def stop_cluster():
@@ -208,14 +231,11 @@ def known(mapping, key, kind):
     return mapping[key]
 
 
-def videos_of(wildcards):
-    """Synthetic videos are made first, and so are poses from videos; others lie where the user has put them."""
+def clips_of(wildcards):
+    """Generated videos are made first, and so are poses from videos; others lie where the user has put them."""
     asset = known(PLAN.datasets, wildcards.dataset, "data set")
-    if asset.spec["kind"] == "skeletons" and "videos" in asset.options:
-        return f"results/data/{wildcards.dataset}/poses/poses.csv"
-    made = wildcards.dataset if asset.spec["kind"] == "synthetic" else None
-    made = asset.spec.get("reads", made)
-    return f"results/data/{made}/generated/annotations.csv" if made else []
+    source = PLAN.data(asset).source
+    return made(source[0], dataset=source[1])[0] if source else []
 
 
 def texts_of(wildcards):
@@ -259,9 +279,9 @@ def pretraining_inputs(wildcards):
     if "packed" in asset.options:  # comes with the repository
         return []
     return [
-        f"results/data/{key}/{name}"
+        path
         for key, store in zip(spec["sources"], spec["stores"])
-        for name in (f"{store}/manifest.json", "texts.json")
+        for path in made("frames", dataset=key, store=store) + made("text", dataset=key)
     ]
 
 
@@ -277,8 +297,7 @@ def cells_of_table(wildcards):
         f"table of {wildcards.paper}",
     )
     return [
-        f"results/cells/{cell}.json"
-        for cell in PLAN.table_cells(wildcards.paper, number)
+        str(WORKSPACE.cell(cell)) for cell in PLAN.table_cells(wildcards.paper, number)
     ]
 
 
@@ -286,7 +305,7 @@ def inspections_of_figure(wildcards):
     """What is seen inside the runs of a figure that shows it."""
     number = STEMS.get((wildcards.paper, wildcards.stem))
     runs = PLAN.table_inspections(wildcards.paper, number) if number else []
-    return [f"results/inspect/{run}.npz" for run in runs]
+    return [path for run in runs for path in made("inspect", run=run)]
 
 
 def about(wildcards):
@@ -299,5 +318,7 @@ def about(wildcards):
 def tables_of_number(wildcards):
     known({stem: stem for _, stem in STEMS}, wildcards.stem, "table")
     return [
-        f"results/{paper}/{stem}.csv" for paper, stem in STEMS if stem == wildcards.stem
+        str(WORKSPACE.table(paper, stem))
+        for paper, stem in STEMS
+        if stem == wildcards.stem
     ]

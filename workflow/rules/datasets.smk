@@ -3,13 +3,11 @@
 
 rule generate_videos:
     output:
-        "results/data/{dataset}/generated/annotations.csv",
-        "results/data/{dataset}/generated/index.csv",
-        "results/data/{dataset}/generated/texts.json",
+        made("videos"),
     log:
-        "results/logs/generate_videos/{dataset}.log",
+        log_of("videos"),
     benchmark:
-        "results/benchmarks/generate_videos/{dataset}.tsv"
+        benchmark_of("videos")
     conda:
         "../envs/pipeline.yaml"
     threads: cores("generate", 2)
@@ -21,11 +19,11 @@ rule generate_videos:
 
 rule extract_poses:
     output:
-        "results/data/{dataset}/poses/poses.csv",
+        made("poses"),
     log:
-        "results/logs/extract_poses/{dataset}.log",
+        log_of("poses"),
     benchmark:
-        "results/benchmarks/extract_poses/{dataset}.tsv"
+        benchmark_of("poses")
     conda:
         "../envs/pipeline.yaml"
     threads: cores("poses", 2)
@@ -37,13 +35,13 @@ rule extract_poses:
 
 rule split_classes:
     input:
-        videos_of,
+        clips_of,
     output:
-        "results/data/{dataset}/index.csv",
+        made("splits"),
     log:
-        "results/logs/split_classes/{dataset}.log",
+        log_of("splits"),
     benchmark:
-        "results/benchmarks/split_classes/{dataset}.tsv"
+        benchmark_of("splits")
     conda:
         "../envs/pipeline.yaml"
     threads: 2
@@ -62,15 +60,15 @@ rule split_classes:
 
 rule describe_classes:
     input:
-        "results/data/{dataset}/index.csv",
+        made("splits"),
         texts_of,
         corpora_of,
     output:
-        "results/data/{dataset}/texts.json",
+        made("text"),
     log:
-        "results/logs/describe_classes/{dataset}.log",
+        log_of("text"),
     benchmark:
-        "results/benchmarks/describe_classes/{dataset}.tsv"
+        benchmark_of("text")
     conda:
         "../envs/pipeline.yaml"
     params:
@@ -81,13 +79,13 @@ rule describe_classes:
 
 rule extract_frames:
     input:
-        "results/data/{dataset}/index.csv",
+        made("splits"),
     output:
-        "results/data/{dataset}/{store}/manifest.json",
+        made("frames"),
     log:
-        "results/logs/extract_frames/{dataset}-{store}.log",
+        log_of("frames"),
     benchmark:
-        "results/benchmarks/extract_frames/{dataset}-{store}.tsv"
+        benchmark_of("frames")
     conda:
         "../envs/pipeline.yaml"
     threads: cores("frames", 2)

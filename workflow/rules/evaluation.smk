@@ -1,14 +1,14 @@
 rule inspect_run:
     # What figures show of a trained model's inside, from a few fixed clips.
     input:
-        lambda wildcards: f"results/runs/{wildcards.run}/train.json",
+        made("train"),
         lambda wildcards: dataset_files(known(PLAN.runs, wildcards.run, "run")),
     output:
-        "results/inspect/{run}.npz",
+        made("inspect"),
     log:
-        "results/logs/inspect/{run}.log",
+        log_of("inspect"),
     benchmark:
-        "results/benchmarks/inspect/{run}.tsv"
+        benchmark_of("inspect")
     conda:
         "../envs/pipeline.yaml"
     resources:
@@ -27,14 +27,14 @@ for name, (run_id, cells) in PLAN.measured_together.items():
         name:
             f"evaluate_{re.sub('[^a-z0-9_]', '_', name)}"
         input:
-            f"results/runs/{run_id}/train.json",
+            made("train", run=run_id),
             dataset_files(PLAN.runs[run_id]),
         output:
-            [update(f"results/cells/{cell}.json") for cell in cells],
+            [update(path) for path in made("evaluate", job=name, cells=cells)],
         log:
-            f"results/logs/evaluate/{name}.log",
+            log_of("evaluate", job=name),
         benchmark:
-            f"results/benchmarks/evaluate/{name}.tsv"
+            benchmark_of("evaluate", job=name)
         localrule: WAITING
         conda:
             "../envs/pipeline.yaml"

@@ -12,9 +12,9 @@ rule table_of_paper:
             labels={"result": "{stem}"},
         ),
     log:
-        "results/logs/tables/{paper}-{stem}.log",
+        log_of("table"),
     benchmark:
-        "results/benchmarks/tables/{paper}-{stem}.tsv"
+        benchmark_of("table")
     wildcard_constraints:
         stem=rf"(?!(?:{DRAWN})\.)(table|fig)[0-9A-Za-z]+",
     conda:
@@ -53,9 +53,9 @@ rule figure_of_paper:
             labels={"result": "{stem}"},
         ),
     log:
-        "results/logs/figures/{paper}-{stem}.log",
+        log_of("figure"),
     benchmark:
-        "results/benchmarks/figures/{paper}-{stem}.tsv"
+        benchmark_of("figure")
     wildcard_constraints:
         stem=DRAWN or "none",
     conda:
@@ -82,9 +82,9 @@ rule curves_of_paper:
             labels={"result": "training"},
         ),
     log:
-        "results/logs/figures/{paper}-training.log",
+        log_of("figure", paper="{paper}", stem="training"),
     benchmark:
-        "results/benchmarks/figures/{paper}-training.tsv"
+        benchmark_of("figure", paper="{paper}", stem="training")
     conda:
         "../envs/pipeline.yaml"
     params:
@@ -97,7 +97,7 @@ rule curves_of_paper:
 
 rule report:
     input:
-        [paper_table(paper, number) for paper, number in PLAN.tables()],
+        paper_tables(),
         [figure for paper in PLAN.papers for figure in figure_files(paper)],
         cell_files(),
     output:

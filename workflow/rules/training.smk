@@ -5,11 +5,11 @@ rule pretrain_backbone:
     input:
         pretraining_inputs,
     output:
-        "results/backbones/{backbone}/config.json",
+        made("pretrain"),
     log:
-        "results/logs/pretrain_backbone/{backbone}.log",
+        log_of("pretrain"),
     benchmark:
-        "results/benchmarks/pretrain_backbone/{backbone}.tsv"
+        benchmark_of("pretrain")
     conda:
         "../envs/pipeline.yaml"
     threads: cores("pretrain", 1)
@@ -23,11 +23,11 @@ rule train:
     input:
         lambda wildcards: training_inputs(wildcards.run),
     output:
-        "results/runs/{run}/train.json",
+        made("train"),
     log:
-        "results/logs/train/{run}.log",
+        log_of("train"),
     benchmark:
-        "results/benchmarks/train/{run}.tsv"
+        benchmark_of("train")
     wildcard_constraints:
         run="|".join(run for run in PLAN.runs if run not in PLAN.swept) or "none",
     localrule: WAITING
@@ -51,16 +51,17 @@ for sweep in PLAN.sweeps.values():
                 sorted({path for run in trials for path in training_inputs(run)}),
                 # Trained by `train`, for other tables need them too: done before, so that no trial repeats them.
                 [
-                    f"results/runs/{run}/train.json"
+                    path
                     for run in sweep.runs
                     if run not in trials
+                    for path in made("train", run=run)
                 ],
             output:
-                [f"results/runs/{run}/train.json" for run in trials],
+                made("sweep", sweep=sweep.name, runs=trials),
             log:
-                f"results/logs/sweep/{sweep.name}.log",
+                log_of("sweep", sweep=sweep.name),
             benchmark:
-                f"results/benchmarks/sweep/{sweep.name}.tsv"
+                benchmark_of("sweep", sweep=sweep.name)
             localrule: WAITING
             conda:
                 "../envs/pipeline.yaml"

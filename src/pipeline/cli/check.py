@@ -20,13 +20,13 @@ def plan(
     scale: Scale = "",
     overlay: Overlay = "{}",
     write: Annotated[bool, typer.Option("--write", help="Write the specs that the other commands read.")] = False,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs whose wall time is wanted.")] = 8,
+    gpus: Annotated[int, typer.Option(min=1, help="Estimate the wall time on so many GPUs.")] = 8,
     table: Annotated[str, typer.Option(help="Only the tables of this number: 4, fig3 (default: all).")] = "",
     check: Annotated[
-        bool, typer.Option("--check", help="Show each training's texts, frames, length, labels; say what is wrong.")
+        bool, typer.Option("--check", help="Show each training's texts, frames, length, labels and what is wrong.")
     ] = False,
 ) -> None:
-    """Say what the tables need: cells, trainings, sweeps, time; at paper scale GPU hours, disk and questions."""
+    """Show what the tables need: cells, trainings, sweeps, time; at paper scale also GPU hours, disk and questions."""
     from pipeline.estimate import print_plan
     from pipeline.plan import Plan
 
@@ -50,9 +50,9 @@ def status(
     config: ConfigFolder = Path("config"),
     scale: Scale = "",
     overlay: Overlay = "{}",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for a program.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for a program.")] = False,
 ) -> None:
-    """Say what is done, what runs now and how far it is, and what has failed and why."""
+    """Show what is done, what is running and how far it is, and what has failed and why."""
     from pipeline.plan import Plan
     from pipeline.status import print_status, read_status
 
@@ -66,14 +66,12 @@ def doctor(
     config: ConfigFolder = Path("config"),
     scale: Scale = "",
     overlay: Overlay = "{}",
-    network: Annotated[
-        bool, typer.Option("--network", help="Ask the language model's server whether it is there.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for a program.")] = False,
+    network: Annotated[bool, typer.Option("--network", help="Check that the language model's server answers.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for a program.")] = False,
 ) -> None:
-    """Say whether this machine has what the tables need, and what to do where not.
+    """Check whether this machine has what the tables need, and say what to do if not.
 
-    Exits with status 1 where the configured scale lacks something (fail); warnings are no failure.
+    Exits with status 1 if the configured scale lacks something (fail); warnings don't count.
     """
     from pipeline import doctor as checks
     from pipeline.plan import Plan
@@ -94,7 +92,7 @@ def dashboard(
     results: Results = Path("results"),
     show: Annotated[bool, typer.Option("--open", help="Open the first one in this machine's browser.")] = False,
 ) -> None:
-    """Say where the dashboards of the running Ray clusters are, and how to reach them from elsewhere."""
+    """Show where the dashboards of the running Ray clusters are, and how to reach them from elsewhere."""
     import webbrowser
 
     from pipeline.cluster.client import live, tunnel

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import Results, Settings, cluster_app, settings_of
+from pipeline.config import Cluster
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 
@@ -18,9 +19,13 @@ from pipeline.workspace import Workspace
 def cluster_serve(results: Results = Path("results"), settings: Settings = "") -> None:
     """Run the shared cluster in the foreground."""
     from pipeline.cluster.server import serve
-    from pipeline.training.ray_train import run_slot
 
-    serve(Workspace(results), settings_of(settings), run_slot)
+    def slot(number: int, root: Path, cluster: Cluster, queue: str) -> None:
+        from pipeline.training.ray_train import run_slot  # here: Ray reads its environment when it is imported
+
+        run_slot(number, root, cluster, queue)
+
+    serve(Workspace(results), settings_of(settings), slot)
 
 
 @cluster_app.command("node", hidden=True)
@@ -48,11 +53,11 @@ def cluster_start(
     context: typer.Context,
     results: Results = Path("results"),
     settings: Settings = "",
-    nodes: Annotated[int, typer.Option(min=0, help="Host it on so many nodes of a Slurm job; 0: here.")] = 0,
+    nodes: Annotated[int, typer.Option(min=0, help="Host it on so many nodes of a Slurm job; 0: on this machine.")] = 0,
 ) -> None:
-    """Start the shared cluster (stages do it by themselves) and say where its dashboard is.
+    """Start the shared cluster (stages do it by themselves) and print where its dashboard is.
 
-    With --nodes it is a Slurm job, to which further options go: --partition=gpu --gres=gpu:4 --time=24:00:00.
+    With --nodes it runs as a Slurm job, which gets all further options: --partition=gpu --gres=gpu:4 --time=24:00:00.
     """
     from pipeline.cluster.client import ensure, running
 
@@ -79,7 +84,7 @@ def cluster_stop(results: Results = Path("results")) -> None:
 
 @cluster_app.command("status")
 def cluster_status(results: Results = Path("results")) -> None:
-    """Say whether the shared cluster runs, and where."""
+    """Show whether the shared cluster is running, and where."""
     from pipeline.cluster.client import running
 
     record = running(Workspace(results))

@@ -40,14 +40,14 @@ def videos(key: Key, results: Results = Path("results"), workers: Workers = 1) -
 def download(
     names: Annotated[list[str], typer.Argument(help="Data sets, as in config/datasets.")],
     mirror: Annotated[str, typer.Option(help="Folder or server with all files (default: the config's).")] = "",
-    record: Annotated[str, typer.Option(help="File to copy the record of a single data set to.")] = "",
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Files at a time.")] = 4,
+    record: Annotated[str, typer.Option(help="Copy the record of a single data set to this file.")] = "",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="How many files to fetch at a time.")] = 4,
     config: ConfigFolder = Path("config"),
     overlay: Overlay = "{}",
 ) -> None:
-    """Fetch a data set and the lists of its splits from their publishers, or say what must be done by hand.
+    """Fetch a data set and the lists of its splits from their publishers, or say what to do by hand.
 
-    A download that broke off is continued; what is there is not fetched again.
+    An interrupted download is continued; what is there is not fetched again.
     """
     from pipeline.datasets.download import Fetcher, download_dataset
 
@@ -88,11 +88,11 @@ def splits(key: Key, results: Results = Path("results"), workers: Workers = 1) -
 @app.command()
 def split(
     names: Annotated[list[str] | None, typer.Argument(help="Data sets (default: all with published lists).")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Exit with status 1 where a count differs.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with status 1 if a count differs.")] = False,
     config: ConfigFolder = Path("config"),
     overlay: Overlay = "{}",
 ) -> None:
-    """Count classes and clips of each split, from the list files alone, beside the papers' counts."""
+    """Count classes and clips of each split in the list files, beside the papers' counts."""
     from pipeline.datasets.counts import check_splits
 
     found = check_splits(Config(config, overlay_of(overlay, "")), names or ())
@@ -118,16 +118,18 @@ def text(key: Key, results: Results = Path("results")) -> None:
 @app.command()
 def describe(
     dataset: Annotated[str, typer.Argument(help="Data set, as in config/datasets.")] = "",
-    classes: Annotated[str, typer.Option(help="In place of a data set: file with a class name a line.")] = "",
+    classes: Annotated[str, typer.Option(help="Instead of a data set: a file with one class name per line.")] = "",
     out: Annotated[Path, typer.Option(help="File for the descriptions, which `texts:` may name.")] = Path("texts.json"),
-    prompts: Annotated[str, typer.Option(help="Prompts of config/prompts, by commas (default: the data set's).")] = "",
+    prompts: Annotated[
+        str, typer.Option(help="Prompts of config/prompts, with commas (default: the data set's).")
+    ] = "",
     model: Annotated[str, typer.Option(help="Language model (default: the data set's or llm.model).")] = "",
     base_url: Annotated[str, typer.Option("--base-url", help="Its server, up to /v1.")] = "",
-    graph: Annotated[str, typer.Option(help="Skeleton whose joints are described, with --classes.")] = "",
-    cache: Annotated[str, typer.Option(help="Folder of the answers that are kept (default: RESULTS/text).")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; ask nothing.")] = False,
+    graph: Annotated[str, typer.Option(help="With --classes: the skeleton whose joints are described.")] = "",
+    cache: Annotated[str, typer.Option(help="Folder in which answers are kept (default: RESULTS/text).")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
     imported: Annotated[
-        str, typer.Option("--import", help="Published texts to convert, files by commas; asks nothing.")
+        str, typer.Option("--import", help="Published texts to convert instead of asking: files, separated by commas.")
     ] = "",
     results: Results = Path("results"),
     config: ConfigFolder = Path("config"),

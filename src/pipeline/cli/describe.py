@@ -10,6 +10,8 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.datasets.counts import listed_classes
 from pipeline.datasets.index import read_index
+from pipeline.datasets.kinds.base import DataSet
+from pipeline.datasets.kinds.registry import defined
 from pipeline.datasets.splits import read_class_list
 from pipeline.errors import UserError
 from pipeline.plan import Plan
@@ -54,15 +56,13 @@ def describe_command(
         return
     if bool(wishes.dataset) == bool(wishes.classes):
         raise UserError("name either a data set or a file of classes (--classes)")
-    definition: dict[str, Any] = {}
-    if wishes.dataset:
-        definition = config.entry("datasets", wishes.dataset, "the command line")
-    asked = resolve(config, _laid_over(definition, wishes), definition.get("kind", ""), "the command line")
-    joints = _joints(definition, wishes)
+    data = defined(config, wishes.dataset, "the command line") if wishes.dataset else None
+    asked = resolve(config, _laid_over(data, wishes), (data or DataSet).prompts, "the command line")
+    joints = _joints(wishes.graph) if wishes.graph else data.joints if data else ()
     if not wishes.prompts and not asked["prompts"]:
         raise UserError("no prompt is named; give --prompts")
-    if wishes.dataset:
-        names = _classes(config, wishes.dataset, definition, results)
+    if data:
+        names = _classes(config, data, results)
     else:
         names = read_class_list(wishes.classes)
     from pipeline.text.describe import Answers, describe_with, estimate, labels_of
@@ -77,9 +77,9 @@ def describe_command(
     say(str(describe_with(asked, names, cache, joints, say).save(out)))
 
 
-def _laid_over(definition: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
+def _laid_over(data: DataSet | None, wishes: Wishes) -> dict[str, Any]:
     """The data set's key `describe` under what the command line says."""
-    given = definition.get("describe")
+    given = data.definition.describe if data else None
     made = dict(given) if isinstance(given, Mapping) else {}
     made |= {key: value for key in ("model", "base_url") if (value := getattr(wishes, key))}
     if wishes.prompts:
@@ -87,20 +87,16 @@ def _laid_over(definition: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
     return made
 
 
-def _joints(definition: Mapping[str, Any], wishes: Wishes) -> tuple[str, ...]:
-    graph = wishes.graph or (definition.get("graph", "ntu25") if definition.get("kind") == "skeletons" else "")
-    if not graph:
-        return ()
+def _joints(graph: str) -> tuple[str, ...]:
     from pipeline.datasets.skeletons.graph import get_graph
 
     return get_graph(graph).names
 
 
-def _classes(config: Config, name: str, definition: Mapping[str, Any], results: Path) -> list[str]:
+def _classes(config: Config, data: DataSet, results: Path) -> list[str]:
     """Classes of a prepared data set, else those that its lists name."""
-    plan = Plan(config)
-    asset = plan.dataset(name, "the command line")
-    index = Workspace(results).dataset(asset.key) / "index.csv"
+    asset = Plan(config).dataset(data.asset.name, "the command line")
+    index = Workspace(results).index(asset.key)
     if index.is_file():
         return sorted({clip.label for clip in read_index(index)})
-    return listed_classes(definition, config.place("datasets", name))
+    return listed_classes(data)

@@ -25,20 +25,20 @@ app = typer.Typer(
 
 
 cluster_app = typer.Typer(help="The shared Ray cluster that trains and scores many runs.", no_args_is_help=True)
-Results = Annotated[Path, typer.Option("--results", help="Folder of everything that is computed.")]
+Results = Annotated[Path, typer.Option("--results", help="Folder for everything that is computed.")]
 ConfigFolder = Annotated[Path, typer.Option("--config", help="Folder of config.yaml, scales/, tables/ and so on.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
 Nodes = Annotated[
-    int, typer.Option("--nodes", min=1, help="Nodes of this Slurm job that share the work, each with --workers.")
+    int, typer.Option("--nodes", min=1, help="How many nodes of this Slurm job share the work, each with --workers.")
 ]
 
 
 Interface = Annotated[str, typer.Option(help="Network interface between them (default: the one that Slurm uses).")]
 Settings = Annotated[str, typer.Option("--settings", help="Cluster settings as JSON (default: the config's).")]
 Key = Annotated[str, typer.Argument(help="Key of the data set or backbone: name and hash, as in results/specs.")]
-RunId = Annotated[str, typer.Argument(help="Id of the run; its beginning is enough where it is unambiguous.")]
+RunId = Annotated[str, typer.Argument(help="Id of the run; its beginning is enough if it is unambiguous.")]
 Scale = Annotated[str, typer.Option(help="demo, quick or paper (default: the config's).")]
-Overlay = Annotated[str, typer.Option(help="Settings over the config: JSON, or a YAML file.")]
+Overlay = Annotated[str, typer.Option(help="Settings laid over the config: JSON, or a YAML file.")]
 
 
 def overlay_of(text: str, scale: str) -> dict:

@@ -18,18 +18,18 @@ def pose(
     out: Annotated[Path, typer.Option(help="Folder for the poses, which `format: poses` reads.")],
     backend: Annotated[str, typer.Option(help="rtmpose, blazepose, or package.module:Class.")] = "rtmpose",
     layout: Annotated[str, typer.Option(help="Skeleton: coco17, h36m17, openpose18 or ntu25.")] = "coco17",
-    persons: Annotated[int, typer.Option(min=1, max=8, help="Persons of a clip at most.")] = 2,
-    frames: Annotated[int, typer.Option(min=0, help="Frames of a clip at most, evenly spaced; 0 takes all.")] = 0,
+    persons: Annotated[int, typer.Option(min=1, max=8, help="The most persons per clip.")] = 2,
+    frames: Annotated[int, typer.Option(min=0, help="The most frames per clip, evenly spaced; 0 takes all.")] = 0,
     models: Annotated[str, typer.Option(help="Folder with the backend's networks.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     root: Annotated[str, typer.Option(help="Where the paths of a CSV file start (default: its folder).")] = "",
-    pictures: Annotated[int, typer.Option(min=0, help="Draw so many clips into preview.png.")] = 3,
+    pictures: Annotated[int, typer.Option(min=0, help="How many clips to draw into preview.png.")] = 3,
     results: Results = Path("results"),
     workers: Workers = 1,
     nodes: Nodes = 1,
     interface: Interface = "",
 ) -> None:
-    """Find persons and their joints in videos, for skeleton data sets; what was interrupted is continued."""
+    """Find persons and their joints in videos, for skeleton data sets; an interrupted call is continued."""
     share_nodes(Workspace(results), nodes, workers, interface)
     from pipeline.datasets.skeletons.pose_folder import read_table
     from pipeline.pose.estimator import PoseSettings
@@ -47,10 +47,10 @@ def pose(
         print(write_picture(out, base, pictures))
 
 
-Model = Annotated[str, typer.Option("--model", help="Folder of an exported model, in place of a run.")]
+Model = Annotated[str, typer.Option("--model", help="Folder of an exported model, instead of a run.")]
 OwnRun = Annotated[str, typer.Option("--run", help="Id of a trained run, or its beginning.")]
-Method = Annotated[str, typer.Option("--method", help="The trained run of this method, if there is one only.")]
-Pattern = Annotated[str, typer.Option(help="Regular expression: only files whose name it matches are clips or frames.")]
+Method = Annotated[str, typer.Option("--method", help="The trained run of this method, if there is only one.")]
+Pattern = Annotated[str, typer.Option(help="Regular expression: only files whose name matches are clips or frames.")]
 StripPrefix = Annotated[bool, typer.Option("--strip-prefix", help="01_wave is the class wave.")]
 
 
@@ -61,14 +61,14 @@ def predict(
     run: OwnRun = "",
     method: Method = "",
     model: Model = "",
-    texts: Annotated[str, typer.Option(help="Descriptions of the classes (JSON); without them videos decide.")] = "",
+    texts: Annotated[str, typer.Option(help="Descriptions of the classes (JSON). Without: only videos decide.")] = "",
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the video-video score (default: validation's).")
     ] = None,
     truth: Annotated[bool, typer.Option("--truth", help="--query has class folders: print the accuracy.")] = False,
     strip_prefix: StripPrefix = False,
     pattern: Pattern = "",
-    pictures: Annotated[int, typer.Option(min=0, help="Draw the first so many clips.")] = 8,
+    pictures: Annotated[int, typer.Option(min=0, help="How many clips to draw, from the first.")] = 8,
     out: Annotated[Path, typer.Option(help="Folder for predictions.json and the pictures.")] = Path("predictions"),
     workers: Workers = 1,
     results: Results = Path("results"),
@@ -96,10 +96,10 @@ def embed(
     interface: Interface = "",
     results: Results = Path("results"),
 ) -> None:
-    """Write what a trained few-shot run works out for each clip of your own: features, clips, labels.
+    """Write what a trained few-shot run computes for each of your own clips: features, clips, labels.
 
-    A file has all features in memory at once. A folder takes any number of clips: it is written shard by shard, an
-    interrupted one is continued, and several nodes may share the work.
+    For a file, all features are in memory at once. A folder takes any number of clips: it is written shard by shard,
+    continued after an interruption, and several nodes may share the work.
     """
     from pipeline.actions.clips import labelled_clips, loose_clips
 
@@ -127,7 +127,7 @@ def export(
     to: Annotated[Path, typer.Option(help="The folder to write.")],
     results: Results = Path("results"),
 ) -> None:
-    """Write a trained few-shot run into a folder of its own, which predict and embed take as --model."""
+    """Write a trained few-shot run into its own folder, which predict and embed take as --model."""
     from pipeline.actions.model import choose_run, export_model
 
     ws = Workspace(results)

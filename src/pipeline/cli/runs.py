@@ -18,9 +18,9 @@ def pretrain(
     key: Key,
     results: Results = Path("results"),
     threads: Annotated[int, typer.Option(min=1)] = 1,
-    anew: Annotated[bool, typer.Option("--anew", help="Also where the repository has it ready.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Pretrain even if it comes with the repository.")] = False,
     pack: Annotated[
-        str, typer.Option(help="Also write it to FOLDER/KEY, in half precision: config/pretrained holds such.")
+        str, typer.Option(help="Also write it to FOLDER/KEY in half precision, as in config/pretrained.")
     ] = "",
 ) -> None:
     """Fetch a tiny backbone that comes with the repository, or pretrain it on frames and captions of base classes."""
@@ -39,7 +39,7 @@ def pretrain(
 def train(run: RunId, results: Results = Path("results"), settings: Settings = "") -> None:
     """Train one run: on the shared Ray cluster, or as a Ray job of its own (cluster.mode: job).
 
-    A training that was interrupted continues from its last checkpoint.
+    An interrupted training continues from its last checkpoint.
     """
     ws, cluster = Workspace(results), settings_of(settings)
     spread_over_nodes(ws, cluster)
@@ -82,13 +82,13 @@ def sweep(
 @app.command()
 def evaluate(
     run: RunId,
-    cells: Annotated[list[str] | None, typer.Argument(help="Ids of its cells (default: all that are planned).")] = None,
+    cells: Annotated[list[str] | None, typer.Argument(help="Ids of its cells (default: all planned ones).")] = None,
     results: Results = Path("results"),
     settings: Settings = "",
 ) -> None:
     """Measure cells of a trained run: encode each video once, score the episodes, choose alpha by Ray Tune.
 
-    A cell that is there, and is as new as the training and the data, is not measured again.
+    A cell that is newer than the training and the data is not measured again.
     """
     from pipeline.evaluation.evaluate import measure_run, needed_work, search_in_process
 

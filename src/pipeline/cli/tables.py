@@ -13,7 +13,7 @@ from pipeline.cli.options import ConfigFolder, Overlay, Results, Scale, app, ove
 @app.command()
 def table(
     number: Annotated[str, typer.Argument(help="The table: 4, or fig3.")],
-    paper: Annotated[str, typer.Option(help="One paper's table; without it every paper's of this number.")] = "",
+    paper: Annotated[str, typer.Option(help="Only this paper's table (default: every paper's of this number).")] = "",
     results: Results = Path("results"),
     config: ConfigFolder = Path("config"),
     overlay: Overlay = "{}",
@@ -67,7 +67,7 @@ def report(
     scale: Scale = "",
     overlay: Overlay = "{}",
 ) -> None:
-    """Write every table and figure, as far as it is measured, into one page: results/report.html."""
+    """Write all tables and figures, as far as they are measured, into one page: results/report.html."""
     from pipeline.plan import Plan
     from pipeline.report.build import write_report
 
@@ -99,7 +99,7 @@ def effects(
 @app.command()
 def show(
     number: Annotated[str, typer.Argument(help="The table: 4, or fig3.")],
-    paper: Annotated[str, typer.Option(help="One paper's table; without it every paper's of this number.")] = "",
+    paper: Annotated[str, typer.Option(help="Only this paper's table (default: every paper's of this number).")] = "",
     results: Results = Path("results"),
     config: ConfigFolder = Path("config"),
     scale: Scale = "",
@@ -116,7 +116,7 @@ def show(
 @app.command()
 def demo(
     number: Annotated[str, typer.Argument(help="The table.")] = "4",
-    cores: Annotated[str, typer.Option(help="CPU cores, as Snakemake takes them.")] = "all",
+    cores: Annotated[str, typer.Option(help="CPU cores, in Snakemake's form.")] = "all",
 ) -> None:
     """Measure a table of every paper at demo scale, by Snakemake, and print each as soon as it is there."""
     from pipeline.demo import run_demo

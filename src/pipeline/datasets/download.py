@@ -277,9 +277,9 @@ def download_spec(definition: Mapping[str, Any], name: str, where: str) -> Downl
     spec = parse(DownloadSpec, given, f"{where}, download")
     for file in spec.files:
         if not file.url.startswith(("http://", "https://")):
-            raise UserError(f"{where}: {file.url!r} is no http(s) address; correct it")
+            raise UserError(f"{where}: {file.url!r} is not an http(s) address; correct it")
         if file.extract and not is_archive(file.place):
-            raise UserError(f"{where}: {file.place} is no archive, and extract: {file.extract} is set; remove it")
+            raise UserError(f"{where}: {file.place} is not an archive, and extract: {file.extract} is set; remove it")
     return spec.model_copy(update={"folder": spec.folder or f"data/{name}"})
 
 

@@ -20,7 +20,7 @@ def parse_elements(elements: str | int) -> tuple[int, ...]:
     """
     parts = str(elements).strip("{} ").split("-")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"elements {elements!r} is no combination; write the lengths as in 2-2-4, the context last")
+        raise UserError(f"elements {elements!r} is not a combination; write the lengths as in 2-2-4, the context last")
     return tuple(int(part) for part in parts)
 
 

@@ -19,7 +19,6 @@ from pipeline.datasets.located import locate, report_map, without_suffix
 from pipeline.datasets.splits import (
     MIN_CLIPS,
     assign_splits,
-    check_keys,
     class_list,
     display_label,
     required,
@@ -33,7 +32,6 @@ from pipeline.textfiles import read_table, slashed
 
 __all__ = ["class_folders", "clips_below", "display_label", "normalise_label", "prepare_folder"]
 
-KEYS = ("root", "labels", "splits", "min_clips", "strip_prefix", "map", "pattern")
 NUMBER_PREFIX = r"\d+[\s._-]+"
 
 
@@ -87,7 +85,6 @@ def prepare_folder(spec: Mapping[str, Any], out_folder: str | Path, workers: int
     size, and `unreadable.csv` those left out, with the reason. Raises UserError on a wrong configuration,
     an empty class, or a class left with too few clips.
     """
-    check_keys(spec, KEYS)
     root = Path(required(spec, "root"))
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; correct the data set's root{near_path(root)}")

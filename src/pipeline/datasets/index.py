@@ -64,16 +64,6 @@ def read_index(path: str | Path) -> list[Clip]:
     return clips
 
 
-def check_files(clips: Iterable[Clip], root: str | Path) -> None:
-    """Raise UserError when a clip's file is missing below `root`."""
-    missing = [clip.path for clip in clips if not (Path(root) / clip.path).exists()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} file(s) of the data set are missing in {root}, the first is {missing[0]}; "
-            "correct the root or prepare the data set again"
-        )
-
-
 def write_prepared(
     folder: str | Path,
     root: str | Path,

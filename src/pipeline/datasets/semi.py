@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pipeline.datasets.duplicates import check_duplicates
 from pipeline.datasets.index import SPLITS, Clip, read_index, write_index, write_prepared
-from pipeline.datasets.splits import check_keys, find_listed, required, video_stem
+from pipeline.datasets.splits import find_listed, required, video_stem
 from pipeline.errors import UserError, unknown
 from pipeline.files import write_text
 from pipeline.textfiles import read_lines, read_table, slashed
@@ -139,7 +139,7 @@ def draw_labelled(
     Raises UserError for a rate outside 0..1, an unknown policy, or as above.
     """
     if not 0 < rate < 1:
-        raise UserError(f"the label rate {rate:g} is no share between 0 and 1; write 0.05 for 5 %")
+        raise UserError(f"the label rate {rate:g} is not a share between 0 and 1; write 0.05 for 5 %")
     if absent not in ABSENT:
         raise unknown("policy for classes without labels", absent, ABSENT)
     by_class: dict[int, list[ListedVideo]] = {}
@@ -203,7 +203,6 @@ def prepare_semi(spec: Mapping[str, Any], out_folder: str | Path) -> Path:
 
     Raises UserError when a list, a column or all videos are missing, or an entry is unknown.
     """
-    check_keys(spec, ("root", "lists", "labels", "reads", "clips", "strip", "validation"))
     folder, root, strip = Path(out_folder), Path(required(spec, "root")), spec.get("strip", "")
     if "reads" in spec:
         clips = [replace(clip, label=_stripped(clip.label, strip)) for clip in _shares(root, spec["clips"])]
@@ -231,8 +230,6 @@ def _stripped(label: str, pattern: str) -> str:
 
 def _shares(root: Path, counts: Mapping[str, int]) -> list[Clip]:
     """The first clips of every class of a generated set for the splits in turn."""
-    if odd := set(counts) - set(SPLITS):
-        raise unknown("split", min(odd), SPLITS, "the data set's configuration, clips")
     order = [split for split in SPLITS for _ in range(counts.get(split, 0))]
     place: Counter[str] = Counter()
     chosen = []
@@ -287,8 +284,6 @@ def _table(path: str | Path) -> list[Clip]:
 
 def _held_out(clips: Sequence[Clip], share: float, labelled: set[str]) -> list[Clip]:
     """The clips, of which a share of the training ones now is in the split "val"; none of the labelled ones."""
-    if not 0 <= share < 1:
-        raise UserError(f"validation is {share:g}; give the share of training videos to hold out, such as 0.05")
     free = sorted(clip.clip for clip in clips if clip.split == "train" and clip.clip not in labelled)
     count = min(round(share * sum(clip.split == "train" for clip in clips)), len(free))
     held = {free[i] for i in np.random.default_rng(VALIDATION_SEED).permutation(len(free))[:count]}

@@ -29,11 +29,6 @@ PAPER_COUNTS = {
     "ssv2_small": {"train": (64, 6400), "val": (12, 1200), "test": (24, 2400)},
     "ssv2_full": {"train": (64, 67013), "val": (12, 1926), "test": (24, 2857)},
 }
-# Entries of a data set's configuration that other parts of the pipeline read.
-OTHER_KEYS = (
-    "kind", "name", "texts", "corpora", "describe", "download", "workers", "licence", "homepage", "note", "frames",
-    "expected", "min_coverage", "duplicates", "pattern",
-)  # fmt: skip
 NAMING = ("*.list", "*.list.gz", "*train.json*", "*validation.json*")  # files that name the class of a video
 MIN_CLIPS = 2  # one to support a class and one to ask for it
 _LINE = re.compile(r"(train|val|test)(\d+)[/\\]+(.+)")
@@ -223,7 +218,7 @@ def read_named_list(path: str | Path) -> dict[str, str]:
         return {str(video["id"]): str(video["template"]) for video in load_json(read_text(path))}
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path} is no list of {{id, template}}, as Something-Something v2 has it ({error}); fetch it again, or "
+            f"{path} is not a list of {{id, template}}, as Something-Something v2 has it ({error}); fetch it again, or "
             "take it out of the folder of the lists"
         ) from None
 
@@ -245,7 +240,6 @@ def prepare_list(spec: Mapping[str, Any], out_folder: str | Path, workers: int =
     Videos that are missing are listed in `unreadable.csv` and left out. Raises UserError when lists or all
     videos are missing, or a class is left with too few.
     """
-    check_keys(spec, ("root", "lists", "names_from", "probe", "min_clips"))
     root = Path(required(spec, "root"))
     listed, names = read_lists(spec)
     places = find_listed(root, [clip.path for clip in listed], Path(out_folder))
@@ -289,13 +283,6 @@ def read_lists(spec: Mapping[str, Any], numbered: bool = False) -> tuple[list[Li
     given = _read_names(files["class_names"]) if "class_names" in files else {}
     named = {clip: name for file in named_files for clip, name in read_named_list(file).items()}
     return listed, class_names(listed, given, named, numbered)
-
-
-def check_keys(spec: Mapping[str, Any], keys: Sequence[str]) -> None:
-    """Raise UserError on an entry of a data set's configuration that nothing reads."""
-    for key in spec:
-        if key not in (*keys, *OTHER_KEYS):
-            raise unknown("entry", key, keys, "the data set's configuration")
 
 
 def required(spec: Mapping[str, Any], key: str) -> Any:

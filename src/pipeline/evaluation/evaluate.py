@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.coverage import present_clips, read_coverage
-from pipeline.datasets.index import read_index
 from pipeline.errors import UserError
-from pipeline.experiment import SCORED, Cell, Measure, Run, digest
+from pipeline.evaluation.answers import Answers
+from pipeline.experiment import Cell, Measure, Run, digest
 from pipeline.files import write_json
-from pipeline.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, outcome, scoring_of, summary
-from pipeline.tasks.semi.confusion import check_pairs, confusion, opposite
+from pipeline.metrics import METRICS
+from pipeline.scores import EpisodeScores, alpha_curve, best_alpha, fused, outcome, scoring_of, summary
 from pipeline.workspace import Workspace
 
 Curve = list[tuple[float, float]]
@@ -40,7 +40,7 @@ def needed_scores(cells: Sequence[Cell], ws: Workspace) -> dict[Path, tuple[Meas
     wanted: dict[Path, tuple[Measure, str]] = {}
     for cell in cells:
         measure = cell.measure.settled()
-        if measure.metric not in SCORED:
+        if not METRICS[measure.metric].scored:
             continue
         wanted[scores_path(ws, cell.run, measure, "test")] = (measure, "test")
         if measure.alpha == "val":
@@ -55,20 +55,15 @@ def needed_work(cells: Sequence[Cell], ws: Workspace) -> bool:
 
 def needed_values(cells: Sequence[Cell], ws: Workspace) -> dict[Path, Measure]:
     """Files of what is read off the model itself (`value_path`) that `cells` need and that are not there yet."""
-    wanted = {value_path(ws, c.run, c.measure): c.measure for c in cells if c.measure.metric not in SCORED}
+    wanted = {value_path(ws, c.run, c.measure): c.measure for c in cells if not METRICS[c.measure.metric].scored}
     return {path: measure for path, measure in wanted.items() if not path.is_file()}
 
 
 def value_path(ws: Workspace, run: Run, measure: Measure) -> Path:
     """File of what `measure` reads off the model itself: times, a number of parameters, a teacher's predictions."""
-    if measure.metric == "params_m":
-        return ws.scores(run.id) / f"params-{measure.part or 'all'}.json"
-    if measure.metric == "teacher_time_share_pct":
-        return ws.scores(run.id) / "teacher-time.json"
-    if measure.metric == "teacher_spread_pct":
-        return ws.scores(run.id) / "teacher.json"
-    task = measure.model_dump(include={"way", "shot", "query", "episode_seed", "matcher"})
-    return ws.scores(run.id) / f"time-{measure.way}way-{measure.shot}shot-{digest(task)}.json"
+    task = digest(measure.model_dump(include={"way", "shot", "query", "episode_seed", "matcher"}))
+    settings = measure.model_dump() | {"part": measure.part or "all", "task": task}
+    return ws.scores(run.id) / f"{METRICS[measure.metric].file.format(**settings)}.json"
 
 
 def measure_run(run: Run, cells: Sequence[Cell], ws: Workspace, search: Search) -> list[Path]:
@@ -96,50 +91,36 @@ def _write_cell(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[
         "dataset": run.dataset.rsplit("-", 1)[0], "scale": run.scale, "selection": run.selection, "seed": run.seed,
         "coverage": there.get("test"), "coverage_train": there.get("train"), "measure": measure.model_dump(mode="json"),
     }  # fmt: skip
-    if measure.metric == "time_ms":
-        record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text())["milliseconds"]))
-    elif measure.metric == "teacher_time_share_pct":
-        record |= summary(np.asarray(json.loads(value_path(ws, run, measure).read_text())["percent"]))
-    elif measure.metric == "teacher_spread_pct":
-        found = json.loads(value_path(ws, run, measure).read_text())
-        record |= summary(100 * np.asarray(found["deviation"])) | {"teacher": found}
-    elif measure.metric == "params_m":
-        count = json.loads(value_path(ws, run, measure).read_text())["parameters"]
-        record |= {"value": count / 1e6, "ci95": None, "n": 1}
-    elif measure.metric == "opposite_pct":
-        record |= _opposites(cell, ws)
+    metric = METRICS[measure.metric]
+    if metric.scored:
+        found, extra = _answered(cell, ws, curves)
     else:
-        scores = EpisodeScores.load(scores_path(ws, run, measure, "test"))
-        alpha = measure.alpha
-        if alpha == "val":
-            curve = curves[measure.alpha_grid][scores_path(ws, run, measure, "val").stem]
-            alpha = best_alpha(curve)
-            record["alpha_curve"] = {"val": curve, "test": alpha_curve(scores, measure.alpha_grid)}
-        logits = fused(scores, measure.score, alpha)
-        record |= summary(accuracy(logits, scores.labels))
-        record["predictions"] = outcome(logits, scores.labels, scores.spread)
-        record["alpha"] = alpha if measure.score == "both" and alpha != "own" else None
+        found, extra = json.loads(value_path(ws, run, measure).read_text()), {}
+    record |= _numbers(metric.values(found)) | {key: part(found) for key, part in metric.beside.items()} | extra
     path = ws.cell(cell.id)
     write_json(path, record)
     return path
 
 
-def _opposites(cell: Cell, ws: Workspace) -> dict[str, Any]:
-    """What a cell of opposite_pct holds: the number, `predictions`, and `confusion` of the `classes`, counts of videos.
+def _numbers(values: float | Sequence[float]) -> dict[str, Any]:
+    """Value, interval and number of what was measured; a single number is exact."""
+    return summary(np.asarray(values)) if np.ndim(values) else {"value": values, "ci95": None, "n": 1}
 
-    Raises:
-        UserError: the test is no choice among all classes of the data set, or these are no pairs.
-    """
+
+def _answered(cell: Cell, ws: Workspace, curves: dict[tuple[float, ...], dict[str, Curve]]) -> tuple[dict, dict]:
+    """What the metric of `cell` finds in the answers to its test, and what the cell file says of them beside it."""
     run, measure = cell.run, cell.measure.settled()
     scores = EpisodeScores.load(scores_path(ws, run, measure, "test"))
-    classes = sorted({clip.label for clip in read_index(ws.store(run) / "index.csv")})
-    if scores.labels.shape[1] != 1 or scores.log_vv.shape[-1] != len(classes):
-        raise UserError(f"{run.id}: opposite_pct needs a test in which every video is told from all classes")
-    check_pairs(classes, run.dataset)
-    logits = fused(scores, measure.score, measure.alpha)
-    right, said = scores.labels[:, 0], logits[:, 0].argmax(-1)
-    found = {"confusion": confusion(said, right, len(classes)).tolist(), "classes": classes}
-    return summary(opposite(said, right)) | found | {"predictions": outcome(logits, scores.labels, scores.spread)}
+    alpha, extra = measure.alpha, {}
+    if alpha == "val":
+        curve = curves[measure.alpha_grid][scores_path(ws, run, measure, "val").stem]
+        alpha = best_alpha(curve)
+        extra["alpha_curve"] = {"val": curve, "test": alpha_curve(scores, measure.alpha_grid)}
+    logits = fused(scores, measure.score, alpha)
+    extra["alpha"] = alpha if measure.score == "both" and alpha != "own" else None
+    extra["predictions"] = outcome(logits, scores.labels, scores.spread)
+    answers = Answers(run, ws.store(run) / "index.csv", logits, scores.labels)
+    return METRICS[measure.metric].answers(answers), extra
 
 
 def search_in_process(name: str, files: dict[str, Path], grid: Sequence[float]) -> dict[str, Curve]:

@@ -11,10 +11,10 @@ import torch
 from pipeline.evaluation.evaluate import measure_run, needed_scores, needed_values
 from pipeline.experiment import Cell, Run
 from pipeline.files import exclusive, write_json
+from pipeline.metrics import METRICS
 from pipeline.models.build import load_weights
-from pipeline.models.skeleton.base import SkeletonModel
-from pipeline.tasks.few_shot.scoring import remove_features, time_tasks
-from pipeline.tasks.kinds import task_of
+from pipeline.tasks.few_shot.scoring import remove_features
+from pipeline.tasks.kinds import check_metric, kind_of_model, task_of
 from pipeline.workspace import Workspace
 
 
@@ -49,19 +49,6 @@ def score_run(run: Run, cells: Sequence[Cell], ws: Workspace, keep: bool = False
     for path, (measure, split) in wanted.items():
         task.scores(model, measure, split, keep).save(path)
     for path, measure in values.items():
-        if measure.metric == "time_ms":
-            write_json(path, {"milliseconds": time_tasks(run, measure, model, task.store, ws)})
-        elif measure.metric == "teacher_time_share_pct":
-            write_json(path, {"percent": task.teacher_shares(model)})
-        elif measure.metric == "teacher_spread_pct":
-            write_json(path, task.teacher_predictions(model))
-        else:
-            write_json(path, {"parameters": tuned_parameters(model, measure.part)})
+        check_metric(measure, kind_of_model(run), run.id)
+        write_json(path, METRICS[measure.metric].model(task, model, measure))
     return len(wanted) + len(values)
-
-
-def tuned_parameters(model: torch.nn.Module, part: str = "") -> int:
-    """Number of trainable parameters whose names begin with `part`; of a skeleton model that of the model at test."""
-    if isinstance(model, SkeletonModel):
-        return model.size()
-    return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and name.startswith(part))

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, unknown
 from pipeline.figures.inside import KINDS as INSIDE
-from pipeline.figures.single import BESIDE, SINGLE
+from pipeline.figures.single import BESIDE, SINGLE, shown
 from pipeline.figures.style import COLOURS, DASHES, MARKS, canvas, caption, legend, write
 from pipeline.inspection import read_look
+from pipeline.metrics import METRICS
 from pipeline.plan import Plan
 from pipeline.sheets import Table, table_stem
 from pipeline.tables.layout import layout
@@ -141,12 +142,12 @@ def scatter(table: Table, found: list[Record]) -> Figure:
             x, y = at.get((row.name, first)), at.get((row.name, second))
             bars = {"fmt": "none", "ecolor": COLOURS[index], "capsize": 3}
             if x and y and x.value is not None and y.value is not None:
-                name = f"{row.name}: {x.value:.3g} ms, {y.value:.1f} %"
+                name = f"{row.name}: {x.value:.3g} {METRICS[x.metric].unit}, {shown(y)}"
                 axis.errorbar([x.value], [y.value], _halves([y]), _halves([x]), **bars)
                 axis.plot([x.value], [y.value], MARKS[index], color=COLOURS[index], markersize=8, label=name)
             if x and x.published is not None:
                 printed.append((x.published, row.name))
-        _printed(axis, printed)
+        _printed(axis, printed, METRICS[table.columns[0].metric].unit)
         axis.set(xlabel=spec.x, ylabel=spec.y)
         axis.margins(x=0.12, y=0.25)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -160,8 +161,8 @@ KINDS: dict[str, Callable[[Table, list[Record]], Figure]] = {"lines": lines, "ba
 # Parts
 
 
-def _printed(axis: Axes, values: list[tuple[float, str]]) -> None:
-    """The paper's times, as vertical lines; what lies closer than a tenth shares its label."""
+def _printed(axis: Axes, values: list[tuple[float, str]], unit: str) -> None:
+    """The paper's values, as vertical lines; what lies closer than a tenth shares its label."""
     groups: list[list[tuple[float, str]]] = []
     for value, name in sorted(values):
         if groups and value < 1.1 * groups[-1][-1][0]:
@@ -171,7 +172,7 @@ def _printed(axis: Axes, values: list[tuple[float, str]]) -> None:
     for group in groups:
         for value, _ in group:
             axis.axvline(value, color="#7f7f7f", linestyle=":", linewidth=1.2)
-        text = "\n".join(f"{name}, published: {value:g} ms" for value, name in group)
+        text = "\n".join(f"{name}, published: {value:g} {unit}" for value, name in group)
         axis.annotate(
             text, (group[0][0], 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=7.5, va="bottom",
             ha="right", textcoords="offset points", xytext=(-2, 0),

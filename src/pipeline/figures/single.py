@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.figures.style import COLOURS, DASHES, INK, MARKS, PAPER, canvas, legend
 from pipeline.intervals import wilson95
+from pipeline.metrics import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ BESIDE = {
 
 def spread(table: Table, found: list[Record], cells: Cells) -> Figure:
     """The teacher's confidence with its deviation for some videos, one panel for each place (SeFAR, Figure 4 c)."""
-    spec, measured = table.figure, _of(table, found, "teacher_spread_pct")
+    spec, measured = table.figure, _of(table, found, "teacher")
     with canvas(1, len(measured), (3.1 * len(measured) + 0.6, 4.0), sharey=True) as (figure, axes):
         for index, (axis, record) in enumerate(zip(axes[0], measured, strict=True)):
             confidence, deviation, right = drawn(cells[record.row, record.column][0].teacher)
@@ -54,7 +55,7 @@ def spread(table: Table, found: list[Record], cells: Cells) -> Figure:
                 axis.plot(
                     place[chosen], confidence[chosen], "o", color=COLOURS[index], markerfacecolor=face, label=mark
                 )
-            axis.set_title(f"{_title(table, record)}\nmean deviation {record.value:.1f} %", fontsize=10)
+            axis.set_title(f"{_title(table, record)}\n{words(record)} {shown(record)}", fontsize=10)
             axis.set(xlabel=spec.x, xticks=[1, *range(10, DRAWN + 1, 10)])
         axes[0][0].set(ylabel=spec.y, yticks=range(0, 101, 20))
         _marks(figure)
@@ -72,7 +73,7 @@ def drawn(teacher: TeacherVideos, videos: int = DRAWN) -> tuple[np.ndarray, np.n
 
 def reliability(table: Table, found: list[Record], cells: Cells) -> Figure:
     """Accuracy by bins of confidence and of deviation, one line for each place (SeFAR, Figure 5)."""
-    spec, measured = table.figure, _of(table, found, "teacher_spread_pct")
+    spec, measured = table.figure, _of(table, found, "teacher")
     kinds = {"confidence": "confidence", "deviation": "standard deviation"}
     with canvas(1, 2, (8.6, 4.2), sharey=True) as (figure, axes):
         for axis, (key, name) in zip(axes[0], kinds.items(), strict=True):
@@ -108,7 +109,7 @@ def bins(values: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarray, np
 
 def confusion(table: Table, found: list[Record], cells: Cells) -> Figure:
     """One matrix for each row, side by side, of which each row adds up to 1 (SeFAR, Figure 8)."""
-    spec, measured = table.figure, _of(table, found, "opposite_pct")
+    spec, measured = table.figure, _of(table, found, "confusion")
     classes = cells[measured[0].row, measured[0].column][0].classes
     named = len(classes) <= NAMED
     edges = np.arange(len(classes) + 1) - 0.5
@@ -120,7 +121,7 @@ def confusion(table: Table, found: list[Record], cells: Cells) -> Figure:
             picture = axis.pcolormesh(edges, edges, 100 * shares, cmap="Blues", vmin=0, vmax=100)
             axis.set(aspect="equal", ylim=(edges[-1], edges[0]))
             _frames(axis, len(classes))
-            axis.set_title(f"{record.row}: {record.value:.1f} % opposite")
+            axis.set_title(f"{record.row}: {shown(record)} {words(record)}")
             axis.grid(visible=False)
             axis.set_xlabel(spec.x)
             _ticks(axis, classes if named else [])
@@ -185,12 +186,25 @@ SINGLE: dict[str, Callable[[Table, list[Record], Cells], Figure]] = {
 # Parts
 
 
-def _of(table: Table, found: list[Record], metric: str) -> list[Record]:
-    """The measured places of one metric; UserError without any."""
-    places = [record for record in found if record.metric == metric and record.status == "measured"]
+def _of(table: Table, found: list[Record], key: str) -> list[Record]:
+    """The measured places of the metrics that keep `key` beside their numbers; UserError without any."""
+    metrics = [name for name, metric in METRICS.items() if key in metric.beside]
+    places = [record for record in found if record.metric in metrics and record.status == "measured"]
     if not places:
-        raise UserError(f"{table.title}: a figure of the kind {table.figure.kind} needs a column with metric: {metric}")
+        needed = " or ".join(metrics)
+        raise UserError(f"{table.title}: a figure of the kind {table.figure.kind} needs a column with metric: {needed}")
     return places
+
+
+def shown(record: Record) -> str:
+    """The measured value with its unit, as a table rounds it."""
+    metric = METRICS[record.metric]
+    return f"{record.value:.{metric.decimals}f} {metric.unit}"
+
+
+def words(record: Record) -> str:
+    """What was measured."""
+    return METRICS[record.metric].words
 
 
 def _title(table: Table, record: Record) -> str:

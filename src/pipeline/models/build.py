@@ -136,15 +136,6 @@ def _is_method(entry: Any) -> bool:
     return isinstance(entry, type) and issubclass(entry, FewShotModel)
 
 
-def load_trained(run: Run, ws: Workspace, store: FrameStore) -> FewShotModel:
-    """The model of `run` with the weights that its training left, in evaluation mode.
-
-    Raises:
-        UserError: it is not trained yet.
-    """
-    return load_weights(build_model(run, ws, store), run, ws)
-
-
 def load_weights(model: Model, run: Run, ws: Workspace) -> Model:
     """`model` with the weights that the training of `run` left, in evaluation mode.
 

@@ -99,7 +99,7 @@ class _Network:
             self._run = interpreter(str(path), num_threads=1)
             self._run.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise UserError(f"{path} is no network that LiteRT can run ({error}); fetch it again") from None
+            raise UserError(f"{path} is not a network that LiteRT can run ({error}); fetch it again") from None
         self._input = self._run.get_input_details()[0]["index"]
         self._outputs = [output["index"] for output in self._run.get_output_details()]
 

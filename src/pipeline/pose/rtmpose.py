@@ -77,7 +77,7 @@ def _open(kind: Any, onnxruntime: Any, path: Path, device: str, turned: bool) ->
         with contextlib.redirect_stdout(io.StringIO()):
             made = kind(str(path), model_input_size=size, backend="onnxruntime", device="cpu")
     except Exception as error:  # ONNX Runtime's errors have no common class
-        raise UserError(f"{path} is no network of fixed input size that ONNX Runtime can run ({error})") from None
+        raise UserError(f"{path} is not a network of fixed input size that ONNX Runtime can run ({error})") from None
     made.session = session
     return made
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.datasets.skeletons.definition import SkeletonPolicy
 from pipeline.datasets.skeletons.ntu import Body
-from pipeline.datasets.skeletons.preprocess import SkeletonPolicy, assign_actors
+from pipeline.datasets.skeletons.preprocess import assign_actors
 
 SAME = 0.1  # least similarity of two poses of a track
 REPEATED = 0.7  # overlap of boxes (intersection over union) from which two poses of a frame are one

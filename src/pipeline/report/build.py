@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import platform
 import re
 import shlex
@@ -27,6 +26,8 @@ from pipeline.experiment import Cell, Run
 from pipeline.figures import style
 from pipeline.figures.draw import draw, figures_of
 from pipeline.figures.training import draw_training, read_curve, runs_of
+from pipeline.files import write_text
+from pipeline.metrics import METRICS
 from pipeline.plan import Plan
 from pipeline.sheets import Table, table_stem
 from pipeline.tables.html import html
@@ -60,12 +61,7 @@ def write_report(plan: Plan, results_dir: Path | str = "results") -> Path:
         script=Markup(source(environment, "report.js")[0]),
         data=_embedded(_data(plan, Workspace(results_dir))),
     )
-    path = Path(results_dir) / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_text(Path(results_dir) / "report.html", page)
 
 
 # What is shown
@@ -168,6 +164,7 @@ def _cell(plan: Plan, cell: Cell, ws: Workspace) -> dict[str, Any]:
         "seed", "dataset",
     )  # fmt: skip
     out = {key: record[key] for key in kept if record.get(key) is not None}
+    out["decimals"] = max(METRICS[cell.measure.metric].decimals, 2)
     return out | {"run": cell.run.id, "measure": _yaml(cell.measure.settled()), "made": _time(path)}
 
 

@@ -6,13 +6,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pipeline.metrics import METRICS
+
 if TYPE_CHECKING:
     from pipeline.sheets import Table
     from pipeline.tables.records import Record
 
 
-DECIMALS = {"time_ms": 2, "params_m": 3}  # of printed numbers; everything else has one
-LOWER_IS_BETTER = {"time_ms", "params_m", "teacher_time_share_pct", "teacher_spread_pct", "opposite_pct"}
 MISSING = "–"
 LEGEND = (
     "Entries: ours ± 95 % interval (published, difference); only in brackets: not measured here. "
@@ -112,8 +112,8 @@ def layout(table: Table, records: list[Record]) -> Layout:
 
 
 def number(value: float, metric: str, sign: str = "") -> str:
-    """`value` as it is printed: one decimal, times two; `sign` is "+" for a difference."""
-    return f"{value:{sign}.{DECIMALS.get(metric, 1)}f}".replace("-", "−")
+    """`value` with the decimals of its metric; `sign` is "+" for a difference."""
+    return f"{value:{sign}.{METRICS[metric].decimals}f}".replace("-", "−")
 
 
 def _place(record: Record) -> Place:
@@ -133,7 +133,7 @@ def _place(record: Record) -> Place:
 
 def _shown(record: Record) -> float:
     """The measured value with as many decimals as are shown."""
-    return round(record.value, DECIMALS.get(record.metric, 1))
+    return round(record.value, METRICS[record.metric].decimals)
 
 
 def _best(records: list[Record]) -> dict[str, dict[float, int]]:
@@ -144,7 +144,7 @@ def _best(records: list[Record]) -> dict[str, dict[float, int]]:
             values[record.column, record.metric].append(_shown(record))
     ranks = {}
     for (column, metric), found in values.items():
-        order = sorted(set(found), reverse=metric not in LOWER_IS_BETTER)
+        order = sorted(set(found), reverse=not METRICS[metric].lower_is_better)
         ranks[column] = dict(zip(order[: max(0, min(len(found) - 1, 2))], (1, 2), strict=False))
     return ranks
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
@@ -15,15 +15,15 @@ from pipeline.config import parse
 from pipeline.errors import UserError, unknown
 from pipeline.evaluation.health import Outcome, read_training, verdict
 from pipeline.experiment import Cell, slug
+from pipeline.metrics import METRICS
 from pipeline.plan import Entry, Plan
 from pipeline.sheets import table_stem
 from pipeline.workspace import Workspace
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 DIGITS = 4  # decimals kept in CSV files
-UNLEARNT = ("time_ms", "params_m", "teacher_time_share_pct")
-"""Metrics for which it does not matter whether a run has learnt anything."""
-BESIDE = {"teacher_spread_pct": ("teacher",), "opposite_pct": ("confusion", "classes")}
-"""Keys that a cell file of a metric has beside its number."""
 
 
 class TeacherVideos(BaseModel):
@@ -54,9 +54,9 @@ class CellFile(BaseModel):
     alpha_curve: dict[str, list[tuple[FiniteFloat, FiniteFloat]]] | None = None
     """Where alpha was chosen: (alpha, accuracy in per cent) on `val` and `test`."""
     teacher: TeacherVideos | None = None
-    """Of teacher_spread_pct."""
+    """What single predictions of the teacher say."""
     confusion: list[list[int]] | None = None
-    """Of opposite_pct: videos of each true class (rows) that are taken for each class."""
+    """Videos of each true class (rows) that are taken for each class."""
     classes: list[str] | None = None
     """Their names."""
     predictions: Outcome | None = None
@@ -136,11 +136,11 @@ def read_cell(cell: Cell, results_dir: Path | str = "results") -> CellFile:
     except (UserError, ValueError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise UserError(f"{path}: damaged cell file ({reason}); {again}") from None
-    if lacking := [key for key in BESIDE.get(found.metric, ()) if getattr(found, key) is None]:
-        raise UserError(f"{path}: damaged cell file (key {lacking[0]} is missing); {again}")
     for key, wanted in (("cell", cell.id), ("run", cell.run.id), ("metric", cell.measure.metric)):
         if getattr(found, key) != wanted:
             raise UserError(f"{path}: {key} is {getattr(found, key)!r} but should be {wanted!r}; {again}")
+    if lacking := [key for key in METRICS[found.metric].beside if getattr(found, key) is None]:
+        raise UserError(f"{path}: damaged cell file (key {lacking[0]} is missing); {again}")
     return found
 
 
@@ -169,29 +169,29 @@ def records(
     return _with_twins(out, digests, ws)
 
 
+def frame(found: Iterable[Record]) -> DataFrame:
+    """Records as a table with their fields as columns; None where there is no number, and no number is converted."""
+    from pandas import DataFrame  # here: only what makes tables needs it
+
+    return DataFrame([astuple(record) for record in found], columns=COLUMNS, dtype=object)
+
+
 def _with_twins(found: list[Record], digests: dict[tuple[str, str], tuple[str, ...]], ws: Workspace) -> list[Record]:
     """Notes which rows of a column have different cells and yet the same predictions for every query, and why."""
-    groups: dict[tuple, list[Record]] = defaultdict(list)
-    for record in found:
-        if said := digests.get((record.row, record.column)):
-            groups[record.column, record.metric, said].append(record)
-    notes = {}
-    for group in groups.values():
-        if len({record.cell_id for record in group}) > 1:
-            rows = " | ".join(record.row for record in group)
-            text = f"same predictions for all queries ({_why_equal(group, ws)}): {rows}"
-            notes |= {(record.row, record.column): text for record in group}
-
-    def noted(record: Record) -> Record:
-        note = notes.get((record.row, record.column), "")
-        return replace(record, note="; ".join(filter(None, [record.note, note])))
-
-    return [noted(record) for record in found]
+    if not digests:
+        return found
+    table = frame(found).assign(said=[digests.get((record.row, record.column)) for record in found])
+    notes = dict.fromkeys(table.index, "")
+    for _, group in table.dropna(subset="said").groupby(["column", "metric", "said"], sort=False):
+        if group["cell_id"].nunique() > 1:
+            why = _why_equal(group["run_id"].unique(), ws)
+            text = f"same predictions for all queries ({why}): {' | '.join(group['row'])}"
+            notes |= dict.fromkeys(group.index, text)
+    return [replace(r, note="; ".join(filter(None, [r.note, notes[i]]))) for i, r in enumerate(found)]
 
 
-def _why_equal(group: list[Record], ws: Workspace) -> str:
-    """Why rows predict the same: one training, or several that are equal or nearly so."""
-    runs = list(dict.fromkeys(record.run_id for record in group))
+def _why_equal(runs: Sequence[str], ws: Workspace) -> str:
+    """Why rows with these trainings predict the same: it is one, or they are equal or nearly so."""
     if len(runs) == 1:
         return "one training, measured in ways that agree"
     records = [read_training(ws.run(run) / "train.json").last_loss for ids in runs for run in ids.split(";")]
@@ -230,7 +230,7 @@ def _record(plan: Plan, entry: Entry, ws: Workspace, found: list[CellFile] | Non
 
 def _health(entry: Entry, ws: Workspace, found: list[CellFile]) -> list[str]:
     """The verdicts on the runs of a place; of several seeds each is named."""
-    if entry.metric in UNLEARNT:
+    if not METRICS[entry.metric].of_learning:
         return []
     notes = []
     for cell, measured in zip(entry.cells, found, strict=True):
@@ -278,10 +278,10 @@ def _remarks(entry: Entry, found: list[CellFile]) -> list[str]:
     notes = []
     measure = entry.cells[0].measure
     alphas = list(dict.fromkeys(cell.alpha for cell in found if cell.alpha is not None))
-    if alphas and measure.score == "both" and measure.metric == "accuracy_pct":
+    if alphas and measure.score == "both" and METRICS[measure.metric].scored:
         chosen = " (chosen on validation)" if measure.alpha == "val" else ""
         notes.append(f"alpha {'/'.join(f'{alpha:g}' for alpha in alphas)}{chosen}")
-    if measure.metric == "params_m":
+    if not METRICS[measure.metric].of_clips:
         return notes
     for split, key in (("test", "coverage"), ("training", "coverage_train")):
         coverage = min((share for cell in found if (share := getattr(cell, key)) is not None), default=1.0)

@@ -5,13 +5,12 @@ A task knows the data of a run, builds its model, says what a worker gets in one
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from mmengine.hooks import Hook
 from torch.utils.data import Dataset
 
-from pipeline.errors import UserError
 from pipeline.experiment import Measure, Run
 from pipeline.scores import EpisodeScores
 from pipeline.workspace import Workspace
@@ -69,16 +68,32 @@ class Task:
         """Scores of the test (or validation) that `measure` names; `keep` what other tests of the run read, too."""
         raise NotImplementedError
 
+    def parameters(self, model: torch.nn.Module, part: str = "") -> int:
+        """Number of trainable parameters whose names begin with `part`."""
+        return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and name.startswith(part))
+
+
+class TimesTasks(Protocol):
+    """A task of which whole test tasks can be timed."""
+
+    def times(self, model: torch.nn.Module, measure: Measure) -> list[float]:
+        """Milliseconds of each of some test tasks: from the stored clips to the answer."""
+        ...
+
+
+class HasTeacher(Protocol):
+    """A task that trains with a teacher; what the metrics of one ask.
+
+    Raises UserError for a method of this kind that has none.
+    """
+
     def teacher_shares(self, model: torch.nn.Module) -> list[float]:
-        """Share of a teacher's predictions in the time of training; UserError for a method without a teacher."""
-        raise self._no_teacher()
+        """Share of the teacher's predictions in the time of training, in per cent, of each of some iterations."""
+        ...
 
     def teacher_predictions(self, model: torch.nn.Module) -> dict[str, list]:
-        """What a teacher predicts for test videos; UserError for a method without a teacher."""
-        raise self._no_teacher()
-
-    def _no_teacher(self) -> UserError:
-        return UserError(f"{self.run.id}: the method sees no unlabelled video, so it has no teacher")
+        """What the teacher predicts for V test videos: confidence, deviation and right, each (V,)."""
+        ...
 
 
 def epochs_as_steps(train: dict[str, Any], steps: int) -> dict[str, Any]:

@@ -28,13 +28,13 @@ class Checked(BaseModel):
 class Train(Checked):
     """How weights are trained: the part that every kind of task has."""
 
-    optimizer: Literal["adam", "adamw", "sgd"] = Field(description="of all trained weights")
-    learning_rate: float = Field(gt=0, description="after the warm-up")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(description="optimiser of all trained weights")
+    learning_rate: float = Field(gt=0, description="learning rate after the warm-up")
     weight_decay: float = Field(ge=0, description="as the optimiser takes it: L2 in adam and sgd, decoupled in adamw")
-    momentum: Share | None = Field(None, description="of sgd")
-    nesterov: Switch = Field(False, description="of sgd")
+    momentum: Share | None = Field(None, description="momentum of sgd")
+    nesterov: Switch = Field(False, description="Nesterov's momentum, for sgd")
     warmup_start: float = Field(ge=0, description="learning rate at the first step, from which it grows linearly")
-    amp: Switch = Field(description="bfloat16 where it is safe; needs a GPU")
+    amp: Switch = Field(description="compute in bfloat16 where it is safe; needs a GPU")
 
     @classmethod
     def off(cls) -> set[str]:
@@ -46,32 +46,32 @@ class Epochs(Train):
     """A training whose length is counted in epochs."""
 
     epochs: Count = Field(description="passes over the training set")
-    steps: Count | None = Field(description="of all epochs, in place of what the set gives; null: as many as it gives")
+    steps: Count | None = Field(description="steps of all epochs together; null: as many as the set gives")
     batch: Count = Field(description="clips in a forward pass")
     milestones: list[Annotated[float, Field(ge=0)]] = Field(
         description="epochs at which the learning rate falls to a tenth"
     )
     warmup_epochs: float = Field(ge=0, description="length of the warm-up")
-    validate_epochs: float = Field(gt=0, description="epochs from one validation, and checkpoint, to the next")
+    validate_epochs: float = Field(gt=0, description="epochs from one validation and checkpoint to the next")
 
 
 class Recipe(Checked):
     """A method: its model, its training and how it is tested."""
 
     task: str = Field(description="kind of task: few_shot, one_shot, semi or questions")
-    recipe: Count = Field(1, description="raised by hand when a change of code changes results")
-    backbone: str = Field("", description="entry of config/backbones.yaml that it builds on")
+    recipe: Count = Field(1, description="raised by hand when a change in the code changes results")
+    backbone: str = Field("", description="entry of config/backbones.yaml that the method builds on")
     model: dict[str, Any] = Field(description="`type` (a class in MODELS) and the arguments of its constructor")
     models: dict[str, dict[str, Any]] = Field({}, description="data set -> settings laid over `model` there")
     options: dict[str, Any] = Field(
-        {}, description="further settings of the model; one with the value given here is as one that is not there"
+        {}, description="rarely used settings of the model with their defaults; one at its default enters no id"
     )
     train: Train | None = Field(None, description="how it is trained; without it nothing is")
     schedules: dict[str, dict[str, Any]] = Field(
         {}, description="data set, or DATASET/BASE SET -> keys laid over `train` there"
     )
-    measure: dict[str, Any] = Field({}, description="how it is tested where that differs from the default")
-    frames: dict[str, Any] = Field({}, description="the choice of frames, or how skeletons are shown")
+    measure: dict[str, Any] = Field({}, description="how it is tested, if not as by default")
+    frames: dict[str, Any] = Field({}, description="how frames are chosen, or how skeletons are shown")
 
 
 def settled(train: Mapping[str, Any], model: type[Train], checked: Train) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def _import_lines(path: Path, names: Sequence[str]) -> Corpus:
     lines = [line.strip() for line in _parse(path, str.splitlines) if line.strip()]
     first = [mark.group() for line in lines if (mark := re.search("[;:,]", line))]
     if len(first) < len(lines) or not lines:
-        raise UserError(f"{path} is no corpus of lines: each needs a class, one of ; : , and its text")
+        raise UserError(f"{path} is not a corpus of lines: each needs a class, one of ; : , and its text")
     separator = max(";:,", key=first.count)
     if len(names or lines) != len(lines):
         raise UserError(
@@ -247,7 +247,7 @@ def _check_entry(name: str, entry: Any, path: Path) -> None:
         raise UserError(f"{where} needs {STAGES} non-empty stages; correct it")
     for key in ("atomic", "joints"):
         if not isinstance(entry.get(key, {}), Mapping):
-            raise UserError(f"{where} has {key} that are no object; correct it")
+            raise UserError(f"{where} has {key} that are not an object; correct it")
     for count, texts in entry.get("atomic", {}).items():
         if not str(count).isdecimal() or not _are_texts(texts, int(count)):
             raise UserError(f"{where} needs a list of {count} non-empty texts as its atomic {count!r}; correct it")

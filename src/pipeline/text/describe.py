@@ -203,7 +203,7 @@ def _ask_one(
         try:
             text, cut, usage = chat.ask(messages, question.schema, question.prompt)
         except BadBody:
-            problems = ["the server's reply is no chat completion"]
+            problems = ["the server's reply is not a chat completion"]
             continue  # the same question again
         except NoAnswer as error:
             return error, used, ""

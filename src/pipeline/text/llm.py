@@ -23,7 +23,7 @@ class NoAnswer(UserError):
 
 
 class BadBody(Exception):
-    """The server's reply is no chat completion (cut off, or something else)."""
+    """The server's reply is not a chat completion (cut off, or something else)."""
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,6 @@ from pipeline.experiment import Frozen, digest
 from pipeline.text.corpus import STAGES
 
 Messages = list[dict[str, str]]
-DEFAULT_PROMPTS = {
-    "videos": ("lga_atomic", "task_adapter_stages", "crossglg_global"),
-    "skeletons": ("crossglg_global", "crossglg_joints"),
-}
 TOKENS_OF = {"atomic": 28, "stages": 24, "global": 90, "joints": 26}  # of one sentence (global: of all), about
 MAX_WORDS = 400  # of one text: more is no description of an action
 
@@ -58,18 +54,18 @@ def read_prompts(folder: str | Path, names: Sequence[str]) -> dict[str, Prompt]:
     return made
 
 
-def resolve(config: Config, given: Any, kind: str, where: str) -> dict[str, Any]:
+def resolve(config: Config, given: Any, prompts: Sequence[str], where: str) -> dict[str, Any]:
     """The key `describe` of a data set as a job needs it: all settings, and the words of its prompts.
 
-    given: settings laid over `llm` of the configuration, or `true`. Raises UserError for a wrong key or prompt.
+    given: settings laid over `llm` of the configuration, or `true`. prompts: names of those that are asked where the
+    settings name none. Raises UserError for a wrong key or prompt.
     """
     given = {} if given is True else given
     if not isinstance(given, Mapping):
         raise UserError(f"{where}: expected `true` or settings such as {{ model: NAME }}, found {given!r}")
     settings = parse(LLM, merge(config.settings.llm.model_dump(), given), where)
-    names = settings.prompts or DEFAULT_PROMPTS["skeletons" if kind == "skeletons" else "videos"]
-    prompts = read_prompts(config.folder / "prompts", names)
-    return settings.model_dump() | {"prompts": {name: prompt.model_dump() for name, prompt in prompts.items()}}
+    made = read_prompts(config.folder / "prompts", settings.prompts or prompts)
+    return settings.model_dump() | {"prompts": {name: prompt.model_dump() for name, prompt in made.items()}}
 
 
 def identity(asked: Mapping[str, Any]) -> str:

@@ -327,3 +327,13 @@ def test_stop_ends_the_server(tmp_path):
         reaped = pool.submit(server.wait, 20)  # as the server's own parent would
         assert stop(ws) is True
         assert reaped.result() == -15
+
+
+def test_ray_is_imported_once_its_environment_is_set():
+    """It reads that environment when it is imported: address, token, loopback."""
+    code = (
+        "import sys; from pathlib import Path; from pipeline.cli.cluster import cluster_serve\n"
+        "from pipeline.cluster import server; server.serve = lambda *_: print('ray' in sys.modules)\n"
+        "cluster_serve(Path('results'), '{}')"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -409,10 +409,10 @@ def test_every_definition_can_be_read(repo):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"files": [{"url": "ftp://a/b"}]}, "is no http"),
+        ({"files": [{"url": "ftp://a/b"}]}, "is not an http"),
         ({"files": [{"url": "https://a/b", "sha": "0"}]}, "unknown key 'sha'"),
         ({"files": [{"url": "https://a/b", "sha256": "xyz"}]}, "sha256"),
-        ({"files": [{"url": "https://a/b", "extract": "v"}]}, "is no archive"),
+        ({"files": [{"url": "https://a/b", "extract": "v"}]}, "is not an archive"),
         ({}, "has nothing to download"),
     ],
 )

@@ -82,7 +82,7 @@ def test_shared_slots_share_their_frame():
 
 @pytest.mark.parametrize("elements", ["", "2-", "2--4", "0-4", "2-x", "-2-4", "2.5", None, "2 2 4"])
 def test_malformed_combinations(elements):
-    with pytest.raises(UserError, match="is no combination"):
+    with pytest.raises(UserError, match="is not a combination"):
         parse_elements(elements)
 
 

@@ -205,7 +205,6 @@ def test_a_table_of_labels(root, tmp_path):
         ({"splits": None}, "no splits are given"),
         ({"splits": {}}, "no splits are given"),
         ({"splits": {"train": "none.txt"}}, "there is no list none.txt"),
-        ({"rot": "x"}, "did you mean 'root'"),
         ({"root": "/nowhere"}, "there is no folder /nowhere"),
         ({"root": None}, "lacks root"),
         ({"map": {"01_jum": "jump"}}, "did you mean '01_jump'"),

@@ -217,8 +217,6 @@ def test_a_table_of_videos_needs_no_lists(listed, tmp_path):
     [
         ({"lists": "nowhere"}, "no folder of lists named by a label rate"),
         ({"lists": None, "labels": None}, "lacks labels"),
-        ({"validation": 1.5}, "validation is 1.5"),
-        ({"validate": 0.1}, "did you mean 'validation'"),
         ({"root": "lists"}, "none of the 24 videos"),
     ],
 )
@@ -308,7 +306,7 @@ def test_paper_rows_of_semi_supervised_sets_spend_no_label_on_a_checkpoint(repo)
     assert {repr(run.frames["store"]["size"]) for run in runs} == {"320"}  # the short side: aspect kept
 
 
-@pytest.mark.parametrize(("rate", "absent", "words"), [(5, "one", "no share"), (0.1, "non", "did you mean 'one'")])
+@pytest.mark.parametrize(("rate", "absent", "words"), [(5, "one", "not a share"), (0.1, "non", "did you mean 'one'")])
 def test_wrong_rates(rate, absent, words):
     with pytest.raises(UserError, match=words):
         draw_labelled(_videos(10), rate, 0, absent)

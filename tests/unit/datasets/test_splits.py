@@ -117,7 +117,7 @@ def test_label_files_of_something_something_name_the_classes(tmp_path):
     with pytest.raises(UserError, match="do not say what 1 classes are called"):
         read_lists({"lists": lists})
     (lists / "train.json").write_text('{"Opening [something]": "97"}')  # labels.json under another name
-    with pytest.raises(UserError, match=r"train\.json is no list of {id, template}"):
+    with pytest.raises(UserError, match=r"train\.json is not a list of {id, template}"):
         read_lists({"lists": lists})
 
 

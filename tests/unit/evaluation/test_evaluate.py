@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -19,12 +20,13 @@ from pipeline.evaluation.evaluate import (
     value_path,
 )
 from pipeline.evaluation.score import score_run
-from pipeline.experiment import Cell
-from pipeline.models.build import load_trained
+from pipeline.experiment import Cell, Measure
+from pipeline.metrics import METRICS, TEST, Metric
+from pipeline.models.build import load_weights
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.scores import EpisodeScores, accuracy, alpha_curve, best_alpha, fused, outcome, summary
-from pipeline.tasks.few_shot import scoring
 from pipeline.tasks.few_shot import scoring as few_shot
+from pipeline.tasks.kinds import task_of
 from pipeline.training.train import train_run
 from pipeline.workspace import Workspace
 
@@ -299,17 +301,18 @@ def test_milliseconds_of_whole_tasks(trained, monkeypatch):
     ws, run, cells = trained
     record = _record(ws, cells[5])
     times = json.loads(value_path(ws, run, cells[5].measure).read_text())["milliseconds"]
-    assert len(times) == scoring.TIMED_TASKS and min(times) > 0
+    assert len(times) == few_shot.TIMED_TASKS and min(times) > 0
     assert record["metric"] == "time_ms" and record["value"] == pytest.approx(np.mean(times))
     assert record["n"] == 20 and record["alpha"] is None
-    model, counter = load_trained(run, ws, few_shot.FrameStore(ws.store(run))), Counter(monkeypatch)
-    score_module.time_tasks(run, cells[5].measure, model, few_shot.FrameStore(ws.store(run)), ws)
+    task = task_of(run, ws)
+    model, counter = load_weights(task.build(), run, ws), Counter(monkeypatch)
+    task.times(model, cells[5].measure)
     assert counter.clips == 22 * 10  # 5 supports and 5 queries of each of 20 tasks and 2 that warm up
 
 
 def test_tasks_of_another_form_are_timed_anew(trained, monkeypatch):
     ws, run, cells = trained
-    monkeypatch.setattr(scoring, "TIMED_TASKS", 2)
+    monkeypatch.setattr(few_shot, "TIMED_TASKS", 2)
     counter = Counter(monkeypatch)
     longer = Cell(run=run, measure=cells[5].measure.model_copy(update={"shot": 5}))
     assert needed_work([longer], ws) and score_run(run, [longer, cells[5]], ws) == 1
@@ -381,20 +384,50 @@ def test_opposites_need_a_choice_among_all_classes(trained):
 def test_a_method_of_episodes_has_no_teacher(trained, metric):
     ws, run, (_, vv, *_) = trained
     cell = Cell(run=run, measure=vv.measure.model_copy(update={"metric": metric}))
-    with pytest.raises(UserError, match="so it has no teacher"):
+    with pytest.raises(UserError, match=f"{run.id}: metric {metric} is of semi-supervised methods, not of"):
         score_run(run, [cell], ws)
     assert not value_path(ws, run, cell.measure).exists()
 
 
+def test_a_metric_is_one_entry(trained, tmp_path, monkeypatch):
+    """One that is read off a model, and one of the answers to a test."""
+    ws, run, (_, vv, *_) = trained
+    monkeypatch.setitem(METRICS, "tensors", Metric(
+        "tensors", "trained tensors", ("part",), itemgetter("count"), decimals=0, file="tensors-{part}",
+        model=lambda task, model, measure: {"count": len(model.trained_state()), "of": type(task).__name__},
+        beside={"classes": itemgetter("of")},
+    ))  # fmt: skip
+    monkeypatch.setitem(METRICS, "first_pct", Metric(
+        "%", "the first class", TEST, itemgetter("share"),
+        answers=lambda answers: {"share": 100.0 * (answers.logits.argmax(-1) == 0).mean(-1)},
+    ))  # fmt: skip
+    counted = Cell(run=run, measure=Measure(metric="tensors", shot=3, episodes=7))
+    assert counted.id == Cell(run=run, measure=Measure(metric="tensors")).id
+    said = Cell(run=run, measure=vv.measure.model_copy(update={"metric": "first_pct"}))
+    kept = value_path(ws, run, counted.measure)
+    try:
+        assert score_run(run, [counted, said], ws) == 1 and kept.name == "tensors-all.json"
+        paths = measure_run(run, [counted, said], ws, search_in_process)
+        number, share = (json.loads(path.read_text()) for path in paths)
+        assert number["value"] > 1 and number["ci95"] is None and number["classes"] == "FewShotTask"
+        scores = EpisodeScores.load(scores_path(ws, run, vv.measure, "test"))
+        assert share["value"] == pytest.approx(100 * (scores.log_vv.argmax(-1) == 0).mean()) and share["n"] == 24
+        assert share["predictions"] == _record(ws, vv)["predictions"]
+    finally:
+        for path in (kept, ws.cell(counted.id), ws.cell(said.id)):
+            path.unlink(missing_ok=True)
+
+
 def test_cells_of_parameters_hold_the_count_in_millions(adapted, world):
     ws, run, cells = adapted
-    model = load_trained(run, ws, world.store)
+    task = task_of(run, ws)
+    model = load_weights(task.build(), run, ws)
     found = {}
     for cell in [cell for cell in cells if cell.measure.metric == "params_m"]:
         record, part = _record(ws, cell), cell.measure.part
         found[part] = round(1e6 * record["value"])
         tuned = [p.numel() for name, p in model.named_parameters() if p.requires_grad and name.startswith(part)]
-        assert found[part] == sum(tuned) == score_module.tuned_parameters(model, part)
+        assert found[part] == sum(tuned) == task.parameters(model, part)
         assert record["ci95"] is None and record["n"] == 1 and record["alpha"] is None
         kept = json.loads(value_path(ws, run, cell.measure).read_text())
         assert kept == {"parameters": found[part]}

@@ -217,7 +217,7 @@ def test_pickled_weights_are_not_executed(tmp_path):
 
 def test_no_state_dict(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="no state dict"):
+    with pytest.raises(UserError, match="not a state dict"):
         ResNetBackbone(tmp_path / "a.pth")
 
 

@@ -134,5 +134,5 @@ def test_settings_that_do_not_work(real, tmp_path):
         open_estimator("blazepose", "", "cuda")
     for name in blazepose.FILES:
         (tmp_path / name).write_bytes(b"no network")
-    with pytest.raises(UserError, match="is no network that LiteRT can run"):
+    with pytest.raises(UserError, match="is not a network that LiteRT can run"):
         open_estimator("blazepose", str(tmp_path))

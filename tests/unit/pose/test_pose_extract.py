@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from pipeline.cli.options import app
 from pipeline.datasets.index import read_index
+from pipeline.datasets.skeletons.definition import SkeletonDefinition
 from pipeline.datasets.skeletons.pose_folder import clip_of, read_shard, read_table
-from pipeline.datasets.skeletons.prepare import SkeletonDefinition, make_skeleton_store, prepare_skeletons
+from pipeline.datasets.skeletons.prepare import make_skeleton_store, prepare_skeletons
 from pipeline.datasets.skeletons.readers import open_source
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.datasets.synthetic.writer import write_video

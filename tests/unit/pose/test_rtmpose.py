@@ -79,7 +79,7 @@ def test_networks_that_cannot_be_used(models, tmp_path):
         rtmpose.RtmPose(str(tmp_path))
     (tmp_path / "yolox.onnx").write_bytes(b"nothing")
     (tmp_path / "rtmpose.onnx").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="yolox.onnx is no network"):
+    with pytest.raises(UserError, match="yolox.onnx is not a network"):
         rtmpose.RtmPose(str(tmp_path))
     with pytest.raises(UserError, match="onnxruntime-gpu"):
         rtmpose.RtmPose(str(models), "cuda")

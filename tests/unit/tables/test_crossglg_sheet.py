@@ -138,7 +138,7 @@ def test_tables_are_written_with_what_stands_in_for_the_data(plan, entries, tmp_
     found = {(r.row, r.column): r for r in records(plan, "crossglg", "4", tmp_path)}
     assert len(found) == 20 and all(r.status == "measured" for r in found.values())
     note = found["G2L=1,L2G=1", C20].note
-    assert ("synthetic_skeleton in place of ntu120_oneshot" in note) is bool(plan.config.settings.substitute)
+    assert ("synthetic_skeleton in place of ntu120_oneshot" in note) is bool(plan.config.settings.stand_in)
     assert "backbone" not in note
 
 

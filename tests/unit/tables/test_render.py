@@ -15,7 +15,6 @@ from pipeline.errors import UserError
 from pipeline.experiment import Cell
 from pipeline.plan import Plan
 from pipeline.sheets import table_number, table_stem
-from pipeline.tables import results
 from pipeline.tables.console import print_table
 from pipeline.tables.records import COLUMNS, records
 from pipeline.tables.results import FORMATS, write_combined, write_table
@@ -277,7 +276,7 @@ def test_an_interrupted_writing_leaves_the_old_file(make, folder, monkeypatch):
     def stop(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(results.os, "replace", stop)
+    monkeypatch.setattr("os.replace", stop)
     with pytest.raises(OSError, match="disk full"):
         write_table(plan, "one", "1", folder / "results")
     assert path.read_text() == before

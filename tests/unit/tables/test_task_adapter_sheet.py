@@ -191,7 +191,7 @@ def test_the_methods_name_their_backbones(plan, entries):
     for (table, row, _), entry in entries.items():
         for cell in entry.cells if table in "12" else ():
             asked = "resnet50" if "ResNet50" in row else "clip_vit_b16"
-            name = plan.config.settings.substitute_backbone.get(asked, asked)
+            name = plan.config.settings.stand_in_backbone.get(asked, asked)
             assert plan.backbones[cell.run.backbone].name == name
 
 
@@ -287,7 +287,7 @@ def test_matchers_of_figure_10_are_trained_with(entries):
 
 def test_depths_are_sweeps(plan):
     sweeps = [sweep for name, sweep in plan.sweeps.items() if name.startswith("task_adapter_")]
-    sets = 2 if plan.config.settings.substitute else 3  # the demo has one set of scenes for HMDB51 and Kinetics
+    sets = 2 if plan.config.settings.stand_in else 3  # the demo has one set of scenes for HMDB51 and Kinetics
     assert sorted((sweep.axis, len(sweep.runs)) for sweep in sweeps) == sorted(
         [("model.layers", 12)] * sets + [("model.order_layers", 12)] * sets
     )

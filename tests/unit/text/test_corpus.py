@@ -73,7 +73,7 @@ def test_merge():
         ({"stages": ["a", "b"]}, "3 non-empty stages"),
         ({"global": ""}, "empty global"),
         ({"joints": {"knee": ""}}, "joint 'knee'"),
-        ({"joints": []}, "joints that are no object"),
+        ({"joints": []}, "joints that are not an object"),
         ({"lable": "x"}, "did you mean 'label'"),
         ("text", "must be an object"),
     ],

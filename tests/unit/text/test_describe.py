@@ -19,6 +19,8 @@ import pytest
 
 from pipeline import __main__ as cli
 from pipeline.config import LLM, Config
+from pipeline.datasets.kinds.base import DataSet
+from pipeline.datasets.kinds.skeletons import Skeletons
 from pipeline.errors import UserError
 from pipeline.experiment import Asset
 from pipeline.plan import Plan
@@ -356,14 +358,14 @@ def test_unknown_prompts_and_wrong_files(repo, tmp_path):
 # -------------------------------------------------------------------------------------- data sets, command line
 def test_identity_is_what_decides_the_answers(repo):
     config = Config(repo / "config")
-    plain = resolve(config, {"model": "m"}, "folder", "here")
-    assert identity(plain) == identity(resolve(config, {"model": "m", "concurrency": 9}, "folder", "here"))
-    assert identity(plain) != identity(resolve(config, {"model": "n"}, "folder", "here"))
-    assert identity(plain) != identity(resolve(config, {"model": "m"}, "skeletons", "here"))
+    plain = resolve(config, {"model": "m"}, DataSet.prompts, "here")
+    assert identity(plain) == identity(resolve(config, {"model": "m", "concurrency": 9}, DataSet.prompts, "here"))
+    assert identity(plain) != identity(resolve(config, {"model": "n"}, DataSet.prompts, "here"))
+    assert identity(plain) != identity(resolve(config, {"model": "m"}, Skeletons.prompts, "here"))
     with pytest.raises(UserError, match="unknown key 'modell'.*did you mean 'model'"):
-        resolve(config, {"modell": "m"}, "folder", "here")
+        resolve(config, {"modell": "m"}, DataSet.prompts, "here")
     with pytest.raises(UserError, match="expected `true` or settings"):
-        resolve(config, "m", "folder", "here")
+        resolve(config, "m", DataSet.prompts, "here")
 
 
 def _plan(repo, tmp_path, **options) -> tuple[Plan, Asset]:

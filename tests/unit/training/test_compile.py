@@ -12,7 +12,7 @@ from tiny import OVERLAY, bare_plan
 
 from pipeline.config import merge
 from pipeline.errors import UserError
-from pipeline.models.build import WEIGHTS, load_trained
+from pipeline.models.build import WEIGHTS, load_weights
 from pipeline.tasks.kinds import task_of
 from pipeline.training.train import train_run
 
@@ -43,7 +43,7 @@ def test_a_compiled_training_is_a_plain_one(world, tmp_path, method, model):
     assert weights.keys() == others.keys()  # so each loads into the model of the other
     for name in weights:
         torch.testing.assert_close(weights[name], others[name], atol=1e-4, rtol=1e-3, msg=name)
-    load_trained(compiled, ws, world.store)
+    load_weights(task_of(compiled, ws).build(), compiled, ws)
     before = task_of(plain, ws).build().trained_state()
     assert max(float((weights[name] - before[name]).abs().max()) for name in weights) > 1e-3
 

@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.datasets.index import Clip, write_index
-from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
+from pipeline.datasets.skeletons.definition import SkeletonPolicy, SourceSpec
 from pipeline.datasets.skeletons.readers import open_source
-from pipeline.datasets.skeletons.source import SourceSpec
 from pipeline.datasets.skeletons.store import SkeletonStore, build_skeleton_store
 
 NTU120_FILES = 114_480

@@ -6,37 +6,16 @@ Everything random in an item depends on (seed, epoch, number of the clip) alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch.utils.data import Dataset
 
+from pipeline.datasets.skeletons.definition import Feed, SkeletonPolicy
 from pipeline.datasets.skeletons.layouts import coco_to_h36m
-from pipeline.datasets.skeletons.preprocess import SkeletonPolicy, show
+from pipeline.datasets.skeletons.preprocess import show
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.errors import UserError
-from pipeline.experiment import Frozen
-
-
-class Feed(Frozen):
-    """How clips are fed; part of a run's identity. The defaults are those of CTR-GCN, InfoGCN and HD-GCN on NTU."""
-
-    kind: Literal["graph", "motionbert"] = Field("graph", description="graph: cropped, resized; motionbert: resampled")
-    frames: int = Field(64, ge=1, description="frames shown (T); MotionBERT: 100")
-    crop: tuple[float, float] = Field((0.5, 1.0), description="training: share of the frames that is shown, drawn")
-    min_crop: int = Field(64, ge=1, description="training: at least so many frames, where the clip has them")
-    test_crop: float = Field(0.95, gt=0, le=1, description="test: share of the frames that is shown, the middle")
-    rotation: float = Field(0.3, ge=0, description="training: rotation about each axis up to so many radians")
-    scale: tuple[float, float] = Field((1.0, 3.0), description="MotionBERT, training: size of the image square, drawn")
-    test_scale: float = Field(2.0, gt=0, description="MotionBERT, test")
-    move: bool = Field(True, description="MotionBERT, training: slow random rotation, scaling and shift")
-    confidence: Literal["mapped", "released"] = Field(
-        "mapped",
-        description="MotionBERT's third channel. mapped: the confidence of the joint whose position it stands beside; "
-        "released: left in COCO's order while the positions are in Human3.6M's",
-    )
 
 
 # ------------------------------------------------------------------------------------------- graph encoders

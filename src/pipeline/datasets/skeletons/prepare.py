@@ -10,75 +10,34 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from pipeline.config import parse
 from pipeline.datasets.coverage import MISSING
 from pipeline.datasets.index import COLUMNS, LISTED, Clip, write_index
 from pipeline.datasets.skeletons import ntu
-from pipeline.datasets.skeletons.feeder import Feed
-from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
+from pipeline.datasets.skeletons.definition import (
+    OneShotProtocol,
+    SkeletonDefinition,
+)
 from pipeline.datasets.skeletons.protocols import (
     ClassSets,
     Labelled,
-    OneShotProtocol,
+    Listing,
     OneShotSplit,
     class_sets,
     one_shot_split,
     split_clips,
 )
 from pipeline.datasets.skeletons.readers import open_source
-from pipeline.datasets.skeletons.source import JOINTS, Source, SourceSpec
+from pipeline.datasets.skeletons.source import Item, Source
 from pipeline.datasets.skeletons.store import ReportProgress, SkeletonStore, build_skeleton_store
 from pipeline.errors import UserError
-from pipeline.experiment import Frozen
 from pipeline.files import write_csv, write_text
 from pipeline.textfiles import read_lines
 
-# Keys of a definition that other parts of the pipeline read.
-OTHER_KEYS = (
-    "kind", "name", "texts", "corpora", "describe", "download", "available", "workers", "licence", "homepage", "note",
-    "contents", "min_coverage", "videos", "pose", "duplicates",
-)  # fmt: skip
-
-
-class SkeletonDefinition(Frozen):
-    """A skeleton data set: config/datasets/NAME.yaml without the keys in `OTHER_KEYS`."""
-
-    source: SourceSpec
-    graph: str | dict[str, Any] = Field("ntu25", description="the skeleton: a built-in one, or names, parents, center")
-    protocol: OneShotProtocol
-    policy: SkeletonPolicy = SkeletonPolicy()
-    feed: Feed = Feed()
-    expected: dict[str, int] = Field({}, description="published counts: base, queries, base sets by name")
-
-    @classmethod
-    def read(cls, spec: Mapping[str, Any], where: str) -> SkeletonDefinition:
-        """The definition in `spec`, checked; joint names of its policy become numbers.
-
-        The source's keys stand beside the others. Raises UserError naming the key that is wrong.
-        """
-        from pipeline.datasets.skeletons.graph import get_graph
-
-        content = {key: value for key, value in spec.items() if key not in OTHER_KEYS}
-        rest = {key: content.pop(key) for key in cls.model_fields if key in content}
-        source = parse(SourceSpec, content, where)
-        made = parse(cls, {**rest, "source": source}, where)
-        graph = get_graph(made.graph)
-        if source.joints or source.format not in JOINTS:
-            if source.joints not in (0, len(graph)):
-                raise UserError(f"{where}: joints is {source.joints}, and its graph has {len(graph)}; remove joints")
-            source = source.model_copy(update={"joints": len(graph)})
-        elif JOINTS[source.format] != len(graph):
-            raise UserError(
-                f"{where}: format {source.format} has {JOINTS[source.format]} joints, its graph {len(graph)}"
-            )
-        source = source.model_copy(update={"joint_names": list(graph.names)})
-        own = graph.names == get_graph("ntu25").names
-        policy = made.policy.numbered(graph.names, f"{where}, policy", None if own else graph.center)
-        return made.model_copy(update={"source": source, "policy": policy})
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def prepare_skeletons(definition: SkeletonDefinition, folder: str | Path, available: str | Path = "") -> Path:
@@ -181,3 +140,33 @@ def count_clips(folder: str | Path, store: Labelled) -> dict[str, int]:
     split = load_split(folder, store)
     sizes = {"base": len(split.base), "queries": len(split.queries)}
     return sizes | {name: len(load_split(folder, store, name).base) for name in read_protocol(folder)[1].named}
+
+
+def count_published(definition: SkeletonDefinition, available: str, console: Console) -> list[str]:
+    """Print the counts of a one-shot protocol of NTU RGB+D, from the published names of its samples.
+
+    Returns the differences, one a line. Raises UserError for a name that is no sample's.
+    """
+    classes = tuple(definition.source.classes)
+    items = []
+    for name in filter(None, map(str.strip, read_lines(available))):
+        parsed = ntu.parse_name(name)
+        if parsed is None:
+            raise UserError(f"{available}: {name[:60]!r} is no sample of NTU RGB+D; fetch it again")
+        if parsed.action <= len(classes):
+            items.append(Item(name, f"{name}{ntu.SUFFIX}", classes[parsed.action - 1]))
+    source: Any = SimpleNamespace(items=items, classes=classes, first_class=1, root=available, missing=[])
+    sets = class_sets(definition.protocol, source)
+    listing = Listing(split_clips(definition.protocol, sets, source))
+    rows, mismatches = [], []
+    for name in ("", *definition.protocol.bases):
+        split = one_shot_split(listing, definition.protocol, sets.base_set(name), sets.novel)
+        rows.append((name or "base", len(split.base_classes), len(split.base)))
+    rows.insert(1, ("queries", len(split.novel_classes), len(split.queries)))
+    for name, count, clips in rows:
+        wanted = definition.expected.get(name)
+        published = f" (published: {wanted})" if wanted is not None else ""
+        console.print(f"{name}: {count} classes, {clips} clips{published}", highlight=False, markup=False)
+        if wanted not in (None, clips):
+            mismatches.append(f"{name}: {clips} clips, published {wanted}")
+    return mismatches

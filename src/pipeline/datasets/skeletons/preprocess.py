@@ -9,105 +9,18 @@ default of `SkeletonPolicy` and the released one is a named value.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import Field
 
+from pipeline.datasets.skeletons.definition import SkeletonPolicy
 from pipeline.datasets.skeletons.ntu import Body, Recording
-from pipeline.errors import UserError, unknown
-from pipeline.experiment import Frozen
 from pipeline.guarded import Unreadable
 
 # Heuristics of SGN's denoising.
 NOISE_FRAMES = 11  # a body seen in no more frames than this is noise
 SPREAD = 0.8  # a pose wider than this times its height is doubtful
 SPREAD_SHARE = 0.69754  # a body with this share of doubtful poses is noise
-
-
-class SkeletonPolicy(Frozen):
-    """How skeletons are cleaned and shown. Every value is part of a run's identity.
-
-    The first group decides what is stored, the second is applied when a clip is read, so that stores are shared.
-    """
-
-    denoise: Literal["ntu", "none"] = Field(
-        "ntu",
-        description="where a clip has several tracked bodies. ntu: drop those seen in 11 frames or fewer, then those "
-        "that are wider than high in most frames (SGN's heuristics; for .skeleton files only); none: keep all",
-    )
-    gap: Literal["keep", "close"] = Field(
-        "keep",
-        description="a body that vanishes and returns. keep: it stays in the frames in which it was seen; close: "
-        "released scripts, which count on from its first frame and so place it too early",
-    )
-    actors: Literal["frames", "hull"] = Field(
-        "frames",
-        description="which bodies are one person. frames: those that share no frame; hull: released scripts, whose "
-        "persons span from first to last frame, may overlap by one, and whose second person spans from frame 0",
-    )
-    bodies: int = Field(2, ge=1, le=8, description="persons of a clip at most (M)")
-    origin: Literal["first", "none"] = Field(
-        "first",
-        description="first: the centre joint of the first person's first frame is the origin of the clip; "
-        "none: as the sensor or the pose estimator gave it",
-    )
-    center: int | str = Field(
-        1,
-        description="the centre joint, number or name; without it the middle of the spine of NTU's skeleton (joint 1, "
-        "from 0), and the center of another graph",
-    )
-    dtype: Literal["float32", "float16"] = Field("float32", description="numbers in the store")
-
-    single: Literal["zero", "copy"] = Field(
-        "zero",
-        description="a clip of fewer persons than `bodies`. zero: the others are zeros (NTU-60 scripts of CTR-GCN, "
-        "InfoGCN, HD-GCN); copy: a clip of one person shows it in every place (their NTU-120 scripts)",
-    )
-    alignment: Literal["none", "axes", "axes_released"] = Field(
-        "none",
-        description="none: as HD-GCN; axes: every person is turned, by a rotation, so that in the first frame in "
-        "which it is seen its hips lie along x and its spine along z; axes_released: InfoGCN, whose map is a mirror "
-        "(determinant -1), and zeroes a person that is not there in frame 0 for the whole clip",
-    )
-    axes: tuple[int | str, int | str, int | str, int | str] = Field(
-        (0, 1, 16, 12),
-        description="joints of the alignment: spine from, to; hips from (right), to (left); NTU's are the default",
-    )
-
-    @property
-    def stored(self) -> dict[str, Any]:
-        """The part that decides what a store holds."""
-        return self.model_dump(mode="json", exclude={"single", "alignment", "axes"})
-
-    def numbered(self, names: Sequence[str], where: str, center: int | None = None) -> SkeletonPolicy:
-        """The policy with joint numbers for joint names, as far as it uses them.
-
-        center: that of a skeleton which is not NTU's, for which the defaults of center and axes are not meant. Raises
-        UserError for a joint that `names` lacks, and for an alignment without axes of such a skeleton.
-        """
-
-        def number(joint: int | str) -> int:
-            if isinstance(joint, str):
-                if joint not in names:
-                    raise unknown("joint", joint, names, where)
-                return list(names).index(joint)
-            if not 0 <= joint < len(names):
-                raise UserError(f"{where}: there is no joint {joint}, the skeleton has {len(names)} (0 is the first)")
-            return joint
-
-        own: dict[str, Any] = {}
-        if self.origin == "first" or isinstance(self.center, str):
-            default = center is not None and "center" not in self.model_fields_set
-            own["center"] = center if default else number(self.center)
-        if self.alignment != "none" or "axes" in self.model_fields_set:
-            if center is not None and "axes" not in self.model_fields_set:
-                raise UserError(
-                    f"{where}: alignment {self.alignment} needs axes of this skeleton, [spine from, to, right hip, "
-                    "left hip]; NTU's do not fit it"
-                )
-            own["axes"] = tuple(map(number, self.axes))
-        return self.model_copy(update=own)
 
 
 RELEASED = SkeletonPolicy(gap="close", actors="hull", single="copy", alignment="axes_released")

@@ -12,40 +12,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
-from pydantic import Field
 
 from pipeline.datasets.index import Clip
+from pipeline.datasets.skeletons.definition import ClassRef, OneShotProtocol
 from pipeline.datasets.skeletons.source import Item, Source
 from pipeline.errors import UserError, unknown
-from pipeline.experiment import Frozen
 from pipeline.files import write_csv
 from pipeline.names import Names, ambiguous, folded, match_name
 
-ClassRef = int | str
 _CLIP_KEYS = {"case": folded, "its suffix": lambda name: folded(name).removesuffix(".skeleton").removesuffix(".json")}
-
-
-class OneShotProtocol(Frozen):
-    """A one-shot protocol. Classes are named, or given by the number that they have in the data set."""
-
-    novel: list[ClassRef] | int | str = Field(
-        description="classes to recognise from one exemplar: a list; how many to draw with `seed`; or the name of a "
-        "subset, whose classes they are"
-    )
-    base: list[ClassRef] | str = Field([], description="classes to train on: a list, or a subset; empty: all others")
-    bases: dict[str, list[ClassRef] | int] = Field(
-        {}, description="named base sets: a list of base classes, or n for the first n in the order of `base`"
-    )
-    validation: list[ClassRef] | str = Field([], description="classes to choose a checkpoint on; not trained on")
-    exemplars: Literal["first", "seed"] | list[str] = Field(
-        "first",
-        description="first: the first clip by name of each novel class; seed: drawn; or the names of the clips",
-    )
-    seed: int = Field(0, ge=0, description="of the draws of classes and exemplars")
-    base_subset: str = Field("", description="only clips of this subset of the source are trained on")
 
 
 class Labelled(Protocol):

@@ -31,9 +31,10 @@ import numpy as np
 
 from pipeline.datasets.index import read_index
 from pipeline.datasets.skeletons import ntu
+from pipeline.datasets.skeletons.definition import SourceSpec
 from pipeline.datasets.skeletons.ntu import Recording
 from pipeline.datasets.skeletons.preprocess import Pose
-from pipeline.datasets.skeletons.source import Item, Source, SourceSpec, files_below, labelled_items, plain_text
+from pipeline.datasets.skeletons.source import Item, Source, files_below, labelled_items, plain_text
 from pipeline.errors import UserError, unknown
 from pipeline.guarded import Unreadable
 from pipeline.names import near_path
@@ -218,7 +219,7 @@ class JsonSource(Source):
                 if member.isreg() and member.name.endswith(".json") and member.size <= MAX_JSON
             }
         except (OSError, EOFError, tarfile.TarError) as error:
-            raise UserError(f"{self.root} is no tar archive, or is damaged ({error}); fetch it again") from None
+            raise UserError(f"{self.root} is not a tar archive, or is damaged ({error}); fetch it again") from None
         self._done(labelled_items(self, self._members))  # in the archive's order: no seeking back
         self._settle_third()
 
@@ -389,15 +390,15 @@ class PysklSource(Source):
         content = load_pickle(self.root)
         notes = content.get("annotations") if isinstance(content, dict) else content
         if not isinstance(notes, list) or not all(isinstance(note, dict) for note in notes) or not notes:
-            raise UserError(f"{self.root} holds no list of annotations; it is no pickle of pyskl")
+            raise UserError(f"{self.root} holds no list of annotations; it is not a pickle of pyskl")
         if absent := [i for i, note in enumerate(notes) if "frame_dir" not in note]:
-            raise UserError(f"{self.root}: annotation {absent[0]} has no frame_dir; it is no pickle of pyskl")
+            raise UserError(f"{self.root}: annotation {absent[0]} has no frame_dir; it is not a pickle of pyskl")
         names = [plain_text(note["frame_dir"]) for note in notes]
         _refuse_twice(names, "frame_dir", self.root)
         self._notes = dict(zip(names, notes, strict=True))
         splits = (content.get("split") if isinstance(content, dict) else None) or {}
         if not isinstance(splits, dict):
-            raise UserError(f"{self.root}: split is no {{name: [frame_dir]}}; it is no pickle of pyskl")
+            raise UserError(f"{self.root}: split is not {{name: [frame_dir]}}; it is not a pickle of pyskl")
         for name in spec.subsets:
             if name not in splits:
                 raise unknown("split", name, splits, f"{self.root}, key subsets")
@@ -448,7 +449,7 @@ class PysklSource(Source):
             raise Unreadable("no keypoint array")
         joints = _array(note["keypoint"])
         if joints is None or joints.ndim != 4:
-            raise Unreadable("keypoint is no array (M, T, V, C) of numbers")
+            raise Unreadable("keypoint is not an array (M, T, V, C) of numbers")
         if joints.shape[-1] == 2:
             score = _array(note.get("keypoint_score", ()))
             if score is None or score.shape != joints.shape[:3]:

@@ -8,52 +8,19 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from pipeline.datasets.located import FILE_KEYS, MISSING
 from pipeline.datasets.skeletons import ntu
+from pipeline.datasets.skeletons.definition import JOINTS, SourceSpec
 from pipeline.datasets.skeletons.ntu import Recording
 from pipeline.datasets.skeletons.preprocess import Pose
 from pipeline.errors import UserError, unknown
-from pipeline.experiment import Frozen
 from pipeline.guarded import Unreadable
 from pipeline.names import Names, ambiguous, folded
 from pipeline.textfiles import read_table, slashed
-
-Format = Literal["ntu", "files", "generated", "npz", "json", "pyskl", "openpose", "poses", "table"]
-JOINTS = {"ntu": ntu.JOINTS, "files": ntu.JOINTS, "generated": ntu.JOINTS, "openpose": 18}
-
-
-class SourceSpec(Frozen):
-    """Which clips, of which classes: the part of a data set's definition that readers need."""
-
-    format: Format
-    root: str = Field(description="folder or file on this machine")
-    joints: int = Field(0, ge=0, description="joints of the skeleton; 0: as the format has it")
-    classes: list[str] | dict[str, str] = Field(
-        [],
-        description="class names: in the order of their numbers, or by the name used in the data; "
-        "empty: names as in the data",
-    )
-    first_class: int = Field(0, ge=0, le=1, description="number of the first class of the list (NTU: 1)")
-    third: Literal["", "z", "score"] = Field(
-        "",
-        description="what the third number of a joint is: z or score; asked for where it looks like a score",
-    )
-    columns: dict[str, str] = Field({}, description="table: names of its columns, see `tables.TableSource`")
-    joint_names: list[str] = Field([], description="names of the joints, for a table that names them")
-    missing: str = Field("", description="list of samples with missing skeletons (NTU), left out")
-    labels: str = Field("", description="CSV file path,label[,split] (formats files, json, poses)")
-    pattern: str = Field(
-        "", description="regular expression with a group `label`, for the clips' names (files, json, poses)"
-    )
-    unit: Literal["pixel", "image"] = Field(
-        "pixel", description="poses: pixels, or lengths of the image's longer side from its middle, y upwards"
-    )
-    subsets: list[str] = Field([], description="pyskl: names of split lists; the first that has a clip is its subset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +140,7 @@ def plain_text(value: Any) -> str:
 def files_below(root: Path, suffix: str) -> list[str]:
     """Paths, relative to `root`, of the files with a suffix, sorted."""
     if not root.is_dir():
-        raise UserError(f"{root} is no folder; set root: to the folder with the {suffix} files")
+        raise UserError(f"{root} is not a folder; set root: to the folder with the {suffix} files")
     found = []
     for folder, _, names in os.walk(root):
         inside = os.path.relpath(folder, root)

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.index import Clip, read_index, write_index  # fmt: skip
-from pipeline.datasets.skeletons.preprocess import SkeletonPolicy, prepare_clip
+from pipeline.datasets.skeletons.definition import SkeletonPolicy
+from pipeline.datasets.skeletons.preprocess import prepare_clip
 from pipeline.datasets.skeletons.source import Source
 from pipeline.errors import UserError
 from pipeline.files import disk_full, read_json, write_bytes, write_csv, write_text

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.datasets.skeletons.definition import SourceSpec
 from pipeline.datasets.skeletons.preprocess import Pose
-from pipeline.datasets.skeletons.source import Item, Source, SourceSpec, files_below, labelled_items
+from pipeline.datasets.skeletons.source import Item, Source, files_below, labelled_items
 from pipeline.errors import UserError, unknown
 from pipeline.guarded import Unreadable
 from pipeline.textfiles import read_text
@@ -146,7 +147,7 @@ def _load(path: str, columns: tuple[tuple[str, str], ...]) -> pd.DataFrame:
     try:
         table = pd.read_csv(io.StringIO(text), sep=mark, skipinitialspace=True)
     except (ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{path} is no table ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path} is not a table ({' '.join(str(error).split())})") from None
     table.columns = [str(name).strip() for name in table.columns]
     table = table.rename(columns={name: role for role, name in columns if name in table.columns})
     if absent := [dict(columns)[role] for role in ("frame", "joint", "x", "y") if role not in table]:
@@ -164,7 +165,7 @@ def _as_numbers(column: Any, where: str) -> Any:
 
     numbers = pd.to_numeric(column.astype(str).str.replace(",", "."), errors="coerce")
     if (odd := column[numbers.isna() & column.notna()]).size:
-        raise UserError(f"{where}, row {odd.index[0] + 2}: {odd.iloc[0]!r} is no number")
+        raise UserError(f"{where}, row {odd.index[0] + 2}: {odd.iloc[0]!r} is not a number")
     return numbers
 
 

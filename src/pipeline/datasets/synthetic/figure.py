@@ -129,11 +129,6 @@ def forward_kinematics(poses: np.ndarray, body: Body) -> tuple[np.ndarray, np.nd
     return joints, turned
 
 
-def bone_lengths(joints: np.ndarray) -> np.ndarray:
-    """Lengths (..., 24) of the bones of `joints` (..., 25, 3)."""
-    return np.linalg.norm(joints[..., 1:, :] - joints[..., PARENTS[1:], :], axis=-1)
-
-
 @dataclass(frozen=True)
 class Camera:
     """Where the figure is seen from. Angles in degrees; `shift` in parts of the image; `zoom` 1 shows

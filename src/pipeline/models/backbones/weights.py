@@ -74,7 +74,7 @@ def read_state(path: Path, kind: str, wanted: str) -> dict[str, Tensor]:
             break
         state = state[inner]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
-        raise UserError(f"{path} is no state dict of tensors; {wanted}")
+        raise UserError(f"{path} is not a state dict of tensors; {wanted}")
     if odd := next((name for name, value in state.items() if not finite(value)), None):
         raise UserError(f"{path}: {odd} holds numbers that are not finite; download it again")
     return _unprefixed(dict(state))

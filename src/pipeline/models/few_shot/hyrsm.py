@@ -79,7 +79,7 @@ class VideoRelation(nn.Module):
 def check_heads(dim: int, heads: int) -> int:
     """`heads`, or UserError if it does not divide `dim`."""
     if heads < 1 or dim % heads:
-        raise UserError(f"feature width {dim} is no multiple of the {heads} attention heads; change heads")
+        raise UserError(f"feature width {dim} is not a multiple of the {heads} attention heads; change heads")
     return heads
 
 

@@ -251,15 +251,3 @@ class SeFARModel(BaseModel):
         if any(name.startswith("teacher.") for name in state):
             self.start_teacher()
         self.load_state_dict(dict(state))
-
-    def exported_state(self) -> dict[str, Tensor]:
-        """The tensors of the model at test: the student's."""
-        return {name: value for name, value in self.state_dict().items() if name.startswith("network.")}
-
-    def load_exported_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `exported_state` gave. Raises RuntimeError if it does not fit."""
-        self.network.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
-
-    def size(self) -> int:
-        """Number of parameters of the model at test."""
-        return sum(parameter.numel() for parameter in self.network.parameters())

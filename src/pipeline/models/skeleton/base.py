@@ -199,7 +199,10 @@ class SkeletonModel(BaseModel):
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Load what `trained_state` gave. Raises KeyError if a tensor is missing, or not one of this model's."""
-        self._load(state, self.trained_state())
+        expected = self.trained_state()
+        if odd := set(expected).symmetric_difference(state):
+            raise KeyError(f"checkpoint and model differ in {sorted(odd)[0]} ({len(odd)} tensors)")
+        self.load_state_dict(dict(state), strict=False)
 
     def exported_state(self) -> dict[str, Tensor]:
         """The tensors of the model at test: `trained_state` without what only training needs.
@@ -209,15 +212,6 @@ class SkeletonModel(BaseModel):
         """
         without = (*self.training_only, *(("encoder.classifier.",) if self.contrastive else ()), "encoder.prior")
         return {name: value for name, value in self.trained_state().items() if not name.startswith(without)}
-
-    def load_exported_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `exported_state` gave. Raises KeyError if a tensor is missing, or not one of this model's."""
-        self._load(state, self.exported_state())
-
-    def _load(self, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-        if odd := set(expected).symmetric_difference(state):
-            raise KeyError(f"checkpoint and model differ in {sorted(odd)[0]} ({len(odd)} tensors)")
-        self.load_state_dict(dict(state), strict=False)
 
     def size(self) -> int:
         """Number of parameters of the model at test, as `exported_state` has them."""

@@ -57,7 +57,7 @@ class MultiScaleTemporal(nn.Module):
     def __init__(self, width: int, stride: int = 1) -> None:
         super().__init__()
         if width % 4:
-            raise UserError(f"block width {width} is no multiple of 4, the branches of its temporal convolution")
+            raise UserError(f"block width {width} is not a multiple of 4, the branches of its temporal convolution")
         part = width // 4
         self.reduce = nn.Sequential(nn.Conv2d(width, 3 * part, 1), nn.BatchNorm2d(3 * part), nn.ReLU())
         self.over_time = nn.ModuleList(

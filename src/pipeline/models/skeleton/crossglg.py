@@ -215,7 +215,7 @@ class CrossGLG(SkeletonModel):
             if trunk.classifier is None:
                 raise UserError("CrossGLG's guidance branch shares a classifier; set model.cross_entropy: true")
             if space % heads:
-                raise UserError(f"model.space {space} is no multiple of model.heads {heads}; change one of them")
+                raise UserError(f"model.space {space} is not a multiple of model.heads {heads}; change one of them")
             self.register_buffer(
                 "joint_texts", _of_classes(texts.joints, "joints", classes, trunk.joints), persistent=False
             )

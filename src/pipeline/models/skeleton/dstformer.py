@@ -107,7 +107,7 @@ class DSTformer(SkeletonEncoder):
     ) -> None:
         super().__init__(graph, persons)
         if heads < 1 or width % heads:
-            raise UserError(f"DSTformer's width {width} is no multiple of its {heads} heads; change width or heads")
+            raise UserError(f"DSTformer's width {width} is not a multiple of its {heads} heads; change width or heads")
         self.max_frames = max_frames
         self.to_joint = nn.Linear(in_channels, width)
         self.joint_position = nn.Parameter(torch.zeros(1, self.joints, width))

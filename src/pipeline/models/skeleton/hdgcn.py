@@ -94,7 +94,7 @@ class HierarchyGraphConv(nn.Module):
     def __init__(self, width_in: int, width_out: int, graph: SkeletonGraph, center: int, attention: bool) -> None:
         super().__init__()
         if width_out % 4:
-            raise UserError(f"block width {width_out} is no multiple of 4, the branches of HD-GCN's graph convolution")
+            raise UserError(f"block width {width_out} is not a multiple of 4, the branches of HD-GCN's convolution")
         self.adjacency = nn.Parameter(graph.hierarchy_adjacency(center))
         layers, low = len(self.adjacency), width_out // 4
         self.layers = layers

@@ -9,11 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def label_smoothing_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
-    """Cross-entropy of logits (N, classes) against (1 - smoothing) of the label plus smoothing spread evenly."""
-    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-
-
 def latent_discrepancy(z: Tensor, labels: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
     """InfoGCN's conditional and marginal discrepancies of latents z (N, D) from `prior` (classes, D) -> two scalars.
 

@@ -161,7 +161,7 @@
     const run = data.runs[cell.run];
     const half = cell.ci95 === undefined ? "" : ` ± ${cell.ci95.toFixed(2)}`;
     parts.push(list([
-      ["value", `${cell.value.toFixed(cell.metric === "params_m" ? 3 : 2)}${half} (${cell.metric}, n = ${cell.n})`],
+      ["value", `${cell.value.toFixed(cell.decimals)}${half} (${cell.metric}, n = ${cell.n})`],
       ["scale", cell.scale], ["seed", cell.seed], ["checkpoint selection", cell.selection], ["data set", cell.dataset],
       ["alpha", cell.alpha], ["test clips that were there", share(cell.coverage)],
       ["training clips that were there", share(cell.coverage_train)], ["run", cell.run], ["cell", id],

@@ -21,27 +21,28 @@ class FewShotTrain(Train):
     """A training on episodes."""
 
     steps: Whole = Field(description="optimiser steps; 0: nothing is trained")
-    episodes_per_step: Count = Field(description="the same on any number of workers, over which they are split")
-    way: Count = Field(description="classes of an episode")
-    shot: Count | Literal["test"] = Field(description="supports a class; test: as many as the test has")
+    episodes_per_step: Count = Field(description="episodes whose gradients make one step, on any number of workers")
+    way: Count = Field(description="classes in an episode")
+    shot: Count | Literal["test"] = Field(description="supports per class; test: as many as the test has")
     query: Count | dict[Count, Count] = Field(
-        description="queries a class; by shots, those of the most shots up to the training's"
+        description="queries per class; as a mapping, shots -> queries, of which the largest number of shots up to the "
+        "training's counts"
     )
     video_text_weight: float = Field(ge=0, description="weight of the video-text loss; 0: none")
     milestones: list[Whole | tuple[Whole, float]] = Field(
-        description="steps at which the learning rate falls to a tenth; [step, share]: to that share of the full one"
+        description="steps at which the learning rate falls to a tenth; [step, share]: to that share of the full rate"
     )
     warmup_steps: Whole = Field(description="length of the warm-up")
     validate_every: Count = Field(description="steps from one validation to the next")
-    validation_episodes: Count = Field(description="episodes of a validation")
+    validation_episodes: Count = Field(description="episodes in a validation")
     checkpoint_every: Count = Field(description="steps from one checkpoint to the next")
-    crop: Literal["clip", "frame"] = Field(description="one random crop for a clip, or one for each frame")
+    crop: Literal["clip", "frame"] = Field(description="one random crop per clip, or one per frame")
     flip: Share = Field(description="probability that a clip is mirrored")
-    jitter_queries: Switch = Field(description="flip and colour jitter on the queries alone")
+    jitter_queries: Switch = Field(description="flip and colour jitter for the queries only")
     stored_views: Whole = Field(0, description=VIEWS, json_schema_extra=OFF)
     compile: Switch = Field(False, description="compile the layers of the backbone", json_schema_extra=OFF)
     bn_apart: Switch = Field(
-        False, description="supports and queries each with batch statistics of their own", json_schema_extra=OFF
+        False, description="supports and queries each have their own batch statistics", json_schema_extra=OFF
     )
     bn_undecayed: Switch = Field(False, description="no weight decay on batch normalisation", json_schema_extra=OFF)
 
@@ -49,7 +50,7 @@ class FewShotTrain(Train):
 class FewShotRecipe(Recipe):
     """A method that is trained and tested on episodes of videos."""
 
-    task: Literal["few_shot"]
+    task: Literal["few_shot"] = Field(description="kind of task")
     train: FewShotTrain | None = Field(None, description="how it is trained; without it the backbone stays as it is")
 
 

@@ -15,13 +15,13 @@ from pipeline.experiment import Measure, Run
 from pipeline.models.build import build_model
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.scores import EpisodeScores, scoring_of
-from pipeline.tasks.base import SELECTION_SEED, Task
+from pipeline.tasks.base import SELECTION_SEED, Task, TimesTasks
 from pipeline.tasks.few_shot.episodes import EpisodeDataset
-from pipeline.tasks.few_shot.scoring import score_split, split_features
+from pipeline.tasks.few_shot.scoring import score_split, split_features, time_tasks
 from pipeline.tasks.few_shot.stored_views import Views, remove_tokens, store_tokens
 
 
-class FewShotTask(Task):
+class FewShotTask(Task, TimesTasks):
     """Episodes of videos."""
 
     @cached_property
@@ -94,6 +94,9 @@ class FewShotTask(Task):
             query=scoring["query"], episodes=scoring["episodes"], seed=scoring["episode_seed"],
             matcher=scoring["matcher"], features=self._features[split],
         )  # fmt: skip
+
+    def times(self, model: FewShotModel, measure: Measure) -> list[float]:
+        return time_tasks(self.run, measure, model, self.store, self.ws)
 
 
 def augmentation(run: Run, model: FewShotModel, jitter: bool = False) -> ClipTransform:

@@ -21,20 +21,20 @@ ONE_SHOT = ("feature", "calibration")
 class OneShotTrain(Epochs):
     """A training on the clips of the base classes."""
 
-    per_class: Whole = Field(description="clips of each class of a batch; 0: no matter")
+    per_class: Whole = Field(description="clips of each class in a batch; 0: any number")
     batches_per_step: Count = Field(description="batches whose gradients make one step, split over the workers")
-    head_learning_rate: float | None = Field(gt=0, description="of what is no part of the backbone; null: the same")
+    head_learning_rate: float | None = Field(gt=0, description="learning rate outside the backbone; null: the same")
     decay: Literal["steps", "cosine", "exponential"] = Field(
         description="steps: at the milestones; cosine, exponential: to final_rate"
     )
-    final_rate: float = Field(gt=0, description="share of the learning rate at the end, of cosine and exponential")
+    final_rate: float = Field(gt=0, description="share of the learning rate at the end, for cosine and exponential")
     base_set: str = Field(description="base classes to train on, a name of the data set's protocol.bases")
 
 
 class OneShotRecipe(Recipe):
     """A method that is trained on skeletons of base classes and told novel ones by one exemplar each."""
 
-    task: Literal["one_shot"]
+    task: Literal["one_shot"] = Field(description="kind of task")
     train: OneShotTrain = Field(description="how it is trained")
 
 

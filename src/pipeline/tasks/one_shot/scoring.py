@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pipeline.datasets.skeletons.feeder import Feed, MotionBertDataset, SkeletonDataset
-from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
+from pipeline.datasets.skeletons.definition import Feed, SkeletonPolicy
+from pipeline.datasets.skeletons.feeder import MotionBertDataset, SkeletonDataset
 from pipeline.datasets.skeletons.protocols import OneShotSplit
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.experiment import Frozen

@@ -13,11 +13,12 @@ from torch.utils.data import Dataset
 
 from pipeline.compat import MODELS
 from pipeline.config import parse
+from pipeline.datasets.kinds.skeletons import Skeletons
+from pipeline.datasets.skeletons.definition import SkeletonDefinition
 from pipeline.datasets.skeletons.feeder import SkeletonDataset
-from pipeline.datasets.skeletons.prepare import SkeletonDefinition, load_split
+from pipeline.datasets.skeletons.prepare import load_split
 from pipeline.datasets.skeletons.protocols import OneShotSplit
 from pipeline.datasets.skeletons.store import SkeletonStore
-from pipeline.datasets.sources import skeleton_definition
 from pipeline.errors import UserError
 from pipeline.experiment import Measure, Run
 from pipeline.models.skeleton.base import SkeletonModel
@@ -71,7 +72,7 @@ class OneShotTask(Task):
     @cached_property
     def definition(self) -> SkeletonDefinition:
         """The data set as the run shows it."""
-        return skeleton_definition(self.ws.read_asset(self.run.dataset), self.ws, self.run.frames)
+        return Skeletons(self.ws.read_asset(self.run.dataset)).shown(self.ws, self.run.frames)
 
     @cached_property
     def store(self) -> SkeletonStore:
@@ -117,6 +118,10 @@ class OneShotTask(Task):
         asked = {"classifier": measure.matcher or "calibration", **measure.one_shot}
         settings = parse(OneShot, asked, f"{self.run.id}, measure.one_shot")
         return self._measure(model, self.split(split), settings, measure.episode_seed)
+
+    def parameters(self, model: SkeletonModel, part: str = "") -> int:
+        """Number of parameters of the model at test; these models have no parts that are counted."""
+        return model.size()
 
     def _measure(self, model: SkeletonModel, split: OneShotSplit, settings: OneShot, seed: int) -> EpisodeScores:
         made = self.definition

@@ -21,7 +21,7 @@ class Encoder(Checked):
     """The run whose features are read: of the same data set, label rate and seed."""
 
     method: str = Field(description="its method, a video classifier")
-    backbone: str = Field("", description="its backbone, where that is another than the method's")
+    backbone: str = Field("", description="its backbone, if not the method's")
     model: dict[str, Any] = Field({}, description="laid over its model")
     train: dict[str, Any] = Field({}, description="laid over its training")
 
@@ -38,7 +38,7 @@ class QuestionTrain(Epochs):
 class QuestionRecipe(Recipe):
     """A method that answers questions on videos from the frozen features of another run."""
 
-    task: Literal["questions"]
+    task: Literal["questions"] = Field(description="kind of task")
     encoder: Encoder = Field(description="whose features it reads")
     train: QuestionTrain = Field(description="how it is trained")
 

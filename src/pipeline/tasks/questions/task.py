@@ -72,7 +72,7 @@ class QuestionTask(LabelledTask):
         run = self.ws.read_run(self.run.model["encoder_run"])
         kind = MODELS.get(run.model["type"])
         if not (isinstance(kind, type) and issubclass(kind, SeFARModel)):
-            raise UserError(f"{self.run.id}: the encoder {run.method} is no video classifier; name one such as sefar")
+            raise UserError(f"{self.run.id}: the encoder {run.method} is not a video classifier; name one like sefar")
         return SemiTask(run, self.ws)
 
     @cached_property

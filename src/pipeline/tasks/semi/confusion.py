@@ -21,12 +21,12 @@ def check_pairs(classes: Sequence[str], where: str) -> None:
     so that the pairs behind it would be wrong ones.
     """
     if len(classes) % 2:
-        raise UserError(f"{where} has {len(classes)} classes, so they are no pairs of opposites; drop opposite_pct")
+        raise UserError(f"{where} has {len(classes)} classes, so they don't form pairs of opposites; drop opposite_pct")
     numbers = [re.fullmatch(r"class (\d+)", name) for name in classes]
     gap = next((i for i, found in enumerate(numbers) if not found or int(found[1]) != i), None)
     if all(numbers) and gap is not None:
         raise UserError(
-            f"{where} has no video of class {gap:03d}, so its classes are no pairs of opposites; bring its videos"
+            f"{where} has no video of class {gap:03d}, so its classes don't form pairs of opposites; bring its videos"
         )
 
 

@@ -22,10 +22,10 @@ class SemiTrain(Epochs):
     """A training on labelled and unlabelled videos."""
 
     label_rate: Percent = Field(description="per cent of the training videos that have labels")
-    warm_epochs: Whole = Field(description="epochs of labelled videos alone; then the teacher starts as a copy")
+    warm_epochs: Whole = Field(description="epochs on labelled videos only, after which the teacher starts as a copy")
     unlabelled: Whole = Field(description="unlabelled videos for each labelled one; 0: none, so no teacher")
     labelled_per_step: Count = Field(description="labelled videos whose gradients make one step")
-    scale: tuple[float, float] = Field(description="short side over the crop, drawn between the two")
+    scale: tuple[float, float] = Field(description="the short side in units of the crop, drawn between these two")
     flip: Share = Field(description="probability that a labelled or a strong view is mirrored")
     randaugment: Whole = Field(
         0, description="operations of RandAugment on the strong view; 0: none", json_schema_extra=OFF
@@ -35,7 +35,7 @@ class SemiTrain(Epochs):
 class SemiRecipe(Recipe):
     """A method that learns all classes from few labelled and many unlabelled videos."""
 
-    task: Literal["semi"]
+    task: Literal["semi"] = Field(description="kind of task")
     train: SemiTrain = Field(description="how it is trained")
 
 

@@ -24,7 +24,7 @@ from pipeline.models.semi import ElementSampler, SeFARModel
 from pipeline.models.semi.regulation import pseudo_labels
 from pipeline.progress import bar
 from pipeline.scores import EpisodeScores
-from pipeline.tasks.base import Task, epochs_as_steps
+from pipeline.tasks.base import HasTeacher, Task, epochs_as_steps
 from pipeline.tasks.semi.items import ElementView, SemiItems, SemiVideos, read_elements, semi_videos, stack
 from pipeline.workspace import Workspace
 
@@ -102,7 +102,7 @@ class LabelledTask(Task):
         return np.array([number[self.store.labels[clip]] for clip in clips])
 
 
-class SemiTask(LabelledTask):
+class SemiTask(LabelledTask, HasTeacher):
     """A classifier of all classes, from a share of labelled videos."""
 
     @cached_property
@@ -190,7 +190,7 @@ class SemiTask(LabelledTask):
         Raises UserError for a method without unlabelled videos.
         """
         if not self.run.train or (items := self.items(model)).warm >= items.epochs:
-            raise self._no_teacher()
+            raise UserError(f"{self.run.id}: the method sees no unlabelled video, so it has no teacher")
         without = model.teacher is None
         if without:
             model.start_teacher()

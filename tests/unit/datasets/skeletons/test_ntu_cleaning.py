@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from pipeline.datasets.skeletons.definition import SkeletonPolicy
 from pipeline.datasets.skeletons.ntu import Body, Recording, parse_name, read_missing, read_recording
 from pipeline.datasets.skeletons.preprocess import (
     RELEASED,
     Pose,
-    SkeletonPolicy,
     align,
     assign_actors,
     body_axes,

@@ -9,14 +9,9 @@ import yaml
 
 from pipeline.datasets.coverage import Audit, read_coverage
 from pipeline.datasets.index import read_index
-from pipeline.datasets.skeletons.prepare import (
-    SkeletonDefinition,
-    count_clips,
-    load_split,
-    make_skeleton_store,
-    prepare_skeletons,
-)
-from pipeline.datasets.skeletons.protocols import Listing, OneShotProtocol, class_sets, one_shot_split, split_clips
+from pipeline.datasets.skeletons.definition import OneShotProtocol, SkeletonDefinition
+from pipeline.datasets.skeletons.prepare import count_clips, load_split, make_skeleton_store, prepare_skeletons
+from pipeline.datasets.skeletons.protocols import Listing, class_sets, one_shot_split, split_clips
 from pipeline.datasets.skeletons.source import Item
 from pipeline.datasets.skeletons.store import SkeletonStore
 from pipeline.datasets.synthetic import write_skeleton

@@ -5,8 +5,9 @@ from torch.utils.data import DataLoader
 
 from pipeline.datasets.index import Clip, write_index
 from pipeline.datasets.skeletons import feeder
-from pipeline.datasets.skeletons.feeder import Feed, MotionBertDataset, SkeletonDataset
-from pipeline.datasets.skeletons.preprocess import Pose, SkeletonPolicy
+from pipeline.datasets.skeletons.definition import Feed, SkeletonPolicy
+from pipeline.datasets.skeletons.feeder import MotionBertDataset, SkeletonDataset
+from pipeline.datasets.skeletons.preprocess import Pose
 from pipeline.datasets.skeletons.store import SkeletonStore, build_skeleton_store
 from pipeline.errors import UserError
 

@@ -7,9 +7,8 @@ import pytest
 
 from pipeline.datasets.index import Clip, write_index
 from pipeline.datasets.skeletons import bench, store
-from pipeline.datasets.skeletons.preprocess import SkeletonPolicy
+from pipeline.datasets.skeletons.definition import SkeletonPolicy, SourceSpec
 from pipeline.datasets.skeletons.readers import SkeletonFiles, open_source
-from pipeline.datasets.skeletons.source import SourceSpec
 from pipeline.datasets.skeletons.store import SkeletonStore, build_skeleton_store
 from pipeline.datasets.synthetic import write_skeleton
 from pipeline.errors import UserError

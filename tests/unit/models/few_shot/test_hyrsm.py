@@ -136,7 +136,7 @@ def test_videos_and_queries_alone():
 def test_settings_are_checked():
     with pytest.raises(UserError, match="unknown shots 'prototypes' in method HyRSM; did you mean 'prototype'"):
         HyRSM(BACKBONE, 7, shots="prototypes")
-    with pytest.raises(UserError, match="16 is no multiple of the 3 attention heads"):
+    with pytest.raises(UserError, match="16 is not a multiple of the 3 attention heads"):
         HyRSM(BACKBONE, 7, heads=3)
     with pytest.raises(UserError, match="unknown matcher 'otam' in method HyRSMPlusPlus"):
         HyRSMPlusPlus(BACKBONE, 7).match(torch.zeros(1, 1, 4, 16), torch.zeros(1, 2, 1, 4, 16), None, "otam")

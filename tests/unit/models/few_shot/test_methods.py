@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.compat import MODELS
 from pipeline.datasets.transforms import ClipTransform
 from pipeline.errors import UserError
-from pipeline.models.build import WEIGHTS, build_model, class_sentences, load_trained
+from pipeline.models.build import WEIGHTS, build_model, class_sentences, load_weights
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.models.few_shot.blocks.necks import ContextTransformer, PhaseFusion
 from pipeline.models.few_shot.clip_baselines import ClipFreeze, Otam
@@ -115,7 +115,7 @@ def test_training_changes_exactly_the_trained_state_and_survives_a_reload(world,
     inside = ("backbone.clip.vision_model", "backbone.resnet", "visual.adapters")
     assert any(name.startswith(inside) for name in expected)
 
-    loaded = load_trained(run, ws, world.store)
+    loaded = load_weights(build_model(run, ws, world.store), run, ws)
     assert not loaded.training
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, after[name]), name
@@ -130,7 +130,7 @@ def test_clip_freeze_trains_nothing(world, tmp_path):
     ws, run = world.elsewhere(tmp_path), world.run(method="clip_freeze")
     train_run(run, ws)
     assert not (ws.run(run.id) / WEIGHTS).exists()
-    model = load_trained(run, ws, world.store)
+    model = load_weights(build_model(run, ws, world.store), run, ws)
     assert model.trained_state() == {}
     assert not any(parameter.requires_grad for parameter in model.parameters())
     for matcher in ("mean", "otam", "bi_mhm"):
@@ -140,7 +140,7 @@ def test_clip_freeze_trains_nothing(world, tmp_path):
 def test_weights_that_do_not_fit_are_refused(world, tmp_path):
     ws, run = world.elsewhere(tmp_path), world.run(method="otam")
     with pytest.raises(UserError, match=r"model\.safetensors is missing.*pipeline train " + run.id):
-        load_trained(run, ws, world.store)
+        load_weights(build_model(run, ws, world.store), run, ws)
     model = build_model(run, ws, world.store)
     state = dict(model.trained_state())
     name = sorted(state)[0]
@@ -152,10 +152,10 @@ def test_weights_that_do_not_fit_are_refused(world, tmp_path):
     ws.run(run.id).mkdir(parents=True)
     save_file(state, ws.run(run.id) / WEIGHTS)
     with pytest.raises(UserError, match="cannot be loaded.*train again"):
-        load_trained(run, ws, world.store)
+        load_weights(build_model(run, ws, world.store), run, ws)
     (ws.run(run.id) / WEIGHTS).write_bytes(b"cut off")
     with pytest.raises(UserError, match="cannot be loaded.*train again"):
-        load_trained(run, ws, world.store)
+        load_weights(build_model(run, ws, world.store), run, ws)
 
 
 def test_wrong_settings_of_a_model(world):

@@ -66,7 +66,7 @@ def test_motion_is_the_convolved_next_frame_minus_this_one():
             assert_close(model.tokens(motion)[b, t], torch.stack(shown).mean(0))
     with pytest.raises(UserError, match="two frames"):
         model(maps[:, :1])
-    with pytest.raises(UserError, match="8 is no multiple of reduction 3"):
+    with pytest.raises(UserError, match="8 is not a multiple of reduction 3"):
         MotionMaps(8, reduction=3)
 
 

@@ -110,7 +110,7 @@ def test_context_transformer_has_no_sense_of_order_and_takes_leading_dimensions(
 
 def test_width_must_be_a_multiple_of_the_heads():
     for build in (ContextTransformer, PhaseFusion):
-        with pytest.raises(UserError, match="width 50 is no multiple of the 8"):
+        with pytest.raises(UserError, match="width 50 is not a multiple of the 8"):
             build(50)
     with pytest.raises(UserError, match="fusion scale 'M'"):
         PhaseFusion(16, scale="M")

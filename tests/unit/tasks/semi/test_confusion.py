@@ -46,7 +46,7 @@ def test_it_depends_on_pairs_alone(videos):
 def test_classes_that_are_no_pairs_are_an_error():
     check_pairs(NAMES, "the set")
     check_pairs([f"class {i:03d}" for i in range(40)], "the set")
-    with pytest.raises(UserError, match="the set has 5 classes, so they are no pairs"):
+    with pytest.raises(UserError, match="the set has 5 classes, so they don't form pairs"):
         check_pairs(NAMES[:5], "the set")
     with pytest.raises(UserError, match="the set has no video of class 003"):
         check_pairs([f"class {i:03d}" for i in range(40) if i not in (3, 17)], "the set")

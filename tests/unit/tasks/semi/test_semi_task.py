@@ -299,7 +299,7 @@ def test_a_released_test_is_random_but_repeats(semi):
 
 
 def test_a_wrong_rate_is_an_error(semi):
-    with pytest.raises(UserError, match="label rate 1 is no share"):
+    with pytest.raises(UserError, match="label rate 1 is not a share"):
         task_of(semi.cell("sefar", train={"label_rate": 100}).run, semi.ws).schedule()
 
 

@@ -19,7 +19,7 @@ class MotionMaps(nn.Module):
     def __init__(self, dim: int, reduction: int = 8) -> None:
         super().__init__()
         if reduction < 1 or dim % reduction:
-            raise UserError(f"feature width {dim} is no multiple of reduction {reduction}; change reduction")
+            raise UserError(f"feature width {dim} is not a multiple of reduction {reduction}; change reduction")
         self.channels = dim // reduction
         self.reduce = nn.Conv3d(dim, self.channels, 3, padding=1)
         self.move = nn.Conv2d(self.channels, self.channels, 3, padding=1)

@@ -23,7 +23,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, dim: int, heads: int, ffn: int, dropout: float, ffn_dropout: float) -> None:
         super().__init__()
         if heads < 1 or dim % heads:
-            raise UserError(f"feature width {dim} is no multiple of the {heads} attention heads; change heads")
+            raise UserError(f"feature width {dim} is not a multiple of the {heads} attention heads; change heads")
         self.heads = heads
         self.norm = nn.LayerNorm(dim)
         self.to_q = nn.Linear(dim, dim, bias=False)

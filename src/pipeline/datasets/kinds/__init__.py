@@ -1,0 +1,1 @@
+"""The kinds of data set, a file each; `registry` names them."""

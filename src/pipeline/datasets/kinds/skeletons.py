@@ -1,0 +1,143 @@
+"""Skeletons: of sensors, pose estimators, tables, one's own videos or a generated set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.datasets.kinds.base import DataSet
+from pipeline.datasets.skeletons.definition import Feed, SkeletonDefinition, SkeletonKeys, SkeletonPolicy
+from pipeline.experiment import Frozen
+from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+READ_POLICY = ("single", "alignment", "axes")  # of a policy: what is done when a stored clip is read
+
+
+class SkeletonFrames(Frozen):
+    """What a method may say of how skeletons are shown, over the definition."""
+
+    policy: SkeletonPolicy = SkeletonPolicy()
+    feed: Feed = Feed()
+
+
+class Skeletons(DataSet):
+    """A data set of skeletons."""
+
+    Definition = SkeletonKeys
+    method_frames = SkeletonFrames
+    decoded = False
+    prompts = ("crossglg_global", "crossglg_joints")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """With the poses of videos, where it has videos."""
+        return ("poses", *DataSet.stages) if "videos" in self.asset.options else DataSet.stages
+
+    @property
+    def needed(self) -> dict[str, str]:
+        """The videos of its poses, where it has videos."""
+        files = {"videos": "its videos"} if "poses" in self.stages else {"root": "its files"}
+        return files | {"labels": "table of labels", "missing": "list of missing samples", "texts": "texts"}
+
+    @property
+    def source(self) -> tuple[str, str] | None:
+        """The videos of the set that it reads, or its own poses."""
+        if self.whole:
+            return "videos", self.asset.spec["reads"]
+        return ("poses", self.asset.key) if "poses" in self.stages else None
+
+    @property
+    def whole(self) -> bool:
+        """Where its skeletons are generated."""
+        return bool(self.asset.spec.get("reads"))
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """Those of its graph."""
+        from pipeline.datasets.skeletons.graph import get_graph
+
+        return get_graph(self.definition.graph).names
+
+    @property
+    def validated(self) -> bool:
+        """Where its protocol has validation classes."""
+        return bool(self.definition.protocol.validation)
+
+    @property
+    def bases(self) -> Mapping[str, Any]:
+        """Those of its protocol."""
+        return self.definition.protocol.bases
+
+    @property
+    def countable(self) -> bool:
+        """Where the names of its samples are published."""
+        return bool(self.definition.available)
+
+    def frames(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """How its skeletons are stored and shown."""
+        policy = self.asset.spec.get("policy", {})
+        stored = {key: value for key, value in policy.items() if key not in READ_POLICY}
+        return {"store": {"skeletons": stored}, "policy": policy, "feed": self.asset.spec.get("feed", {})}
+
+    def root(self, ws: Workspace) -> Path:
+        """Folder, or file, of its skeletons."""
+        if self.source is None:
+            return super().root(ws)
+        return ws.generated(self.source[1]) if self.whole else ws.poses(self.asset.key)
+
+    def _there(self, path: Path) -> bool:
+        return path.exists()
+
+    def shown(self, ws: Workspace, frames: Mapping[str, Any] | None = None) -> SkeletonDefinition:
+        """The definition with its files in place; `frames` of a run say how it is shown.
+
+        Raises:
+            UserError: the parts of it do not fit one another.
+        """
+        keys = {**self.asset.spec, **self.asset.options, "root": str(self.root(ws))}
+        return SkeletonDefinition.read(
+            keys | ({key: frames[key] for key in ("policy", "feed")} if frames else {}), self.place
+        )
+
+    def make_splits(self, ws: Workspace, workers: int) -> Path:
+        """List the clips, and split the classes by the protocol."""
+        from pipeline.datasets.skeletons.prepare import prepare_skeletons
+
+        available = self.definition.available if self.definition.format == "ntu" else ""
+        return prepare_skeletons(self.shown(ws), ws.dataset(self.asset.key), available)
+
+    def made_texts(self, ws: Workspace) -> Path | None:
+        """Those of the set that it reads."""
+        return self.root(ws) / "texts.json" if self.whole else None
+
+    def voices(self, ws: Workspace) -> dict[str, Any]:
+        """Other voices of the grammar of the set that it reads."""
+        if not self.whole:
+            return {}
+        from pipeline.datasets.synthetic.grammar import corpora
+
+        return corpora(ws.read_asset(self.asset.spec["reads"]).spec["set"])
+
+    def make_store(self, ws: Workspace, store: Path, policy: dict[str, Any], workers: int, nodes: int) -> None:
+        """Read every clip, clean it, and store it."""
+        from pipeline.datasets.skeletons.prepare import make_skeleton_store
+
+        audit = self.audit(store, again=store)  # frames look themselves for files that were mended
+        make_skeleton_store(self.shown(ws), store.parent, store, workers, audit=audit)
+        audit.after()
+
+    def classes(self) -> list[str]:
+        """Those that its definition names."""
+        classes = self.definition.classes
+        return sorted(classes.values() if isinstance(classes, dict) else classes)
+
+    def count(self, console: Console) -> list[str]:
+        """Classes and clips of its protocol, from the published names of the samples."""
+        from pipeline.datasets.skeletons.prepare import count_published
+
+        made = SkeletonDefinition.read({**self.asset.spec, **self.asset.options}, self.place)
+        return count_published(made, self.definition.available, console)
