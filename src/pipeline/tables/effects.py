@@ -68,6 +68,7 @@ class Place:
     table: str
     row: str
     column: str
+    metric: str
     scale: str
     note: str
     effect: Effect | None
@@ -118,7 +119,7 @@ def _places(plan: Plan, paper: str, results: Path, kept: Mapping[tuple[str, str]
                 effect = _effect(entry, record, default, beside, results)
             else:
                 effect = kept.get((record.cell_id, beside.cell_id))
-            yield Place(paper, key, entry.row, entry.column, scale, entry.note, effect)
+            yield Place(paper, key, entry.row, entry.column, entry.metric, scale, entry.note, effect)
 
 
 def _effect(entry: Entry, record: Record, default: Entry, beside: Record, results: Path) -> Effect:
@@ -135,26 +136,24 @@ def _difference(cell: Cell, default: Cell, results: Path) -> tuple[float, float]
     With the scores of both at hand it is that of the differences on the same episodes, otherwise that of two
     independent measurements, which is wider.
     """
-    (mine, right), (other, base) = (_measured(one, results) for one in (cell, default))
-    same = cell.measure.model_dump(include=EPISODES) == default.measure.model_dump(include=EPISODES)
     if cell.id == default.id:
         return 0.0, 0.0
-    if same and right is not None and base is not None:
-        return mine[0] - other[0], ci95(right - base)
-    return mine[0] - other[0], math.hypot(mine[1], other[1])
+    mine, other = read_cell(cell, results), read_cell(default, results)
+    half = math.hypot(mine.ci95 or 0.0, other.ci95 or 0.0)
+    if cell.measure.model_dump(include=EPISODES) == default.measure.model_dump(include=EPISODES):
+        right, base = (_right(*one, results) for one in ((cell, mine.alpha), (default, other.alpha)))
+        half = half if right is None or base is None else ci95(right - base)
+    return mine.value - other.value, half
 
 
-def _measured(cell: Cell, results: Path) -> tuple[tuple[float, float], np.ndarray | None]:
-    """Value and half width of a measured cell, and the accuracies (E,) behind them where the scores are still there."""
-    found, measure = read_cell(cell, results), cell.measure.settled()
+def _right(cell: Cell, alpha: float | None, results: Path) -> np.ndarray | None:
+    """Accuracies (E,) of the episodes behind a cell with the chosen `alpha`; None where the scores are not there."""
+    measure = cell.measure.settled()
     path = scores_path(Workspace(results), cell.run, measure, "test")
-    right = None
-    if path.is_file():
-        scores = EpisodeScores.load(path)
-        right = accuracy(
-            fused(scores, measure.score, measure.alpha if found.alpha is None else found.alpha), scores.labels
-        )
-    return (found.value, found.ci95 or 0.0), right
+    if measure.metric != "accuracy_pct" or not path.is_file():
+        return None
+    scores = EpisodeScores.load(path)
+    return accuracy(fused(scores, measure.score, measure.alpha if alpha is None else alpha), scores.labels)
 
 
 def _section(sheet: Paper, places: Iterable[Place]) -> str:
@@ -190,10 +189,14 @@ def _text(place: Place) -> str:
     effect = place.effect
     if effect is None:
         return UNMEASURED
-    value = f"{number(effect.value, '')} ± {number(effect.ci95, '')}"
+
+    def text(value: float, half: float, sign: str = "") -> str:
+        return f"{number(value, place.metric, sign)} ± {number(half, place.metric)}"
+
+    value = text(effect.value, effect.ci95)
     if effect.cells == effect.default:
         return value
-    return f"{value} ({number(effect.difference, '', '+')} ± {number(effect.difference_ci95, '')})"
+    return f"{value} ({text(effect.difference, effect.difference_ci95, '+')})"
 
 
 def _left(sheet: Path, places: Iterable[Place]) -> str:
