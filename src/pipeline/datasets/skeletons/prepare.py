@@ -152,7 +152,7 @@ def count_published(definition: SkeletonDefinition, available: str, console: Con
     for name in filter(None, map(str.strip, read_lines(available))):
         parsed = ntu.parse_name(name)
         if parsed is None:
-            raise UserError(f"{available}: {name[:60]!r} is no sample of NTU RGB+D; fetch it again")
+            raise UserError(f"{available}: {name[:60]!r} is not a sample of NTU RGB+D; fetch it again")
         if parsed.action <= len(classes):
             items.append(Item(name, f"{name}{ntu.SUFFIX}", classes[parsed.action - 1]))
     source: Any = SimpleNamespace(items=items, classes=classes, first_class=1, root=available, missing=[])
