@@ -79,7 +79,7 @@ class Settings(BaseModel):
     cluster: Cluster = Field(default_factory=Cluster, description="where trainings run")
     substitute: dict[str, str] = Field({}, description="data set in a table -> data set used instead")
     stand_in: bool = Field(
-        False, description="use the data set that `stands_in` of a definition names, where `substitute` says nothing"
+        False, description="use the data set that a definition's `stands_in` names, if `substitute` says nothing"
     )
     substitute_backbone: dict[str, str] = Field({}, description="backbone that is named -> backbone used instead")
     frames: dict[str, Any] = Field({}, description="overlay on the frame policy of every data set")

@@ -278,6 +278,17 @@ def test_the_keys_that_enter_no_id_are_marked_on_the_page_of_keys():
         assert told == [key for key, found in marks.items() if HERE in found]
 
 
+def test_the_notes_give_the_steps_that_the_demo_has_now(repo):
+    plan = Plan.read(repo / "config")
+    steps = {
+        method: max(run.train["steps"] for run in plan.runs.values() if run.method == method and run.train.get("steps"))
+        for method in ("task_adapter_pp", "sefar", "infogcn", "motionbert")
+    }
+    page = (DOCS / "reproduction-notes.md").read_text()
+    told = re.findall(r"the demo now has (\d+)", page) + list(*re.findall(r"(\d+) steps \(MotionBERT: (\d+)\)", page))
+    assert told == [str(count) for count in steps.values()]
+
+
 def test_every_page_is_in_the_site(repo):
     nav = (repo / "mkdocs.yml").read_text()
     for page in DOCS.rglob("*.md"):

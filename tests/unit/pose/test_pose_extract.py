@@ -271,7 +271,7 @@ def test_poses_as_a_stage_of_the_workflow(videos, tmp_path):
     for change, message in (
         (
             {"pose": {"backned": "rtmpose"}},
-            "unknown key 'backned' in data set own .given on.*, pose; did you mean 'backend'",
+            "unknown key 'backned' in data set own .given on.* .pose.backned.; did you mean 'backend'",
         ),
         ({"graph": {"names": ["a"], "parents": {"a": None}}}, "poses need a built-in graph"),
         ({"format": "ntu"}, "format poses, with the key videos"),

@@ -68,7 +68,7 @@ FILES = {
     "scales/paper.yaml": {},
     "backbones.yaml": {"large": {"source": "hub/large"}, "nano": {"source": "hub/nano"}},
     "datasets/real.yaml": {"kind": "list"},
-    "datasets/fake.yaml": {"kind": "synthetic"},
+    "datasets/fake.yaml": {"kind": "synthetic", "set": "scene", "clips_per_class": 2},
     "methods/net.yaml": {
         "task": "few_shot",
         "backbone": "large",

@@ -191,7 +191,7 @@ def test_the_methods_name_their_backbones(plan, entries):
     for (table, row, _), entry in entries.items():
         for cell in entry.cells if table in "12" else ():
             asked = "resnet50" if "ResNet50" in row else "clip_vit_b16"
-            name = plan.config.settings.stand_in_backbone.get(asked, asked)
+            name = plan.config.settings.substitute_backbone.get(asked, asked)
             assert plan.backbones[cell.run.backbone].name == name
 
 
