@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import read_yaml
+from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import scores_path
 from pipeline.experiment import Cell
 from pipeline.files import write_csv, write_text
@@ -81,12 +82,16 @@ def write_effects(
     """Writes `page` (Markdown) and the CSV file beside it, and returns every place at every scale.
 
     Raises:
-        UserError: a sheet or a cell file is damaged.
+        UserError: there is no sheet, or a sheet, a cell file or the CSV file is damaged.
     """
+    if not sheets:
+        raise UserError("there is no sheet of switches here; name one, such as docs/examples/switches_lga.yaml")
     table, texts, places = page.with_suffix(".csv"), [HEAD], []
     kept = {(effect.cells, effect.default): effect for effect in _read(table)}
     for sheet in sheets:
         overlay = read_yaml(sheet)
+        if not isinstance(overlay.get("tables"), dict):
+            raise UserError(f"{sheet}: key tables is missing; docs/examples/switches_lga.yaml is an example")
         for paper in overlay["tables"]:
             plans = [Plan.read(config, overlay | {"scale": scale}, paper) for scale in SCALES]
             found = [place for plan in plans for place in _places(plan, paper, Path(results_dir), kept)]
@@ -99,12 +104,20 @@ def write_effects(
     return places
 
 
-def _read(table: Path) -> Iterator[Effect]:
+def _read(table: Path) -> list[Effect]:
     """What the CSV file keeps of earlier measurements."""
-    if table.is_file():
-        with table.open(encoding="utf-8", newline="") as file:
-            for line in csv.DictReader(file):
-                yield Effect(**{k: v if k in ("cells", "default", "health") else float(v) for k, v in line.items()})
+    if not table.is_file():
+        return []
+    words = ("cells", "default", "health")
+    with table.open(encoding="utf-8", newline="") as file:
+        try:
+            return [
+                Effect(**{k: v if k in words else float(v) for k, v in line.items()}) for line in csv.DictReader(file)
+            ]
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{table}: line without its columns; delete the file, it is made again from the cells"
+            ) from None
 
 
 def _places(plan: Plan, paper: str, results: Path, kept: Mapping[tuple[str, str], Effect]) -> Iterator[Place]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import scores_path
 from pipeline.intervals import ci95
 from pipeline.plan import Plan
@@ -123,6 +124,20 @@ def test_the_page_outlives_the_cells_and_forgets_what_another_setting_measured(r
     assert UNMEASURED in line(third, "lam: 0.5") and "70.0 ± 3.0" in line(third, "default")
     with (tmp_path / "page.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 1
+
+
+def test_what_is_wrong_is_told_in_a_line(repo, tmp_path, sheet):
+    def told(sheets, match):
+        with pytest.raises(UserError, match=match) as caught:
+            write_effects(sheets, tmp_path / "page.md", repo / "config", tmp_path / "results")
+        assert "\n" not in str(caught.value)
+
+    told([], "there is no sheet of switches here; name one")
+    (tmp_path / "page.csv").write_text("cells,value\na,much\n")
+    told([sheet], r"page\.csv: line without its columns; delete the file")
+    (tmp_path / "page.csv").unlink()
+    sheet.write_text("seeds: [0]")
+    told([sheet], r"switches\.yaml: key tables is missing")
 
 
 # As it stands in the documentation
