@@ -382,7 +382,7 @@ def _dataset(plan: Plan, ws: Workspace, asset: Asset) -> Check:
             (there if good else gone).append((option, f"{what} ({given})"))
     if "lists" not in {option for option, _ in gone}:
         try:
-            data.check_lists()
+            data.classes()
         except UserError as error:
             gone.append(("lists", f"lists that can be used ({error})"))
     for name in sorted({run.model["corpus"] for run in runs if run.model.get("corpus")}):

@@ -240,7 +240,9 @@ class Plan:
         settings = self.config.settings
         if name in settings.substitute or not settings.stand_in:
             return settings.substitute.get(name, name)
-        return self.config.entry("datasets", name, where).get("stands_in") or name
+        if wanted := self.config.entry("datasets", name, where).get("stands_in"):
+            self.config.entry("datasets", wanted, f"{self.config.place('datasets', name, 'stands_in')}, key stands_in")
+        return wanted or name
 
     def _scheduled(self, method: Mapping[str, Any], dataset: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe of a method on a data set, and on one of its base sets (`schedules: {DATASET/BASE SET: ...}`)."""

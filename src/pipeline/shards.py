@@ -7,6 +7,7 @@ A shard needs no other one, and has its name when it is whole: whoever makes it 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -15,8 +16,9 @@ import socket
 import time
 import traceback
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.files import disk_full, read_json, write_text
 from pipeline.progress import Bar
 
 Parts = dict[int, list[str]]
@@ -35,6 +38,79 @@ that is there. Shards that are there already it yields and leaves alone. Picklab
 PORTIONS = 16  # for each node: few starts of decoders, and yet all nodes end at about the same time
 RETRIES = 3  # lost workers that a portion survives
 SEEN_SECONDS = 120.0  # in which files of other nodes are seen on a shared file system
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """A folder that is made shard by shard. `identity.json` says from the start what it is for; `manifest.json` is
+    written last. So a build that was interrupted goes on after its finished shards, and none is taken for another's.
+
+    what: name of what it holds, for messages.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    what: str
+
+    def complete(self) -> bool:
+        """Whether it is whole; raises UserError when it is whole with another `policy`."""
+        manifest = read_json(self.path / "manifest.json")
+        if manifest is None:
+            return False
+        if manifest.get("policy") != self.identity["policy"]:
+            raise UserError(
+                f"the {self.what} {self.path} was made with the policy {manifest.get('policy')}, "
+                f"not {self.identity['policy']}; delete it or name another folder"
+            )
+        return all(manifest.get(key) == value for key, value in self.identity.items())
+
+    def begin(self, files: Iterable[str], keep: Callable[[Mapping[str, Any]], None] = lambda before: None) -> None:
+        """Clear what another build left: the `files` (patterns) of another identity, which `keep` is given before."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "manifest.json").unlink(missing_ok=True)
+        self._clear(".*.tmp")
+        before = read_json(self.path / "identity.json")
+        if before != self.identity:
+            keep(before or {})
+            self._clear(*files)
+            write_text(self.path / "identity.json", json.dumps(self.identity, indent=1) + "\n")
+
+    def claim(self) -> bool:
+        """Whether a folder that the user names is whole; writes down what an empty one is for.
+
+        Raises:
+            UserError: it is for something else, which stays.
+        """
+        file = self.path / "identity.json"
+        if not file.exists():
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise UserError(f"{self.path} is there and holds no {self.what}; name another folder with --out")
+            write_text(file, json.dumps(self.identity, indent=1) + "\n")
+        before = read_json(file) or {}
+        if other := [key for key in {**before, **self.identity} if before.get(key) != self.identity.get(key)]:
+            raise UserError(
+                f"{self.path} holds {self.what} made with other {', '.join(other)}; name another folder with --out, "
+                "or delete it"
+            )
+        self._clear(".*.tmp")
+        return (self.path / "manifest.json").is_file()
+
+    def _clear(self, *patterns: str) -> None:
+        for pattern in patterns:
+            for left in self.path.glob(pattern):
+                left.unlink()
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Around the work: a full disk is a UserError."""
+        try:
+            yield
+        except OSError as error:
+            if disk_full(error):
+                raise UserError(
+                    f"no space left on the disk of {self.path}; finished shards are kept: free some and run again"
+                ) from error
+            raise
 
 
 def shard_file(folder: Path, number: int) -> Path:

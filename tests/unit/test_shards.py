@@ -31,7 +31,7 @@ from pipeline.files import write_json
 from pipeline.pose.estimator import PoseSettings
 from pipeline.pose.extract import extract_poses, find_videos
 from pipeline.progress import Bar
-from pipeline.shards import PORTIONS, make_shards
+from pipeline.shards import PORTIONS, ShardFolder, make_shards
 from pipeline.stages import make_frames
 from pipeline.workspace import Workspace
 
@@ -227,3 +227,64 @@ def test_a_lost_worker_s_portion_is_done_again_but_no_finished_shard(ray_here, t
     made = (tmp_path / "log").read_text().split()
     assert sorted(made, key=int) == [str(n) for n in range(12)]  # each once
     assert all((tmp_path / str(n)).read_text() == f"a{n} b{n}" for n in range(12))
+
+
+# ------------------------------------------------------------------------------------- folders of shards
+def _files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_store_goes_on_where_it_was_and_starts_anew_for_another_index(tmp_path):
+    folder = ShardFolder(tmp_path / "store", {"policy": 1, "index": "a"}, "store")
+    assert not folder.complete()
+    folder.begin(["shard-*"])
+    (folder.path / "shard-0").touch()
+    (folder.path / ".shard-1.tmp").touch()
+    folder.begin(["shard-*"], keep=lambda before: pytest.fail("it is the same store"))
+    assert _files(folder.path) == ["identity.json", "shard-0"]
+    write_json(folder.path / "manifest.json", {**folder.identity, "clips": 3})
+    assert folder.complete()
+    seen, other = [], ShardFolder(folder.path, {"policy": 1, "index": "b"}, "store")
+    assert not other.complete()
+    other.begin(["shard-*"], keep=lambda before: seen.append((before, _files(folder.path))))
+    assert seen == [(folder.identity, ["identity.json", "shard-0"])]
+    assert (
+        _files(folder.path) == ["identity.json"]
+        and json.loads((folder.path / "identity.json").read_text()) == other.identity
+    )
+    write_json(folder.path / "manifest.json", dict(other.identity))
+    with pytest.raises(
+        UserError, match="the store .*store was made with the policy 1, not 2; delete it or name another"
+    ):
+        ShardFolder(folder.path, {"policy": 2, "index": "b"}, "store").complete()
+
+
+def test_a_folder_of_the_user_is_claimed_and_never_cleared(tmp_path):
+    folder = ShardFolder(tmp_path / "out", {"run": "a", "clips": "b"}, "features")
+    assert not folder.claim() and not folder.claim()
+    write_json(folder.path / "manifest.json", {})
+    assert folder.claim()
+    for other, said in (
+        ({"run": "z", "clips": "b"}, "run"),
+        ({"run": "a"}, "clips"),
+        ({"run": "a", "clips": "z"}, "clips"),
+    ):
+        with pytest.raises(
+            UserError, match=f"out holds features made with other {said}; name another folder with --out"
+        ):
+            ShardFolder(folder.path, other, "features").claim()
+    assert _files(folder.path) == ["identity.json", "manifest.json"]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    for taken in (tmp_path / "full", tmp_path / "full" / "mine.txt"):
+        with pytest.raises(UserError, match="is there and holds no features; name another folder with --out"):
+            ShardFolder(taken, {"run": "a"}, "features").claim()
+    assert _files(tmp_path / "full") == ["mine.txt"]
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    folder = ShardFolder(tmp_path, {}, "store")
+    with pytest.raises(UserError, match="no space left on the disk of .*; finished shards are kept"), folder.filling():
+        raise OSError(errno.ENOSPC, "full")
+    with pytest.raises(PermissionError), folder.filling():
+        raise PermissionError

@@ -74,9 +74,13 @@ def test_targets_exist(workflow):
         "results/task_adapter/table4.csv", "results/fig10.csv", "results/task_adapter/fig8a.md",
         "results/lga/table4.tex", "results/lga/fig3.svg", "results/task_adapter/fig9.png", "results/lga/training.pdf",
         "results/crossglg/fig6.svg", "results/lga/figphases.png", "results/lga/figalpha.svg",
-        "report",
+        "report", "mine_tables", "results/mine/table1.md",
     ]  # fmt: skip
-    status, out = workflow.run("-n", *targets)
+    cell = {"method": "otam", "dataset": "hmdb51"}  # a paper is its sheet
+    sheet = {"title": "one", "columns": [{"name": "c", "experiment": cell}], "rows": [{"name": "r", "experiment": {}}]}
+    paper = workflow.folder / "paper.yaml"
+    paper.write_text(yaml.safe_dump({"tables": {"mine": {"title": "mine", "tables": {"1": sheet}}}}))
+    status, out = workflow.run(*targets, "--configfile", "tiny.yaml", paper.name, "-n")
     assert status == 0, out[-3000:]
     planned, jobs = set(re.findall(r"results/[^\s,]+", out)), _jobs(out)
     for target in targets:

@@ -238,6 +238,16 @@ def clips_of(wildcards):
     return made(source[0], dataset=source[1])[0] if source else []
 
 
+def options_of(wildcards):
+    """What the splits of a data set depend on beside its identity."""
+    options = PLAN.datasets[wildcards.dataset].options
+    others = ("min_coverage", "stands_in")  # of the frames, and of the plan
+    return json.dumps(
+        {key: value for key, value in options.items() if key not in others},
+        sort_keys=True,
+    )
+
+
 def texts_of(wildcards):
     given = known(PLAN.datasets, wildcards.dataset, "data set").options.get("texts")
     return [given] if given and os.path.exists(given) else []

@@ -46,14 +46,7 @@ rule split_classes:
         "../envs/pipeline.yaml"
     threads: 2
     params:
-        options=lambda wildcards: json.dumps(
-            {
-                key: value
-                for key, value in PLAN.datasets[wildcards.dataset].options.items()
-                if key != "min_coverage"  # of the frames step alone
-            },
-            sort_keys=True,
-        ),
+        options=options_of,
     shell:
         "python -m pipeline splits {wildcards.dataset} --workers {threads} > {log} 2>&1"
 

@@ -21,9 +21,9 @@ import numpy as np
 from pipeline.actions.clips import OwnClip
 from pipeline.actions.model import ActionModel, Encoded, find_model
 from pipeline.errors import UserError
-from pipeline.files import disk_full, write_bytes, write_csv, write_text
+from pipeline.files import write_bytes, write_csv, write_text
 from pipeline.progress import bar
-from pipeline.shards import Parts, make_shards, read_arrays, shard_file
+from pipeline.shards import Parts, ShardFolder, make_shards, read_arrays, shard_file
 
 FORMAT = 2  # of the folder's files and of the frames that were encoded; 1 had another decoder's
 SHARD = 256  # clips: with 8 x 512 float32 of each, 4 MB
@@ -68,35 +68,12 @@ def embed_folder(
     identity |= {"pattern": clips[0].pattern} if clips[0].pattern else {}
     gpus = int(model.device == "cuda")
     del model  # a worker loads its own
-    try:
-        if not _complete(out, identity):
+    folder = ShardFolder(out, identity, "features")
+    with folder.filling():
+        if not folder.claim():
             _write_shards(name.absolute(), root.absolute(), clips, out.absolute(), workers, nodes, gpus)
             _finish(clips, out, identity)
-    except OSError as error:
-        if disk_full(error):
-            raise UserError(f"no space left on the disk of {out}; finished shards are kept: free some and run again") \
-                from error  # fmt: skip
-        raise
     return json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-
-
-def _complete(out: Path, identity: dict[str, Any]) -> bool:
-    """Whether the folder is finished; writes down what an empty one is for. Raises UserError when it is for something
-    else."""
-    path = out / "identity.json"
-    if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} is there and holds no features; name another folder with --out")
-        write_text(path, json.dumps(identity, indent=1) + "\n")
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # damaged
-        before = {}
-    if before != identity:
-        raise UserError(f"{out} holds features of another run or of other clips; name another folder with --out")
-    for left in out.glob(".*.tmp"):
-        left.unlink()
-    return (out / "manifest.json").is_file()
 
 
 def read_features(path: str | Path) -> dict[str, np.ndarray] | None:

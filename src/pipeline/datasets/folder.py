@@ -69,17 +69,9 @@ def normalise_label(name: str, strip_prefix: bool | str = False, mapping: Mappin
 def prepare_folder(spec: Mapping[str, Any], out_folder: str | Path, workers: int = 1) -> Path:
     """Prepare a data set of one's own; returns its `index.csv`.
 
-    spec:
-    - root: folder with one folder a class (clips may lie in subfolders). A clip is a video file or a
-      folder of jpg/png frames.
-    - labels: instead of class folders, a CSV file with columns path (below the root), label, and perhaps
-      split.
-    - splits: see `splits.assign_splits`; not needed when the CSV file gives them. Classes in no split are
-      left out.
-    - min_clips: clips that every class must have (2). strip_prefix, map: see `normalise_label`.
-    - pattern: a regular expression; only files whose name it matches count, videos and pictures alike. Needed where a
-      folder holds both, or pictures of several series.
-    - duplicates: see `check_duplicates`.
+    spec: the keys of `kinds.folder.FolderDefinition`. root has one folder a class (clips may lie in subfolders); a clip
+    is a video file or a folder of jpg/png frames. splits: see `splits.assign_splits`; classes in none are left out.
+    strip_prefix, map: see `normalise_label`. duplicates: see `check_duplicates`.
 
     Every clip is opened and decoded at its start and near its end: `clips.csv` records frames, fps and
     size, and `unreadable.csv` those left out, with the reason. Raises UserError on a wrong configuration,

@@ -29,10 +29,10 @@ from pipeline.datasets.kept import Kept, keep_shards, stamp
 from pipeline.datasets.sampling import sample_positions
 from pipeline.datasets.videos import ReadClip, read_clip
 from pipeline.errors import UserError, unknown
-from pipeline.files import disk_full, read_json, write_bytes, write_csv, write_text
+from pipeline.files import read_json, write_bytes, write_csv, write_text
 from pipeline.guarded import CLIP_TIMEOUT, Failure, guarded_map
 from pipeline.progress import bar
-from pipeline.shards import Parts, make_shards
+from pipeline.shards import Parts, ShardFolder, make_shards
 
 CODECS = ("jpeg", "raw")
 SPACINGS = ("number", "time")
@@ -200,58 +200,22 @@ def build_frame_store(
     clips = read_index(index_csv)
     sha = hashlib.sha256(Path(index_csv).read_bytes()).hexdigest()
     identity = {"format": FORMAT, "policy": policy.as_dict(), "index": sha, "shard": _shard_size(len(clips))}
-    if _is_complete(folder, identity):
+    store = ShardFolder(folder, identity, "frame store")
+    if store.complete():
         return folder / "manifest.json"
     if not any((root / clip.path).exists() for clip in clips):
         raise UserError(f"none of the {len(clips)} files of {index_csv} is found in {root}; correct the root")
-    try:
-        _prepare_folder(folder, identity)
+    with store.filling():
+        left = ("shard-*", "table.npz", "index.csv", "failures.csv")
+        store.begin(left, keep=lambda before: keep_shards(folder, before, identity))
         decode = Decode(policy, pattern, workers, clip_timeout)
         _write_shards(clips, root, folder, decode, identity["shard"], nodes)
         return _finish(clips, folder, identity, audit or (lambda _: {}))
-    except OSError as error:
-        if disk_full(error):
-            raise UserError(
-                f"no space left on the disk of {folder}; finished shards are kept: free some and run again"
-            ) from error
-        raise
 
 
 def _shard_size(n: int) -> int:
     """Clips a shard: few enough that a killed build loses little, enough that shards stay few."""
     return max(_MIN_CLIPS_PER_SHARD, -(-n // _MAX_SHARDS))
-
-
-def _is_complete(folder: Path, identity: Mapping[str, Any]) -> bool:
-    manifest = read_json(folder / "manifest.json")
-    if manifest is None:
-        return False
-    _check_policy(folder, manifest, identity["policy"])
-    return all(manifest.get(key) == value for key, value in identity.items())
-
-
-def _check_policy(folder: Path, manifest: Mapping[str, Any], policy: Mapping[str, Any]) -> None:
-    if manifest.get("policy") != policy:
-        raise UserError(
-            f"the frame store {folder} was made with the policy {manifest.get('policy')}, "
-            f"not {dict(policy)}; delete it or name another folder"
-        )
-
-
-def _prepare_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Clear what another build left, keep what this one did; of another index, move the shards aside."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
-    for left in folder.glob(".*.tmp"):
-        left.unlink()
-    before = read_json(folder / "identity.json")
-    if before == identity:
-        return
-    keep_shards(folder, before or {}, identity)
-    for pattern in ("shard-*", "table.npz", "index.csv", "failures.csv"):
-        for left in folder.glob(pattern):
-            left.unlink()
-    write_text(folder / "identity.json", json.dumps(identity))
 
 
 def _blob(folder: Path, shard: int) -> Path:
@@ -435,7 +399,7 @@ class FrameStore:
         if self.manifest["format"] != FORMAT:
             raise UserError(f"the frame store {folder} has another version's format; delete it and build it again")
         if policy is not None:
-            _check_policy(self.folder, self.manifest, FramePolicy.parse(policy).as_dict())
+            ShardFolder(self.folder, {"policy": FramePolicy.parse(policy).as_dict()}, "frame store").complete()
         index = read_index(self.folder / "index.csv")
         self.clips = [clip.clip for clip in index]
         self.labels = [clip.label for clip in index]

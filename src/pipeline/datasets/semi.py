@@ -20,31 +20,6 @@ from pipeline.errors import UserError, unknown
 from pipeline.files import write_text
 from pipeline.textfiles import read_lines, read_table, slashed
 
-# Published sizes: labelled, unlabelled, test videos, and classes; of SeFAR's lists (UCF101 and HMDB51: SVFormer's too).
-PAPER_COUNTS = {
-    "gym99_5": (1316, 25004, 8521, 99),
-    "gym99_10": (2632, 23688, 8521, 99),
-    "gym288_5": (1466, 27868, 9646, 288),
-    "gym288_10": (2933, 26401, 9646, 288),
-    "gym_new_5": (325, 6183, 1998, 40),
-    "gym_new_10": (651, 5857, 1998, 40),
-    "ub_10": (959, 8635, 2814, 25),
-    "ub_20": (1918, 7676, 2814, 25),
-    "ub_s1_10": (496, 4468, 1471, 15),
-    "ub_s1_20": (992, 3972, 1471, 15),
-    "fx_10": (540, 4868, 2226, 35),
-    "fx_20": (1081, 4327, 2226, 35),
-    "fx_s1_10": (189, 1703, 777, 11),
-    "fx_s1_20": (378, 1514, 777, 11),
-    "vt_10": (108, 972, 446, 6),
-    "vt_20": (216, 864, 446, 6),
-    "ucf101_1": (101, 9436, 3783, 101),
-    "ucf101_5": (477, 9060, 3783, 101),
-    "ucf101_10": (1010, 8527, 3783, 101),
-    "hmdb51_40": (2094, 3142, 1530, 51),
-    "hmdb51_50": (2618, 2618, 1530, 51),
-    "hmdb51_60": (3141, 2095, 1530, 51),
-}
 ABSENT = ("one", "error")
 _LINE = re.compile(r"(.*[^\s,])(?:\s+|\s*,\s*)(\d+)")
 
@@ -189,17 +164,12 @@ VALIDATION_SEED = 3  # of the videos that are held out to select a checkpoint
 def prepare_semi(spec: Mapping[str, Any], out_folder: str | Path) -> Path:
     """Prepare a data set with all its classes in training and test; returns its `index.csv`.
 
-    The split "train" holds labelled and unlabelled videos alike. spec has one of
-    - lists: a folder with a folder for each published label rate in per cent, named so (`5`, `10`), each with
-      train.csv, unlabel.csv and test.csv (`read_semi_lists`). Which videos are labelled at which rate goes to
-      `labelled.json`; for other rates `draw_labelled` draws them.
-    - labels: a CSV file with the columns path, label and split (train, test, and perhaps val).
-    - reads: the index of a generated set, of which each class gives its first clips by `clips: {train: n, val: n,
-      test: n}`.
-    and root: folder of the videos, which are found by their file names; strip: a regular expression, what it finds
-    in the name of a class is left out, so that classes become one; validation: share of the training videos held
-    out for the choice of a checkpoint (none with 0), drawn among those that no published list labels. Missing videos
-    are listed in `unreadable.csv` and left out.
+    The split "train" holds labelled and unlabelled videos alike. spec: the keys of `kinds.semi.SemiDefinition`, of
+    which lists, labels or reads are given. The lists' folder has a folder for each published label rate in per cent
+    (`5`, `10`), with train.csv, unlabel.csv and test.csv (`read_semi_lists`); which videos are labelled at which rate
+    goes to `labelled.json`, for other rates `draw_labelled` draws them. A generated set that is read gives the first
+    `clips` of each class. Videos held out (`validation`) are drawn among those that no published list labels. Missing
+    videos are listed in `unreadable.csv` and left out.
 
     Raises UserError when a list, a column or all videos are missing, or an entry is unknown.
     """

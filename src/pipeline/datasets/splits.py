@@ -21,14 +21,6 @@ from pipeline.guarded import Failure
 from pipeline.names import match_names, told
 from pipeline.textfiles import load_json, load_yaml, read_lines, read_text, slashed
 
-# Published sizes of the few-shot splits: {split: (classes, clips)}.
-PAPER_COUNTS = {
-    "hmdb51": {"train": (31, 4280), "val": (10, 1194), "test": (10, 1292)},
-    "ucf101": {"train": (70, 9154), "val": (10, 1421), "test": (21, 2745)},
-    "kinetics100": {"train": (64, 6400), "val": (12, 1200), "test": (24, 2400)},
-    "ssv2_small": {"train": (64, 6400), "val": (12, 1200), "test": (24, 2400)},
-    "ssv2_full": {"train": (64, 67013), "val": (12, 1926), "test": (24, 2857)},
-}
 NAMING = ("*.list", "*.list.gz", "*train.json*", "*validation.json*")  # files that name the class of a video
 MIN_CLIPS = 2  # one to support a class and one to ask for it
 _LINE = re.compile(r"(train|val|test)(\d+)[/\\]+(.+)")
@@ -226,16 +218,11 @@ def read_named_list(path: str | Path) -> dict[str, str]:
 def prepare_list(spec: Mapping[str, Any], out_folder: str | Path, workers: int = 1) -> Path:
     """Prepare a data set given by few-shot lists; returns its `index.csv`.
 
-    spec:
-    - root: folder of the videos. A video is looked for at the list's path, then anywhere below the root by
-      its file name, whatever its suffix.
-    - lists: a folder with `train_few_shot.txt`, `val_few_shot.txt`, `test_few_shot.txt` (a prefix, `.gz`
-      and missing splits are allowed) and `class_names.json`; or {train: file, val: file, test: file,
-      class_names: file}.
-    - names_from: more files of `read_named_list` (by default every `*.list`, `*train.json` and `*validation.json` of
-      the folder), for splits that class_names.json lacks.
-    - probe: whether to decode a frame of each video now (false: the frame store finds the unreadable ones).
-    - min_clips: clips that every class must have (2).
+    spec: the keys of `kinds.listed.ListDefinition`. A video is looked for at the list's path, then anywhere below the
+    root by its file name, whatever its suffix. A folder of lists has `train_few_shot.txt` and so on (a prefix, `.gz`
+    and missing splits are allowed) and `class_names.json`. names_from are files of `read_named_list`, by default every
+    `*.list`, `*train.json` and `*validation.json` of the folder, for splits that class_names.json lacks. Without
+    `probe` the frame store finds the videos that cannot be read.
 
     Videos that are missing are listed in `unreadable.csv` and left out. Raises UserError when lists or all
     videos are missing, or a class is left with too few.
@@ -330,20 +317,15 @@ def _by_split(content: Mapping[str, Any]) -> dict[str, Sequence[str]]:
 
 # ------------------------------------------------------------------------------------------ counts
 def check_counts(
-    index: str | Path | Iterable[Clip], expected: str | Mapping[str, Any], console: Console | None = None
+    index: str | Path | Iterable[Clip], expected: Mapping[str, Any], console: Console | None = None
 ) -> list[str]:
     """Print classes and clips of each split beside the published counts; returns the mismatches, one a
     line.
 
-    index: `index.csv` or its clips. expected: a data set of `PAPER_COUNTS`, or {classes: {split: n}, clips:
-    {split: n}} (what is not named is not compared). Raises UserError on an unknown data set.
+    index: `index.csv` or its clips. expected: {classes: {split: n}, clips: {split: n}}; what is not named is not
+    compared.
     """
     clips = read_index(index) if isinstance(index, (str, Path)) else list(index)
-    if isinstance(expected, str):
-        if expected not in PAPER_COUNTS:
-            raise unknown("data set with published counts", expected, PAPER_COUNTS)
-        counts = PAPER_COUNTS[expected].items()
-        expected = {"classes": {s: n for s, (n, _) in counts}, "clips": {s: n for s, (_, n) in counts}}
     console = console or Console()
     mismatches = []
     for split in SPLITS:

@@ -24,12 +24,12 @@ from pipeline.datasets.frames import map_frames
 from pipeline.datasets.skeletons.layouts import layout_weights, to_layout
 from pipeline.datasets.skeletons.pose_folder import ClipPoses, read_shard
 from pipeline.errors import UserError
-from pipeline.files import disk_full, write_bytes, write_csv, write_text
+from pipeline.files import write_bytes, write_csv, write_text
 from pipeline.guarded import Failure, Unreadable, guarded_map
 from pipeline.pose.estimator import PoseSettings, open_estimator
 from pipeline.pose.tracking import track
 from pipeline.progress import bar
-from pipeline.shards import Parts, make_shards, shard_file
+from pipeline.shards import Parts, ShardFolder, make_shards, shard_file
 
 FORMAT = 1  # of the folder's files
 SHARD = 32  # clips: minutes of work
@@ -151,38 +151,13 @@ def extract_poses(
         "videos": hashlib.sha256(json.dumps([asdict(video) for video in videos]).encode()).hexdigest(),
     }  # fmt: skip
     del identity["device"]
-    try:
-        _claim(out, identity)
-        if not all((out / name).exists() for name in ("poses.csv", "manifest.json")):
+    folder = ShardFolder(out, identity, "poses")
+    with folder.filling():
+        if not (folder.claim() and (out / "poses.csv").exists()):
             function = partial(estimate_clip, settings=settings, weights=weights)
             _write_shards(Path(root), videos, out, function, workers, clip_timeout, nodes)
             _finish(videos, out, identity, len(weights))
-    except OSError as error:
-        if disk_full(error):
-            raise UserError(f"no space left on the disk of {out}; finished shards are kept: free some and run again") \
-                from error  # fmt: skip
-        raise
     return out / "manifest.json"
-
-
-def _claim(out: Path, identity: Mapping[str, Any]) -> None:
-    """Write down what the folder is for; raises UserError when it is for something else."""
-    path = out / "identity.json"
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            before = {}
-        if other := [key for key in identity if before.get(key) != identity[key]]:
-            raise UserError(
-                f"{out} holds poses made with other {', '.join(other)}; name another folder with --out, or delete it"
-            )
-    elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no poses; name another folder with --out")
-    else:
-        write_text(path, json.dumps(identity, indent=1) + "\n")
-    for left in out.glob(".*.tmp"):
-        left.unlink()
 
 
 def _missing(parts: Parts, out: Path) -> Parts:

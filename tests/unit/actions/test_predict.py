@@ -271,7 +271,7 @@ def test_features_of_many_clips_go_into_shards(monkeypatch, capsys, trained, cli
 
     monkeypatch.setattr(ActionModel, "encode", None)  # what is complete is left alone
     assert embed_folder(name, root / "query", found, out, nodes=nodes) == manifest
-    with pytest.raises(UserError, match="of another run or of other clips"):
+    with pytest.raises(UserError, match="holds features made with other clips"):
         embed_folder(name, root / "query", found[:2], out)
     monkeypatch.undo()
     monkeypatch.setattr(features, "SHARD", 2)
@@ -300,7 +300,7 @@ def test_the_command_writes_features_of_any_clips(monkeypatch, capsys, trained, 
     mistakes = [
         ((root / "query", "--nodes", "2"), "features.npz is a file: --out features"),
         ((root / "query", "--out", tmp_path), "is there and holds no features"),
-        ((root / "support", "--out", tmp_path / "features-1"), "of another run or of other clips"),
+        ((root / "support", "--out", tmp_path / "features-1"), "holds features made with other clips"),
         ((tmp_path / "bad", "--out", tmp_path / "none"), "none of the 1 clips can be read; the first, broken.mp4"),
     ]
     for arguments, message in mistakes:

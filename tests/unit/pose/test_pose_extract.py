@@ -139,7 +139,7 @@ def test_a_finished_folder_is_left_alone(videos, tmp_path, monkeypatch):
     film(videos / "wave" / "new.mp4", [(20, 20)] * FRAMES)
     with pytest.raises(UserError, match="made with other videos"):
         run(videos, out)
-    with pytest.raises(UserError, match="is not empty and holds no poses"):
+    with pytest.raises(UserError, match="is there and holds no poses"):
         run(videos, videos)
 
 

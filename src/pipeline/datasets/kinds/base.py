@@ -42,14 +42,19 @@ class Mark(Enum):
 HERE, CONTENT, DATASET = Mark
 
 
-class FrameKeys(Frozen):
+class MethodFrames(Frozen):
+    """What a method may say of the frames of a video; the rest of the policy is the data set's."""
+
+    sampling: str = Field("", description="how frames are chosen in training")
+    test_sampling: str = Field("", description="how frames are chosen in tests")
+
+
+class FrameKeys(MethodFrames):
     """The frame policy of a data set of videos, as far as it differs from the settings'."""
 
     store: dict[str, Any] = Field({}, description="size, frames, codec, quality, spacing of what is stored")
     number: int = Field(8, ge=1, description="frames shown of a clip (T)")
     crop: int = Field(224, ge=1, description="side of the square that is shown, pixels")
-    sampling: str = Field("", description="how frames are chosen in training")
-    test_sampling: str = Field("", description="how frames are chosen in tests")
 
 
 class Definition(Frozen):
@@ -86,13 +91,6 @@ class VideoDefinition(Definition):
     pattern: str = Field("", description="regular expression; only files whose name it matches count")
 
 
-class MethodFrames(Frozen):
-    """What a method may say of the frames of a video; the rest of the policy is the data set's."""
-
-    sampling: str = Field("", description="how frames are chosen in training")
-    test_sampling: str = Field("", description="how frames are chosen in tests")
-
-
 class DataSet:
     """A data set, asked by its kind. What is here holds for videos on this machine."""
 
@@ -101,10 +99,6 @@ class DataSet:
     """Keys that `frames` of a method may have on it."""
     stages: tuple[str, ...] = ("splits", "text", "frames")
     """What the workflow makes of it, by the names in `pipeline.steps`."""
-    source: tuple[str, str] | None = None
-    """Stage and data set's key that make its clips, where the workflow does."""
-    whole = False
-    """Whether it is generated, so that nothing of it can be missing."""
     decoded = True
     """Whether frames of its videos are stored."""
     prompts: ClassVar[tuple[str, ...]] = ("lga_atomic", "task_adapter_stages", "crossglg_global")
@@ -128,7 +122,9 @@ class DataSet:
     @cached_property
     def definition(self) -> Any:
         """The checked definition, an instance of `Definition`."""
-        return self.read({**self.asset.spec, **self.asset.options}, lambda key: self.place)
+        content = {**self.asset.spec, **self.asset.options}
+        content.pop("contents", None)
+        return self.read(content, lambda key: self.place)
 
     @classmethod
     def read(cls, content: Mapping[str, Any], where: Callable[[str], str]) -> Definition:
@@ -137,8 +133,8 @@ class DataSet:
         Raises:
             UserError: a key is unknown, or its value wrong.
         """
-        given = {key: value for key, value in content.items() if value is not None and key != "contents"}
-        return parse(cls.Definition, given, where)
+        known = cls.Definition.model_fields
+        return parse(cls.Definition, {k: v for k, v in content.items() if v is not None or k not in known}, where)
 
     @classmethod
     def divide(
@@ -153,7 +149,7 @@ class DataSet:
                  for key, field in cls.Definition.model_fields.items()}  # fmt: skip
         options = {key: value for key, value in content.items() if marks[key] in (HERE, CONTENT)}
         spec = {
-            key: key_of(value, f"{where(key)}, key {key}") if marks[key] is DATASET else value
+            key: key_of(value, f"{where(key)}, key {key}") if value and marks[key] is DATASET else value
             for key, value in content.items()
             if key not in options
         }
@@ -168,6 +164,16 @@ class DataSet:
         if file.is_file():
             return str(file)
         return f"data set {self.asset.name} (given on the command line or in a config file)"
+
+    @property
+    def source(self) -> tuple[str, str] | None:
+        """Stage and data set's key that make its clips, where the workflow does: here those of a set that it reads."""
+        return ("videos", self.asset.spec["reads"]) if self.asset.spec.get("reads") else None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is generated, so that nothing of it can be missing."""
+        return self.source is not None and self.source[0] == "videos"
 
     @property
     def pattern(self) -> str:
@@ -188,19 +194,19 @@ class DataSet:
         Raises:
             UserError: the definition says no `root`, or there is no such folder.
         """
+        if self.source:
+            stage, key = self.source
+            return ws.generated(key) if stage == "videos" else ws.poses(key)
         given = self.definition.root
         if not given:
             raise UserError(f"{self.place}: key root is missing (where its files are)")
         path = Path(given).expanduser()
-        if not self._there(path):
+        if not path.exists():
             raise UserError(
                 f"data set {self.asset.name}: nothing at {given}; put its files there or set root: to where they "
                 f"are{near_path(given)}"
             )
         return path
-
-    def _there(self, path: Path) -> bool:
-        return path.is_dir()
 
     def given(self, ws: Workspace) -> dict[str, Any]:
         """The definition as functions that prepare a data set take it: `root` is `self.root`, and what is not given
@@ -246,11 +252,12 @@ class DataSet:
 
     # What commands ask that look
 
-    def check_lists(self) -> None:
-        """Raise UserError where lists are there and wrong."""
-
     def classes(self) -> list[str]:
-        """Names of its classes as far as its definition and lists tell them; none where only the prepared set does."""
+        """Names of its classes as far as its definition and lists tell them; none where only the prepared set does.
+
+        Raises:
+            UserError: lists are missing or wrong.
+        """
         return []
 
     def count(self, console: Console) -> list[str]:

@@ -38,10 +38,6 @@ class Listed(DataSet):
 
         return prepare_list(self.given(ws), ws.dataset(self.asset.key))
 
-    def check_lists(self) -> None:
-        """They must be readable, and name every class."""
-        self.classes()
-
     def classes(self) -> list[str]:
         """Those that the lists name."""
         from pipeline.datasets.splits import read_lists

@@ -38,7 +38,7 @@ def kind_named(definition: Mapping[str, Any], where: Callable[[str], str]) -> ty
     kind = definition.get("kind")
     if kind is None:
         raise UserError(f"{where('kind')}: key kind is missing ({', '.join(KINDS)})")
-    if kind not in KINDS:
+    if str(kind) not in KINDS:
         raise unknown("kind of data set", kind, KINDS, where("kind"))
     return KINDS[kind]
 

@@ -50,23 +50,9 @@ class Semi(DataSet):
     form = 'docs/add-a-dataset.md ("kind: semi")'
 
     @property
-    def source(self) -> tuple[str, str] | None:
-        """The videos of the set that it reads."""
-        return ("videos", self.asset.spec["reads"]) if self.whole else None
-
-    @property
-    def whole(self) -> bool:
-        """Where its videos are generated."""
-        return bool(self.asset.spec.get("reads"))
-
-    @property
     def validated(self) -> bool:
         """Where videos are held out, or clips of a generated set are."""
         return bool(self.definition.validation or self.definition.clips.val)
-
-    def root(self, ws: Workspace) -> Path:
-        """The folder of its videos."""
-        return ws.generated(self.asset.spec["reads"]) if self.whole else super().root(ws)
 
     def make_splits(self, ws: Workspace, workers: int) -> Path:
         """Find the videos, and note which are labelled at which rate."""

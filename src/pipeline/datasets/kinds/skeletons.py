@@ -45,15 +45,8 @@ class Skeletons(DataSet):
 
     @property
     def source(self) -> tuple[str, str] | None:
-        """The videos of the set that it reads, or its own poses."""
-        if self.whole:
-            return "videos", self.asset.spec["reads"]
-        return ("poses", self.asset.key) if "poses" in self.stages else None
-
-    @property
-    def whole(self) -> bool:
-        """Where its skeletons are generated."""
-        return bool(self.asset.spec.get("reads"))
+        """Also its own poses."""
+        return super().source or (("poses", self.asset.key) if "poses" in self.stages else None)
 
     @property
     def joints(self) -> tuple[str, ...]:
@@ -82,15 +75,6 @@ class Skeletons(DataSet):
         policy = self.asset.spec.get("policy", {})
         stored = {key: value for key, value in policy.items() if key not in READ_POLICY}
         return {"store": {"skeletons": stored}, "policy": policy, "feed": self.asset.spec.get("feed", {})}
-
-    def root(self, ws: Workspace) -> Path:
-        """Folder, or file, of its skeletons."""
-        if self.source is None:
-            return super().root(ws)
-        return ws.generated(self.source[1]) if self.whole else ws.poses(self.asset.key)
-
-    def _there(self, path: Path) -> bool:
-        return path.exists()
 
     def shown(self, ws: Workspace, frames: Mapping[str, Any] | None = None) -> SkeletonDefinition:
         """The definition with its files in place; `frames` of a run say how it is shown.

@@ -29,17 +29,12 @@ class Synthetic(DataSet):
 
     Definition = SyntheticDefinition
     stages = ("videos", "splits", "text", "frames")
-    whole = True
     pattern = ""
 
     @property
     def source(self) -> tuple[str, str]:
         """Its own videos."""
         return "videos", self.asset.key
-
-    def root(self, ws: Workspace) -> Path:
-        """The folder of its videos."""
-        return ws.generated(self.asset.key)
 
     def make_videos(self, ws: Workspace, workers: int) -> Path:
         """Generate them; returns their annotations."""

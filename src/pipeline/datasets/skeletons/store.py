@@ -32,9 +32,10 @@ from pipeline.datasets.skeletons.definition import SkeletonPolicy
 from pipeline.datasets.skeletons.preprocess import prepare_clip
 from pipeline.datasets.skeletons.source import Source
 from pipeline.errors import UserError
-from pipeline.files import disk_full, read_json, write_bytes, write_csv, write_text
+from pipeline.files import read_json, write_bytes, write_csv, write_text
 from pipeline.guarded import Unreadable
 from pipeline.progress import bar
+from pipeline.shards import ShardFolder
 
 FORMAT = 1  # of the store's files
 SHARD = 512  # clips: little is lost when a build is killed
@@ -73,24 +74,19 @@ def build_skeleton_store(
         "shape": [source.joints, source.channels, source.spatial],
         "shard": SHARD,
     }
-    if _is_complete(folder, identity):
+    store = ShardFolder(folder, identity, "skeleton store")
+    if store.complete():
         return folder / "manifest.json"
     try:
-        _prepare_folder(folder, identity)
-        with _reporting(progress, len(clips)) as report:
+        with store.filling(), _reporting(progress, len(clips)) as report:
+            store.begin(("shard-*", _PART, DATA, "table.npz", "index.csv", "skipped.csv"))
             _write_shards(clips, source, folder, policy, workers if source.parallel else 1, report)
-        return _finish(clips, folder, identity, audit or (lambda _: {}))
+            return _finish(clips, folder, identity, audit or (lambda _: {}))
     except BrokenProcessPool:
         raise UserError(
             f"a process that read skeletons for {folder} was ended (out of memory?); finished parts are kept: "
             "run again with fewer workers"
         ) from None
-    except OSError as error:
-        if disk_full(error):
-            raise UserError(
-                f"no space left on the disk of {folder}; finished parts are kept: free some and run again"
-            ) from error
-        raise
 
 
 @contextmanager
@@ -104,32 +100,6 @@ def _reporting(progress: ReportProgress | None, total: int) -> Iterator[Callable
 
 
 # ------------------------------------------------------------------------------------------------ building
-def _is_complete(folder: Path, identity: Mapping[str, Any]) -> bool:
-    manifest = read_json(folder / "manifest.json")
-    if manifest is None:
-        return False
-    if manifest.get("policy") != identity["policy"]:
-        raise UserError(
-            f"the skeleton store {folder} was made with the policy {manifest.get('policy')}, "
-            f"not {identity['policy']}; delete it or name another folder"
-        )
-    return all(manifest.get(key) == value for key, value in identity.items())
-
-
-def _prepare_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Clear what another build left, keep what this one did."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
-    for left in folder.glob(".*.tmp"):
-        left.unlink()
-    if read_json(folder / "identity.json") == identity:
-        return
-    for pattern in ("identity.json", "shard-*", _PART, DATA, "table.npz", "index.csv", "skipped.csv"):
-        for left in folder.glob(pattern):
-            left.unlink()
-    write_text(folder / "identity.json", json.dumps(identity))
-
-
 def _blob(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}.bin"
 
@@ -322,7 +292,7 @@ class SkeletonStore:
         if self.manifest["format"] != FORMAT:
             raise UserError(f"the skeleton store {folder} has another version's format; delete it and build it again")
         if policy is not None:
-            _is_complete(self.folder, {"policy": policy.stored})
+            ShardFolder(self.folder, {"policy": policy.stored}, "skeleton store").complete()
         index = read_index(self.folder / "index.csv")
         self.clips = [clip.clip for clip in index]
         self.labels = [clip.label for clip in index]

@@ -175,6 +175,9 @@ def test_a_key_that_is_null_counts_as_not_given():
         ("folder", {"rot": "x"}, r"unknown key 'rot' in the settings .*datasets\.mine \(rot\); did you mean 'root'"),
         ("folder", {"splits": {"training": ["a"]}}, r"'training' .*splits\.training.*did you mean 'train'"),
         ("folder", {"lists": "x"}, "unknown key 'lists'"),
+        ("folder", {"lists": None}, "unknown key 'lists'"),
+        ("folder", {"contents": {}}, "unknown key 'contents'"),
+        ("folder", {"kind": ["folder"]}, "unknown kind of data set"),
         ("synthetic", {"clips_per_class": None}, "key clips_per_class is missing"),
         ("list", {"names_form": "x"}, "did you mean 'names_from'"),
         ("list", {"min_clips": "many"}, r"key min_clips: .*integer.*\(got 'many'\)"),
@@ -238,11 +241,15 @@ def test_names_of_classes_stop_no_list_of_few_labels(tmp_path):
 
 # --------------------------------------------------------------------------------------------- stand-ins
 def test_what_stands_in_is_said_by_the_data_set_and_overruled_by_the_settings():
-    def measured(**overlay):
-        mine = OWN["folder"] | {"stands_in": "synthetic_temporal"}
+    def measured(stands_in="synthetic_temporal", **overlay):
+        mine = OWN["folder"] | {"stands_in": stands_in}
         plan = bare_plan({"datasets": {"mine": mine}, **overlay})
         return plan.cell({"method": "otam", "dataset": "mine"}, 0, "the test").run.dataset.rsplit("-", 1)[0]
 
     assert measured() == "synthetic_temporal" and measured(stand_in=False) == "mine"
     assert measured(substitute={"mine": "synthetic_scene"}) == "synthetic_scene"
     assert measured(substitute={"mine": "mine"}) == "mine"
+    with pytest.raises(
+        UserError, match=r"'synthetic_temp' in .*datasets\.mine, key stands_in; did you mean 'synthetic_t"
+    ):
+        measured("synthetic_temp")
