@@ -11,12 +11,13 @@ import av
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
+from benchmarks import feeding
 from benchmarks.lines import Line, least, timed
 from benchmarks.world import World
 from pipeline.datasets.frames import FramePolicy, FrameStore, build_frame_store, encode_clip, encode_frame
 from pipeline.datasets.index import read_index
+from pipeline.datasets.loading import loader, use_loaders
 from pipeline.datasets.synthetic import generate
 from pipeline.tasks.few_shot.task import FewShotTask
 
@@ -29,9 +30,12 @@ SIDE = 256
 
 def measure(
     world: World, folder: Path, clips_per_class: int = 2, length: tuple[int, int] = (70, 90), side: int = 320,
-    steps: int = 12, repeats: int = 3, loader_workers: int = 1,
+    steps: int = 12, repeats: int = 3, loader_workers: int = 1, **short: int,
 ) -> list[Line]:  # fmt: skip
-    """Lines of generated videos of `side` pixels and `length` frames, about HMDB51's, and of the demo's training."""
+    """Lines of generated videos of `side` pixels and `length` frames, about HMDB51's, and of the demo's training.
+
+    short: how much of `feeding.measure` is done.
+    """
     index = generate("scene", folder / "videos", clips_per_class, frames=length, size=side, workers=1, splits=("test",))
     root, lines = index.parent, []
     paths = [root / clip.path for clip in read_index(index)]
@@ -52,7 +56,8 @@ def measure(
             ),
             Line(TOPIC, f"build of the store ({codec}), a clip", None, 1 / rate, note=f"with its start {built:.1f} s"),
         ]  # fmt: skip
-    return lines + decoding(folder / "films", repeats=2 * repeats) + waiting(world, steps, loader_workers)
+    fed = feeding.measure(folder / "jpeg", items=repeats, crop=SIDE * 7 // 8, **short)
+    return lines + fed + decoding(folder / "films", repeats=2 * repeats) + waiting(world, steps, loader_workers)
 
 
 def decoding(folder: Path, count: int = 150, size: tuple[int, int] = (320, 240), repeats: int = 5) -> list[Line]:
@@ -143,19 +148,20 @@ def waiting(world: World, steps: int, workers: int) -> list[Line]:
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-5)
 
     def step(batch: dict[str, torch.Tensor]) -> None:
-        losses = model(mode="loss", **batch)
+        losses = model(mode="loss", **model.data_preprocessor(batch, True))
         sum(value for name, value in losses.items() if name.startswith("loss")).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     shares = [_wait_share(task, model, step, steps, count) for count in (0, workers)]
+    use_loaders(-1)
     return [
         Line(
             TOPIC, "demo training (LGA): time that it waits for data, in its process", None, shares[0], unit="%",
             targets=(("fast", WAIT),),
         ),
         Line(
-            TOPIC, f"demo training (LGA): the same, loader_workers: {workers}", shares[0], shares[1], unit="%",
+            TOPIC, f"demo training (LGA): the same, loaders: {workers}", shares[0], shares[1], unit="%",
             targets=(("fast", WAIT),),
         ),
     ]  # fmt: skip
@@ -164,11 +170,13 @@ def waiting(world: World, steps: int, workers: int) -> list[Line]:
 def _wait_share(
     task: FewShotTask, model: torch.nn.Module, step: Callable[[dict[str, torch.Tensor]], None], steps: int, workers: int
 ) -> float:
-    loader = iter(DataLoader(task.items(model), batch_size=1, num_workers=workers))
-    step(next(loader))  # starts the workers, and warms up
+    use_loaders(workers)
+    items = task.items(model)
+    feed = iter(loader(items, items.item_bytes))
+    step(next(feed))  # starts the workers, and warms up
     waited, began = 0.0, time.perf_counter()
     for _ in range(steps):
-        seconds, batch = timed(lambda: next(loader))
+        seconds, batch = timed(lambda: next(feed))
         waited += seconds
         step(batch)
     return 100 * waited / (time.perf_counter() - began)

@@ -55,7 +55,10 @@ def world(tmp_path_factory):
     import torch
     from tiny import make_world
 
+    from pipeline.datasets.loading import use_loaders
+
     torch.set_num_threads(1)
+    use_loaders(0)  # also where there is a GPU: tests count what is read in this process
     return make_world(tmp_path_factory.mktemp("world"))
 
 

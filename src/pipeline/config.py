@@ -32,6 +32,10 @@ class Cluster(BaseModel):
     )
     slots: int = Field(2, ge=1, description="trainings at a time on the shared cluster")
     threads: int = Field(1, ge=1, description="CPU threads of each training")
+    loaders: int = Field(
+        -1, ge=-1, description="processes that read clips ahead for each training; -1: as many as its threads allow"
+    )
+    compile: bool = Field(False, description="compile the layers of CLIP's frame tower (torch.compile)")
     gpus: float = Field(0, ge=0, description="GPUs of each training; a fraction packs several on one GPU")
     workers: int = Field(1, ge=1, description="processes of one training, which share its episodes")
     nodes: int = Field(1, ge=1, description="nodes of a Slurm job over which Ray and its workers are spread")

@@ -35,9 +35,11 @@ from packaging.version import Version
 from pipeline.config import LLM
 from pipeline.datasets.coverage import read_coverage
 from pipeline.errors import UserError
+from pipeline.estimate import disk_bytes, memory_needed
 from pipeline.experiment import Asset, store_key
+from pipeline.paper import check_plan
 from pipeline.plan import Plan
-from pipeline.text import DEBERTA
+from pipeline.text import DEBERTA, lacks_sentencepiece
 from pipeline.workspace import Workspace
 
 Status = Literal["ok", "warn", "fail"]
@@ -45,8 +47,10 @@ STARTED = time.monotonic()
 SECONDS, LEAST_SECONDS = 8.5, 2.0  # from the start, in which torch must have looked for GPUs; but so many at least
 ANSWER_SECONDS = 3.0
 MEMORY_GB, DISK_GB = 5.0, {"demo": 3.0, "quick": 3.0}  # what the demo takes; its results are 1.1 GB
-PAPER_DISK_GB = 200.0  # no measurement: videos of one large set, decoded once
+TRAINING_GB = 8.0  # of a training at paper scale, measured with the loader in its process
+WEIGHTS_GB = 0.21  # on disk, of a training at paper scale: 113 GB for all
 LEAST_DISK_GB = 1.0
+GPU_SHARE = 0.85  # of a GPU's memory that activations may take; weights, their moments and work space need the rest
 _GPUS = (
     "import json, torch\n"
     "c = torch.cuda\n"
@@ -86,6 +90,7 @@ def examine(
         ("disk", lambda: check_disk(plan, ws)),
         ("video", check_video),
         ("data", lambda: check_data(plan, ws)),
+        ("plan", lambda: check_trainings(plan)),
         ("backbones", lambda: check_backbones(plan, ws)),
         ("language model", lambda: check_llm(plan, ws, network)),
     ]
@@ -158,10 +163,16 @@ def check_machine(plan: Plan) -> Iterator[Check]:
     wanted = cluster.slots * cluster.threads
     slower = f"set cluster.slots and cluster.threads to {cores} in all, or expect it to be slower"
     yield Check("machine", "ok" if cores >= wanted else "warn", _said(cores, wanted), "" if cores >= wanted else slower)
-    memory = _memory() / 1e9
-    enough = memory >= MEMORY_GB
+    memory, scale = _memory() / 1e9, plan.config.settings.scale
+    needed = MEMORY_GB if scale in DISK_GB else TRAINING_GB * cluster.slots
+    enough = memory >= needed
     remedy = "" if enough else "close other programs, set cluster.slots to 1"
-    yield Check("machine", "ok" if enough else "warn", f"{memory:.1f} GB of memory (the demo needs 5)", remedy)
+    found = f"{memory:.1f} GB of memory (scale {scale} needs {needed:g})"
+    yield Check("machine", "ok" if enough else "warn", found, remedy)
+    if cluster.mode == "job" and not shutil.which("sbatch"):
+        remedy = "`snakemake --profile profiles/workstation`: one Ray cluster, whose slots have a GPU each"
+        found = "no sbatch on the PATH, and cluster.mode is job: each training would take the first GPU"
+        yield Check("machine", "warn", found, remedy)
 
 
 def _said(cores: int, wanted: int) -> str:
@@ -202,8 +213,14 @@ def check_gpus(plan: Plan, probe: subprocess.Popen[str] | None = None) -> Iterat
         return
     found = json.loads(out.splitlines()[-1])
     names = ", ".join(f"{name} ({memory:.0f} GB)" for name, memory in found["gpus"])
+    cluster = plan.config.settings.cluster
+    if names and cluster.mode == "shared" and (asked := wanted * cluster.slots) > len(found["gpus"]):
+        remedy = f"set cluster.slots to {int(len(found['gpus']) / wanted)}, or cluster.gpus to a fraction"
+        yield Check("gpu", "warn", f"{names}; cluster.slots times cluster.gpus are {asked:g}", remedy)
+        return
     if names or not wanted:
         yield Check("gpu", "ok", f"{names or 'no GPU'}{need}")
+        yield from _gpu_memory(plan, min((memory for _, memory in found["gpus"]), default=0.0))
         return
     built = f"torch is built for CUDA {found['cuda']}" if found["cuda"] else "this torch is built for CPUs only"
     elsewhere = shutil.which("sbatch") is not None  # a login node has none, and its jobs have
@@ -211,6 +228,20 @@ def check_gpus(plan: Plan, probe: subprocess.Popen[str] | None = None) -> Iterat
         "jobs get theirs from Slurm" if elsewhere else "`nvidia-smi` tells whether the driver works; or cluster.gpus: 0"
     )
     yield Check("gpu", "warn" if elsewhere else "fail", f"no GPU ({built}){need}", remedy)
+
+
+def _gpu_memory(plan: Plan, there: float) -> Iterator[Check]:
+    """Methods whose activations do not fit into a GPU of `there` GB, before any of their trainings is queued."""
+    share = min(plan.config.settings.cluster.gpus, 1) or 1
+    large = {
+        method: needed for method, needed in memory_needed(plan).items() if there and needed > GPU_SHARE * there * share
+    }
+    if large:
+        said = ", ".join(f"{method} {needed:.0f}" for method, needed in large.items())
+        remedy = "set activation_checkpointing: true in their model, or amp: true in train (docs/performance.md)"
+        yield Check(
+            "gpu", "warn", f"activations of a step in float32 take more than this GPU has, in GB: {said}", remedy
+        )
 
 
 def check_slurm(project: Path) -> Iterator[Check]:
@@ -289,7 +320,9 @@ def _free(port: int) -> bool:
 def check_disk(plan: Plan, ws: Workspace) -> Iterator[Check]:
     """Free space, and leave to write, where results and data lie."""
     scale = plan.config.settings.scale
-    wanted = DISK_GB.get(scale, PAPER_DISK_GB)
+    wanted = DISK_GB.get(scale) or round(
+        disk_bytes(plan, ws) / 1e9 + WEIGHTS_GB * sum(bool(r.train) for r in plan.runs.values())
+    )
     places: dict[int, tuple[list[str], Path]] = {}  # of each file system
     roots = [asset.options.get("root") for asset in plan.datasets.values()]
     for name, place in [("results", ws.root), *(("data", Path(root)) for root in filter(None, roots))]:
@@ -359,6 +392,15 @@ def check_data(plan: Plan, ws: Workspace) -> Iterator[Check]:
     """Each data set of the configured scale: what of it is there, and how to get the rest."""
     for key in sorted(plan.datasets_read()):
         yield _dataset(plan, ws, plan.datasets[key])
+
+
+def check_trainings(plan: Plan) -> Iterator[Check]:
+    """What each training reads and how it trains, against what the papers say (`plan --check`)."""
+    found = check_plan(plan)
+    for fault in dict.fromkeys(found.faults):
+        yield Check("plan", "warn", fault, "`python -m pipeline plan --check` shows all trainings")
+    if not found.faults:
+        yield Check("plan", "ok", f"{found.lines.total()} trainings read and train as the papers say")
 
 
 def _dataset(plan: Plan, ws: Workspace, asset: Asset) -> Check:
@@ -435,6 +477,10 @@ def check_backbones(plan: Plan, ws: Workspace) -> Iterator[Check]:
         if path:
             good = Path(path).expanduser().exists()
             remedy = "" if good else f"put the weights there, or correct path of {asset.name} in config/backbones.yaml"
+            if lacks_sentencepiece(Path(path).expanduser()):
+                yield Check(
+                    "backbones", "fail", f"{asset.name}: its tokenizer needs sentencepiece", "pip install sentencepiece"
+                )
             yield Check(
                 "backbones", "ok" if good else "fail", f"{asset.name}: {path}{'' if good else ' is missing'}", remedy
             )

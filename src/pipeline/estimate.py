@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.experiment import store_key
 from pipeline.plan import Plan
 from pipeline.progress import span
 from pipeline.sheets import table_stem
@@ -17,6 +18,7 @@ from pipeline.tasks.costs import GPU_FLOPS, Cost, clips_of
 from pipeline.workspace import Workspace
 
 FRAMES_OF_CLIP, BYTES_OF_FRAME = 100, 30_000  # of a real clip, and of a frame of 256 x 256 as JPEG; assumptions
+MOST_MEMORY = 6  # methods whose memory is printed
 GENERATED, STORED, PRETRAINED, FETCHED, WRITTEN = 18.0, 11.0, 91.0, 3.0, 0.6  # a set, its frames, a backbone, a table
 
 
@@ -52,11 +54,21 @@ def wall_hours(costs: Iterable[Cost], gpus: int) -> float:
     return max(ends)
 
 
-def disk_bytes(plan: Plan) -> int:
-    """About how much the frame stores of the real videos take."""
+def disk_bytes(plan: Plan, ws: Workspace | None = None) -> int:
+    """About how much the frame stores of the real videos take; with a workspace those that are not made yet."""
     read = (plan.datasets[key] for key in plan.datasets_read())
-    videos = (asset for asset in read if plan.data(asset).decoded and not plan.data(asset).whole)
+    videos = [asset for asset in read if plan.data(asset).decoded and not plan.data(asset).whole]
+    if ws is not None:
+        videos = [a for a in videos if not ws.manifest(a.key, store_key(plan.frames(a))).is_file()]
     return sum(sum(clips_of(asset).values()) * FRAMES_OF_CLIP * BYTES_OF_FRAME for asset in videos)
+
+
+def memory_needed(plan: Plan) -> dict[str, float]:
+    """{method: GB of GPU memory that the activations of its largest training step take}, the largest first."""
+    found: dict[str, float] = {}
+    for run in plan.runs.values():
+        found[run.method] = max(found.get(run.method, 0.0), plan.kind(run).memory(run))
+    return {method: needed for method, needed in sorted(found.items(), key=lambda item: -item[1]) if needed >= 1}
 
 
 def language_calls(plan: Plan) -> int:
@@ -121,6 +133,12 @@ def _print_paper(plan: Plan, console: Console, gpus: int) -> None:
         f"{GPU_FLOPS / 1e12:.0f} TFLOP/s sustained, without reading the videos: {wall_hours(costs, gpus):.0f} hours on "
         f"{gpus} GPUs; {disk_bytes(plan) / 1e12:.1f} TB of frames; {language_calls(plan)} questions to language models"
     )
+    if needed := memory_needed(plan):
+        most = [f"{method} {gigabytes:.0f}" for method, gigabytes in list(needed.items())[:MOST_MEMORY]]
+        console.print(
+            f"GPU memory for the activations of a step in float32, GB: {', '.join(most)}; less with train.amp, and "
+            "a seventh with model.activation_checkpointing (CLIP, SeFAR)"
+        )
 
 
 def _paper(plan: Plan) -> Plan:

@@ -23,6 +23,8 @@ from pipeline.tasks.kind import Kind
 from pipeline.tasks.kinds import check_metric, kind_of
 from pipeline.tasks.questions.kind import Encoder
 
+GONE = {"loader_workers": "cluster.loaders", "compile": "cluster.compile"}
+"""Keys of recipes that change no number, and where they stand now."""
 PRETRAINED = "pretrained"  # folder of backbones that come with the repository
 
 
@@ -96,6 +98,7 @@ class Plan:
         """Keys of the settings that would be passed over in silence."""
         settings, where = self.config.settings, f"the settings ({self.config.folder}/config.yaml, scale, command line)"
         parse(FrameKeys, settings.frames, f"{self.config.folder}/config.yaml (or scale, or command line), frames")
+        _refuse_gone(settings.train, where)
         methods = [self.method(name, where) for name in self.config.names("methods")]
         known = {"train": set(), "model": set()}
         for recipe, kind in methods:
@@ -114,6 +117,7 @@ class Plan:
             for part, content in budget.items():
                 if part not in ("train", "measure"):
                     raise unknown("key", part, ("train", "measure"), f"{where}, key budgets.{name}")
+                _refuse_gone(content if part == "train" else {}, f"{where}, key budgets.{name}")
                 if odd := set(content) - keys if part == "train" else ():
                     raise unknown("train key", min(odd), keys, f"{where}, key budgets.{name}")
 
@@ -127,6 +131,7 @@ class Plan:
             recipe = self.config.entry("methods", name, where)
             recipe.pop("extends", None)
             kind = kind_of(recipe, self.config.place("methods", name, "task"))
+            _refuse_gone(recipe.get("train", {}), self.config.place("methods", name, "train"))
             parse(kind.recipe, recipe, lambda key: self.config.place("methods", name, key))
             train = recipe.get("train", {})
             for dataset, schedule in recipe.get("schedules", {}).items():
@@ -199,6 +204,7 @@ class Plan:
         options = method.get("options", {})
         model = merge(options | method.get("model", {}), method.get("models", {}).get(name, {}))
         model = merge(model, {key: value for key, value in settings.model.items() if key in model})
+        _refuse_gone(delta.get("train", {}), f"{where} (method {delta['method']})")
         for part, known in (("model", _model_keys(method)), ("train", kind.keys(method.get("train", {})))):
             for key in delta.get(part, {}):
                 if key not in known:
@@ -492,6 +498,14 @@ class Plan:
 def _model_keys(recipe: Mapping[str, Any]) -> set[str]:
     """Settings that the model of a method may have."""
     return {*recipe.get("model", {}), *recipe.get("options", {})}
+
+
+def _refuse_gone(train: Mapping[str, Any] | None, where: str) -> None:
+    """Raise UserError for a key of a recipe that stands elsewhere now."""
+    for key in sorted((train or {}).keys() & GONE.keys()):
+        raise UserError(
+            f"{where}: train.{key} changes no number, so it is no part of a recipe any more; set {GONE[key]} instead"
+        )
 
 
 def _texts_of(dataset: Asset, model: Mapping[str, Any]) -> str:

@@ -92,9 +92,12 @@ def test_steps_of_training():
 def test_data(small, tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "guarded_map", lambda function, jobs, *_: (function(job) for job in jobs))
     monkeypatch.setattr(data, "SIDE", 32)
-    lines = data.measure(small, tmp_path, 1, (12, 14), 64, steps=2, repeats=1, loader_workers=0)
-    assert [line.equal for line in lines] == [True, None, True, None, None, None, None, None]
-    assert "KB a clip (13 frames of 32 pixels)" in lines[0].note and all(line.fast > 0 for line in lines)
+    lines = data.measure(small, tmp_path, 1, (12, 14), 64, steps=2, repeats=1, loader_workers=0, videos=70)
+    assert [line.equal for line in lines] == [True, None, True, None, True, True, *[None] * 10]
+    assert lines[6].ratio == 4 and "goes to the device" in lines[6].what
+    assert "KB a clip (13 frames of 32 pixels)" in lines[0].note and all(
+        line.fast > 0 or "computed" in line.what for line in lines
+    )
 
 
 def test_the_teacher():

@@ -9,10 +9,13 @@ import sys
 import threading
 
 import pytest
+import yaml
 
 from pipeline import __main__ as cli
-from pipeline import doctor
+from pipeline import doctor, text
+from pipeline.config import Cluster
 from pipeline.doctor import examine, failed
+from pipeline.estimate import disk_bytes
 from pipeline.plan import Plan
 from pipeline.workspace import Workspace
 
@@ -50,7 +53,19 @@ def test_the_demo_lacks_nothing_here(repo, tmp_path, monkeypatch, quick, clean, 
     plan = planned(repo)
     checks = examine(plan, tmp_path / "results")
     assert not failed(checks), [check for check in checks if check.status == "fail"]
-    topics = ["packages", "machine", "gpu", "slurm", "ray", "disk", "video", "data", "backbones", "language model"]
+    topics = [
+        "packages",
+        "machine",
+        "gpu",
+        "slurm",
+        "ray",
+        "disk",
+        "video",
+        "data",
+        "plan",
+        "backbones",
+        "language model",
+    ]
     assert list(dict.fromkeys(check.topic for check in checks)) == topics
     doctor.print_checks(plan, checks)
     shown = capsys.readouterr().out + json.dumps(doctor.as_json(plan, checks))
@@ -88,12 +103,49 @@ def test_cores_and_memory(repo, monkeypatch):
     monkeypatch.setattr(doctor, "_memory", lambda: 4e9)
     cores, memory = doctor.check_machine(planned(repo, cluster={"slots": 3}))
     assert cores.status == "ok" and cores.found.startswith("3 CPU cores; trainings use 3")
-    assert memory.status == "warn" and memory.found.startswith("4.0 GB")
+    assert memory.status == "warn" and memory.found == "4.0 GB of memory (scale demo needs 5)"
     assert next(doctor.check_machine(planned(repo, cluster={"slots": 4}))).status == "warn"
 
 
+def test_a_machine_with_gpus_and_without_slurm(repo, tmp_path, monkeypatch):
+    """At paper scale trainings are jobs of their own by default, which nobody would give a GPU each."""
+    monkeypatch.setattr(doctor, "_memory", lambda: 20e9)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    given = yaml.safe_load((repo / "profiles" / "workstation" / "config.yaml").read_text())["config"]
+    profile = {key: yaml.safe_load(value) for key, _, value in (line.partition("=") for line in given)}
+    assert profile["scale"] == "paper" and Cluster(**profile["cluster"]).threads == 8
+    job, shared = (list(doctor.check_machine(planned(repo, **o))) for o in ({"scale": "paper"}, profile))
+    assert [check.status for check in job[1:]] == ["ok", "warn"] and "profiles/workstation" in job[2].remedy
+    assert shared[1].status == "warn" and "needs 32" in shared[1].found and len(shared) == 2
+    program(tmp_path, "sbatch", "exit 0")
+    assert len(list(doctor.check_machine(planned(repo, scale="paper")))) == 2
+    card = '["H200", 141.2]'
+    for cards, status in ((4, "ok"), (2, "warn")):
+        printed = f'{{"gpus": [{", ".join([card] * cards)}], "cuda": "13.0"}}'
+        monkeypatch.setattr(doctor, "_GPUS", f"print({printed!r})")
+        found = only(doctor.check_gpus(planned(repo, **profile)))
+        assert found.status == status and found.remedy.startswith("set cluster.slots to 2" if cards == 2 else "")
+
+
+def test_activations_that_do_not_fit_are_named_before_anything_is_queued(repo, monkeypatch):
+    for memory, named in ((141.2, set()), (85.0, {"svformer", "sefar"})):
+        printed = f'{{"gpus": [["card", {memory}]], "cuda": "13.0"}}'
+        monkeypatch.setattr(doctor, "_GPUS", f"print({printed!r})")
+        first, *others = doctor.check_gpus(planned(repo, scale="paper"))
+        assert first.status == "ok" and bool(others) == bool(named)
+        said = " ".join(check.found for check in others)
+        assert named <= set(said.replace(",", "").split()) and "lga" not in said
+
+
+def test_trainings_that_are_not_the_papers(repo):
+    assert only(doctor.check_trainings(planned(repo, scale="paper"))).status == "ok"
+    changed = planned(repo, scale="paper", methods={"gap": {"model": {"corpus": "gip"}}})
+    found = list(doctor.check_trainings(changed))
+    assert {check.status for check in found} == {"warn"} and any("corpus" in check.found for check in found)
+
+
 def test_gpus(repo, tmp_path, monkeypatch, quick):
-    wants, wants_none = planned(repo, cluster={"gpus": 1}), planned(repo)
+    wants, wants_none = planned(repo, cluster={"gpus": 1, "slots": 1}), planned(repo)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert only(doctor.check_gpus(wants_none)).status == "ok"
     assert only(doctor.check_gpus(wants)).status == "fail"
@@ -156,8 +208,11 @@ def test_disk(repo, tmp_path, monkeypatch):
         monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
         assert only(doctor.check_disk(plan, ws)).status == status
     paper = planned(repo, scale="paper")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 50e9}))
-    assert "scale paper" in next(doctor.check_disk(paper, ws)).found
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 500e9}))
+    found = next(doctor.check_disk(paper, ws))
+    assert found.status == "warn" and "scale paper" in found.found and " 200 GB" not in found.found
+    frames = disk_bytes(paper) / 1e9
+    assert f"; {frames + 113:.0f} GB" in found.found or f"; {frames + 114:.0f} GB" in found.found
 
 
 def test_decoders(monkeypatch):
@@ -247,6 +302,17 @@ def server():
         threading.Thread(target=made.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{made.server_address[1]}/v1", seen
         made.shutdown()
+
+
+def test_a_language_model_whose_tokenizer_cannot_be_read(repo, tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.model").write_bytes(b"words")
+    plan = planned(repo, scale="paper", backbones={"vicuna_7b": {"path": str(tmp_path)}})
+    for installed, said in ((None, True), ("there", False)):
+        monkeypatch.setattr(text, "find_spec", lambda name, found=installed: found)
+        found = [check for check in doctor.check_backbones(plan, Workspace(tmp_path)) if "vicuna" in check.found]
+        assert [check.status for check in found] == ["fail", "ok"][not said :]
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert not text.lacks_sentencepiece(tmp_path)
 
 
 def test_the_language_model(repo, tmp_path, monkeypatch, clean, server):

@@ -9,11 +9,12 @@ from pipeline.estimate import (
     FRAMES_OF_CLIP,
     disk_bytes,
     language_calls,
+    memory_needed,
     small_work,
     wall_hours,
 )
 from pipeline.plan import Plan
-from pipeline.tasks.costs import Cost, clips_of
+from pipeline.tasks.costs import Cost, clips_of, kept_gb
 from pipeline.tasks.few_shot.kind import SMALL
 from pipeline.workspace import Workspace
 
@@ -31,6 +32,20 @@ def test_clips_are_those_of_the_definition(paper):
     assert clips_of(_dataset(paper, "hmdb51")) == {"train": 4280, "val": 1194, "test": 1292}
     assert clips_of(_dataset(paper, "gym99")) == {"train": 26320, "val": 0, "test": 8521}
     assert clips_of(_dataset(paper, "ntu120_oneshot")) == {"train": 95001, "val": 0, "test": 18924}
+
+
+def test_memory_of_the_activations_of_a_step(repo, paper):
+    """What was counted of whole networks, an item at a time: 240 frames of CLIP are 35 GB."""
+    needed = memory_needed(paper)
+    assert list(needed)[:2] == ["svformer", "sefar"] and needed["motionbert"] == 64
+    for method, gigabytes in (("lga", 35.3), ("clip_fsar", 35.3), ("svformer", 117.6), ("sefar", 74.8)):
+        assert needed[method] == pytest.approx(gigabytes, abs=0.1)
+    assert needed["task_adapter_pp"] == needed["lga"] / 2  # nothing is kept below the sixth of twelve layers
+    assert not {"infogcn", "clip_freeze"} & set(needed)
+    model = {"model": {"activation_checkpointing": True}}
+    less = memory_needed(Plan.read(repo / "config", {"scale": "paper", "methods": {"lga": model}}, "lga"))
+    assert less["lga"] == pytest.approx(240 * (147 / 12 + 12 * 0.61) / 1000) and less["lga"] < needed["lga"] / 7
+    assert kept_gb("words_nano-1", 240) == 0
 
 
 def test_wall_time_on_some_gpus():

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 from collections import defaultdict
 
 import pytest
 
-from pipeline.paper import check_plan, print_check
+from pipeline import paper
+from pipeline.estimate import disk_bytes
+from pipeline.experiment import Asset
+from pipeline.paper import check_plan, files_faults, list_faults, print_check, weights_faults
 from pipeline.plan import Plan
 from pipeline.text.corpus import Corpus
+from pipeline.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +107,63 @@ def test_names_in_lists_and_texts(repo, reference_data, tmp_path):
     missing, unnamed = sorted(found.faults)
     assert missing.endswith("has no text for trimming or shaving beard")
     assert "ssv2_full: the lists do not say what 12 classes are called" in unnamed
+
+
+def test_lists_of_another_version(repo, reference_data, tmp_path):
+    fewshot = reference_data / "lists" / "fewshot"
+    for name in ("hmdb51", "kinetics100"):
+        shutil.copytree(fewshot / name, tmp_path / name)
+    shortened = next((tmp_path / "hmdb51").glob("*test_few_shot.txt*"))
+    opener = gzip.open if shortened.suffix == ".gz" else open
+    with opener(shortened, "rt") as file:
+        lines = file.read().splitlines()
+    with opener(shortened, "wt") as file:
+        file.write("\n".join(lines[:-7]))
+    overlay = {name: {"lists": str(tmp_path / name)} for name in ("hmdb51", "kinetics100")}
+    plan = Plan.read(repo / "config", {"scale": "paper", "datasets": overlay}, number="1")
+    whole, short = (list(list_faults(plan.data(_asset(plan, name)))) for name in ("kinetics100", "hmdb51"))
+    assert whole == [] and len(short) == 1 and "hmdb51 is another version" in short[0] and "1285" in short[0]
+
+
+def _asset(plan, name):
+    return next(asset for asset in plan.datasets.values() if asset.name == name)
+
+
+def _safetensors(path, **shapes):
+    head = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    content = json.dumps({"__metadata__": {}} | head).encode()
+    path.write_bytes(len(content).to_bytes(8, "little") + content)
+
+
+def test_weights_of_another_architecture(tmp_path):
+    def said(name):
+        return list(weights_faults(Asset(name=name, spec={}, options={"path": str(tmp_path)})))
+
+    def clip(**vision):
+        (tmp_path / "config.json").write_text(json.dumps({"vision_config": vision}))
+        return said("clip_vit_b16")
+
+    assert clip(patch_size=16) == []  # what is left out is as in the base model
+    assert "patch_size is 32, not 16" in clip()[0] and "hidden_size is 1024" in clip(hidden_size=1024, patch_size=16)[0]
+    (tmp_path / "config.json").write_text("[]")
+    assert "no config.json of a CLIP" in said("clip_vit_b16")[0]
+    file = tmp_path / "model.safetensors"
+    base = {"pos_embed": [1, 197, 768], "blocks.11.mlp.fc1.weight": [3072, 768]}
+    _safetensors(file, **base)
+    assert said("vit_b16") == [] and "pos_embed should be [1, 197, 384] and is [1, 197, 768]" in said("vit_s16")[0]
+    _safetensors(file, **base, **{"blocks.12.mlp.fc1.weight": [3072, 768]})
+    assert "blocks.12.mlp.fc1.weight should be absent" in said("vit_b16")[0]
+    file.unlink()
+    assert said("vit_b16") == said("resnet50") == said("words_nano") == []  # nothing to look at, or nothing known
+
+
+def test_too_little_disk(repo, tmp_path, monkeypatch):
+    plan = Plan.read(repo / "config", {"scale": "paper"}, number="1")
+    needed = disk_bytes(plan)
+    for free, faults in ((needed + 1, 0), (needed - 1, 1)):
+        monkeypatch.setattr(paper.shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
+        found = [line for line in files_faults(plan, Workspace(tmp_path / "results")) if "still to be stored" in line]
+        assert len(found) == faults
 
 
 @pytest.mark.parametrize(("overlay", "fault"), [

@@ -140,7 +140,7 @@ def test_a_store_that_is_there_decodes_nothing_and_a_new_one_each_clip_once(worl
 
 # --------------------------------------------------------------------------------------- optimiser steps
 def _batch(task, model, episode=0):
-    return {name: value[None] for name, value in task.items(model)[episode].items()}
+    return model.data_preprocessor({name: value[None] for name, value in task.items(model)[episode].items()}, True)
 
 
 @pytest.mark.parametrize("method", METHODS)

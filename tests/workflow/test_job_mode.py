@@ -79,10 +79,10 @@ def _curve(results, run):
 
 
 def test_two_workers_train_as_one(world, folder, tmp_path):
-    """On a Ray cluster of the job's own: the losses of a training without Ray."""
+    """On a Ray cluster of the job's own, each with processes that read ahead: the losses of a training without Ray."""
     results, add = folder
     run = add()
-    status, out = _train(results, run, workers=2)
+    status, out = _train(results, run, workers=2, loaders=2)
     assert status == 0, out
     record = json.loads((results / "runs" / run / "train.json").read_text())
     assert record["workers"] == 2 and len(record["nodes"]) == 1

@@ -82,7 +82,7 @@ class ActionModel:
         self.about = about
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model.eval().to(self.device)
-        self._transform = ClipTransform(crop=about.frames["crop"], mean=model.mean, std=model.std, train=False)
+        self._transform = ClipTransform(crop=about.frames["crop"])
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[OwnClip], workers: int = 1) -> Iterator[Encoded | tuple[OwnClip, Failure]]:
@@ -92,8 +92,8 @@ class ActionModel:
             good = [(clip, seen) for clip, seen in part if not isinstance(seen, Failure)]
             if good:
                 rng = np.random.default_rng(self.about.seed)
-                pixels = torch.stack([self._transform(seen.pixels, rng) for _, seen in good])
-                features = iter(self.model.encode(pixels.to(self.device)))
+                frames = torch.stack([self._transform(seen.pixels, rng) for _, seen in good])
+                features = iter(self.model.encode(self.model.pixels(frames)))
             for clip, seen in part:
                 yield (clip, seen) if isinstance(seen, Failure) else Encoded(clip, next(features), seen)
 

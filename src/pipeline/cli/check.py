@@ -36,9 +36,10 @@ def plan(
     if write:
         planned.write_specs(results / "specs")
     if check:
-        from pipeline.paper import check_plan, print_check
+        from pipeline.paper import check_plan, files_faults, print_check
 
         found = check_plan(planned)
+        found.faults += files_faults(planned, Workspace(results))
         print_check(found)
         raise typer.Exit(1 if found.faults else 0)
     print_plan(planned, results, gpus)

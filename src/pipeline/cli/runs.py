@@ -110,8 +110,10 @@ def evaluate(
             from pipeline.cluster.client import connect
 
             connect(ws, cluster)
+        from pipeline.datasets.loading import use_loaders
         from pipeline.evaluation.score import evaluate_run
 
+        use_loaders(cluster.loaders)
         with job(ws, "evaluate", name):
             evaluate_run(spec, todo, ws)
     for path in (ws.cell(cell.id) for cell in asked):

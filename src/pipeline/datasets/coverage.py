@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Audit:
 
     name: of the data set. folder: where it was prepared. store: folder of its store. minimum: share of the listed
     clips of each split that must be there. again: what else is to be deleted before an unreadable clip is read anew.
+    published: {split: clips} of a set whose lists name only what is there, such as a pickle.
     """
 
     name: str
@@ -38,11 +39,12 @@ class Audit:
     store: Path
     minimum: float = 0.0
     again: Path | None = None
+    published: Mapping[str, int] = field(default_factory=dict)
 
     def before(self) -> None:
         """Raise UserError where files that are missing already leave too few clips, so that none is read in vain."""
         rows = self._rows([])
-        if self._short(_count(rows)):
+        if self._short(self._count(rows)):
             self._write(rows)
             raise self._error(rows, [])
 
@@ -54,10 +56,21 @@ class Audit:
         """
         rows = self._rows(failures)
         self._write(rows)
-        if self._short(counts := _count(rows)):
+        if self._short(counts := self._count(rows)):
             raise self._error(rows, failures)
         present = sorted(clip.clip for clip, reason in rows if not reason)
-        return {"coverage": counts} | ({"present": digest(present)} if len(present) < len(rows) else {})
+        whole = all(count["present"] == count["listed"] for count in counts.values())
+        return {"coverage": counts} | ({} if whole else {"present": digest(present)})
+
+    def _count(self, rows: Sequence[tuple[Clip, str]]) -> dict[str, dict[str, int]]:
+        """{split: {listed, present}} of the splits that list a clip, or of which clips are published."""
+        counts = {split: {"listed": 0, "present": 0} for split in SPLITS}
+        for clip, reason in rows:
+            counts[clip.split]["listed"] += 1
+            counts[clip.split]["present"] += not reason
+        for split, count in counts.items():
+            count["listed"] = max(count["listed"], self.published.get(split, 0))
+        return {split: count for split, count in counts.items() if count["listed"]}
 
     def after(self) -> None:
         """Raise UserError where a store that was complete before has too few clips for the minimum of today."""
@@ -91,7 +104,7 @@ class Audit:
         return [split for split, count in counts.items() if count["present"] < self.minimum * count["listed"] - 1e-9]
 
     def _error(self, rows: Sequence[tuple[Clip, str]], failures: Failures) -> UserError:
-        counts = _count(rows)
+        counts = self._count(rows)
         stale = [self.again] if failures and self.again else []
         if sum(bool(reason) for _, reason in rows) > len(failures):  # found or not was settled with the splits
             stale.append(self.folder / "index.csv")
@@ -138,15 +151,6 @@ def read_coverage(store: str | Path) -> dict[str, float]:
 def present_clips(store: str | Path) -> str:
     """Short hash of the clips that are in a store which lacks some; empty for a whole one, or where it is not known."""
     return (read_json(Path(store) / "manifest.json") or {}).get("present", "")
-
-
-def _count(rows: Sequence[tuple[Clip, str]]) -> dict[str, dict[str, int]]:
-    """{split: {listed, present}} of the splits that list a clip."""
-    counts = {split: {"listed": 0, "present": 0} for split in SPLITS}
-    for clip, reason in rows:
-        counts[clip.split]["listed"] += 1
-        counts[clip.split]["present"] += not reason
-    return {split: count for split, count in counts.items() if count["listed"]}
 
 
 def _reasons(path: Path) -> dict[str, str]:

@@ -86,14 +86,16 @@ class Fetcher:
     say: Say = tell
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def fetch_all(self, spec: DownloadSpec, folder: str | Path) -> Path:
+    def fetch_all(self, spec: DownloadSpec, folder: str | Path, root: str | Path = "") -> Path:
         """Fetch and unpack the files of a data set; returns the record.
 
-        What was fetched before is not fetched again. Every file is tried before the first error is raised (UserError:
+        What was fetched before is not fetched again, and no archive whose content somebody has put into `root`, the
+        folder of the clips. Every file is tried before the first error is raised (UserError:
         an address that does not answer, a wrong length or hash, a hostile archive).
         """
         folder = Path(folder)
         errors: list[UserError] = []
+        by_hand = self._by_hand(spec, folder, root)
 
         def one(file: FileSpec) -> None:
             try:
@@ -103,11 +105,24 @@ class Fetcher:
                 self.say(f"{file.place}: failed")
 
         with ThreadPoolExecutor(self.workers, thread_name_prefix="download") as pool:
-            list(pool.map(one, spec.files))
+            list(pool.map(one, [file for file in spec.files if file not in by_hand]))
         if errors:
             more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             raise UserError(f"{errors[0]}{more}")
         return folder / RECORD
+
+    def _by_hand(self, spec: DownloadSpec, folder: Path, root: str | Path) -> list[FileSpec]:
+        """Archives that need not be fetched: their clips are there, and no archive was unpacked by us."""
+        place = Path(root).expanduser()
+        ours = any("extract" in made for made in read_record(folder).values())
+        if not root or ours or place.resolve() in (folder.resolve(), *folder.resolve().parents):
+            return []
+        if not (place.is_dir() and any(place.iterdir())):
+            return []
+        found = [file for file in spec.files if file.extract and not _below(folder, file.place).is_file()]
+        for file in found:
+            self.say(f"{file.place}: not fetched, for {place} holds files; empty that folder to fetch and unpack it")
+        return found
 
     def _fetch(self, file: FileSpec, folder: Path) -> None:
         target = _below(folder, file.place)
@@ -294,8 +309,8 @@ def download_dataset(config: Config, name: str, fetcher: Fetcher) -> Path:
     spec = download_spec(definition, name, where)
     if definition.get("licence"):
         fetcher.say(f"{name}: licence {definition['licence']}")
-    record = fetcher.fetch_all(spec, spec.folder)
     root = definition.get("root")
+    record = fetcher.fetch_all(spec, spec.folder, root or "")
     if spec.manual and not (root and Path(root).expanduser().exists()):
         raise UserError(f"{name}, by hand: {' '.join(spec.manual.split())} Then {root} is where it is looked for.")
     if not record.is_file():

@@ -18,6 +18,15 @@ from pipeline.workspace import Workspace
 SELECTION_SEED = 1  # of the episodes that select a checkpoint; tests use other ones
 
 
+class Items(Dataset):
+    """What training sees: item i is a dict of tensors, or of lists of tensors, and depends on (seed, i) alone."""
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an item, where other processes are to read items ahead; 0 where that is not worth it."""
+        return 0
+
+
 class Task:
     """One run, as training and evaluation see it."""
 
@@ -45,7 +54,7 @@ class Task:
         """The untrained model, initialised from the run's seed."""
         raise NotImplementedError
 
-    def items(self, model: torch.nn.Module) -> Dataset:
+    def items(self, model: torch.nn.Module) -> Items:
         """What training sees, in its order: item i is one worker's iteration, and depends on (seed, i) alone."""
         raise NotImplementedError
 

@@ -62,6 +62,10 @@ class Kind:
         """GPU hours at paper scale, on a data set with `clips` in each split."""
         raise NotImplementedError
 
+    def memory(self, run: Run) -> float:
+        """About the GB that the activations of a training step take on a GPU, in float32; 0 where they are few."""
+        return 0.0
+
     def seconds(self, run: Run) -> Seconds:
         """Core seconds with the demo's networks; `step` is that of all its steps."""
         raise NotImplementedError

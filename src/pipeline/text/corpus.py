@@ -187,6 +187,9 @@ def import_corpus(paths: Sequence[str | Path], names: Sequence[str] = ()) -> Cor
     Raises:
         UserError: a file is missing, of another form, or has another number of classes than `names`.
     """
+    for folder in filter(Path.is_dir, map(Path, paths)):
+        inside = ",".join(str(path) for path in sorted(folder.iterdir()) if path.is_file()) or "and it is empty"
+        raise UserError(f"{folder} is a folder; name its files, apart by commas: {inside}")
     made = Corpus({}, {}, Path(paths[0]))
     for path in map(Path, paths):
         read = import_task_adapter(path) if path.suffix in (".yml", ".yaml") else _import_lines(path, names)

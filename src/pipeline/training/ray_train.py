@@ -65,11 +65,11 @@ def _report(run: Run) -> Any:
     return report
 
 
-def _train(run: Run, ws: Workspace, report: Any, tracker: str) -> None:
+def _train(run: Run, ws: Workspace, report: Any, config: dict[str, Any]) -> None:
     from pipeline.training.train import train_run
 
     try:
-        train_run(run, ws, report, latest_checkpoint(ws, run.id), tracker)
+        train_run(run, ws, report, latest_checkpoint(ws, run.id), config["tracker"], config["compile"])
     except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
         full = disk_full(error) if isinstance(error, OSError) else shutil.disk_usage(ws.root).free < FULL
         if full:
@@ -77,12 +77,19 @@ def _train(run: Run, ws: Workspace, report: Any, tracker: str) -> None:
         raise
 
 
-def _prepare_worker(threads: int) -> None:
+FOR_WORKERS = {"threads", "loaders", "tracker", "compile"}  # settings that the process of a training reads
+
+
+def _prepare_worker(config: dict[str, Any]) -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)  # numpy and scikit-learn take every core otherwise, and slots run side by side
+    from pipeline.datasets.loading import use_loaders
+
+    os.chdir(config["folder"])  # Ray gives its workers folders of their own, and the settings may name relative paths
+    torch.set_num_threads(config["threads"])
+    threadpool_limits(config["threads"])  # numpy and scikit-learn take every core otherwise; slots run side by side
+    use_loaders(config["loaders"])
     logging.getLogger("mmengine").setLevel(logging.ERROR)
 
 
@@ -90,12 +97,12 @@ def _prepare_worker(threads: int) -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    _prepare_worker(config["threads"])
+    _prepare_worker(config)
     run = Run.model_validate(config["run"])
     ws, first = Workspace(config["root"]), ray.train.get_context().get_world_rank() == 0
     try:
         with job(ws, "train", run.id, quiet=True) if first else nullcontext():
-            _train(run, ws, _report(run), config["tracker"])
+            _train(run, ws, _report(run), config)
     except (UserError, FloatingPointError) as error:  # would come again; all workers have it at the same step
         if first:
             try:
@@ -123,8 +130,8 @@ def fit(run: Run, ws: Workspace, settings: Cluster) -> None:
     connect(ws, settings)
     _hopeless(ws, run.id).unlink(missing_ok=True)
     storage = Path(_storage(ws))
-    config = {"run": run.model_dump(mode="json"), "root": str(ws.root.resolve())}
-    config |= settings.model_dump(include={"threads", "tracker"})
+    config = {"run": run.model_dump(mode="json"), "root": str(ws.root.resolve()), "folder": os.getcwd()}
+    config |= settings.model_dump(include=FOR_WORKERS)
     trainer = TorchTrainer(
         _worker,
         train_loop_config=config,
@@ -163,8 +170,8 @@ def run_slot(number: int, root: Path, settings: Cluster, queue: str) -> None:
     ws = Workspace(root)
     DataParallelTrainer(
         _slot_worker,
-        train_loop_config={"slot": number, "root": str(root), "queue": queue}
-        | settings.model_dump(include={"threads", "tracker"}),
+        train_loop_config={"slot": number, "root": str(root), "folder": os.getcwd(), "queue": queue}
+        | settings.model_dump(include=FOR_WORKERS),
         scaling_config=_scaling(settings, 1),
         run_config=RunConfig(
             name=f"slot-{number}-{os.getpid()}",
@@ -177,13 +184,13 @@ def run_slot(number: int, root: Path, settings: Cluster, queue: str) -> None:
 
 
 def _slot_worker(config: dict[str, Any]) -> None:
-    _prepare_worker(config["threads"])
+    _prepare_worker(config)
     ws = Workspace(config["root"])
     queue = ask({"queue": config["queue"]}, ws)
     while (item := queue.take(config["slot"])) is not None:
         message = ""
         try:
-            _work(item, ws, config["tracker"])
+            _work(item, ws, config)
         except UserError as error:
             message = str(error)
         except Exception as error:
@@ -193,11 +200,11 @@ def _slot_worker(config: dict[str, Any]) -> None:
         queue.finish(item["key"], message)
 
 
-def _work(item: dict[str, Any], ws: Workspace, tracker: str) -> None:
+def _work(item: dict[str, Any], ws: Workspace, config: dict[str, Any]) -> None:
     run = ws.read_run(item["arguments"]["run"])
     if item["kind"] == "train":
         with job(ws, "train", run.id, quiet=True):
-            _train(run, ws, _report(run), tracker)
+            _train(run, ws, _report(run), config)
     elif item["kind"] == "evaluate":
         from pipeline.evaluation.score import evaluate_run
 

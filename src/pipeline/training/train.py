@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_gather_object, all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook, ParamSchedulerHook
 from mmengine.model import BaseModel
@@ -28,9 +29,10 @@ from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from safetensors.torch import save_file
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cluster.stop_files import stop_file
+from pipeline.datasets.loading import loader
 from pipeline.errors import UserError
 from pipeline.evaluation.health import last_loss
 from pipeline.experiment import Run
@@ -262,13 +264,16 @@ class Keeper(Hook):
                     "model": unwrap(runner.model).trained_state(),
                     "optimizer": runner.optim_wrapper.state_dict(),
                     "schedulers": [scheduler.state_dict() for scheduler in runner.param_schedulers],
-                    "best": self.best,
+                    # Where the best step is this one, its weights are the model's and are written once.
+                    "best": self.best | ({"state": {}} if self.best["step"] == step else {}),
                     "step": step,
                 },
                 folder / STATE,
             )
             write_json(folder / "meta.json", {"run": self.run.id, "step": step})
         self.report(metrics, folder)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)  # whoever takes checkpoints has a copy
 
 
 class Restore(Hook):
@@ -285,7 +290,8 @@ class Restore(Hook):
         runner.optim_wrapper.load_state_dict(self.state["optimizer"])
         for scheduler, state in zip(runner.param_schedulers, self.state["schedulers"], strict=True):
             scheduler.load_state_dict(state)
-        self.keeper.best = self.state["best"]
+        best = self.state["best"]
+        self.keeper.best = best | ({"state": self.state["model"]} if best["step"] == self.state["step"] else {})
         runner.train_loop._iter = self.state["step"] * self.every
         runner.optim_wrapper.initialize_count_status(runner.model, runner.iter, runner.max_iters)
 
@@ -309,14 +315,16 @@ def unwrap(model: torch.nn.Module) -> BaseModel:
 
 
 def train_run(
-    run: Run, ws: Workspace, report: Report | None = None, checkpoint: Path | None = None, tracker: str = ""
-) -> Path:
+    run: Run, ws: Workspace, report: Report | None = None, checkpoint: Path | None = None, tracker: str = "",
+    compiled: bool = False,
+) -> Path:  # fmt: skip
     """Train `run` and leave weights, curve and record in its folder; returns the record `train.json`.
 
     Args:
         report: takes metrics and checkpoints while it goes (Ray Train's); without it there are none.
         checkpoint: a checkpoint folder of the same run to continue from.
         tracker: where the curve goes beside TensorBoard (`pipeline.training.trackers`).
+        compiled: the layers of the frame tower pass `torch.compile`, where the method has such.
 
     Raises:
         UserError: the data, the backbone or a setting is wrong.
@@ -331,7 +339,7 @@ def train_run(
     record |= task.counts()
     record["nodes"] = sorted(set(all_gather_object(here)))
     if run.train:
-        record |= _fit(task, report, checkpoint, tracker)
+        record |= _fit(task, report, checkpoint, tracker, compiled)
     barrier()
     if is_main_process():
         write_json(folder / "run.json", run.model_dump(mode="json"))
@@ -341,7 +349,7 @@ def train_run(
     return folder / "train.json"
 
 
-def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: str) -> dict[str, Any]:
+def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: str, compiled: bool) -> dict[str, Any]:
     run, train, world = task.run, task.schedule(), get_world_size()
     if train["items"] % world:
         raise UserError(
@@ -351,7 +359,7 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
     every = train["items"] // world  # iterations of each worker that make one step
     folder = task.ws.run(run.id)
     model = task.build()
-    if train.get("compile"):
+    if compiled:
         compile_layers(model)
     start = 0
     if checkpoint:
@@ -362,11 +370,13 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
     hooks.append(Watched(run.id, curve.rows, every))
     if checkpoint:
         hooks.append(Restore(checkpoint, keeper, every))
-    items = Skipping(task.items(model), start * train["items"])
+    read = task.items(model)
+    items = Skipping(read, start * train["items"])
+    feed = loader(items, read.item_bytes, sampler=DefaultSampler(items, shuffle=False))
     with bar("training", train["steps"], "steps", start) as shown:
         hooks.append(Shown(shown, curve, every))
         tracked = visualizer(run, folder, tracker) if is_main_process() else dict(type="Visualizer", vis_backends=[])
-        runner = _runner(run, train, model, items, hooks, every, folder / f"log-{get_rank()}", tracked)
+        runner = _runner(run, train, model, feed, hooks, every, folder / f"log-{get_rank()}", tracked)
         runner.train()
     best = {"state": unwrap(runner.model).trained_state(), "step": train["steps"], "accuracy": None, "outcome": None}
     if run.selection != "last":
@@ -376,7 +386,6 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
         save_file({name: value.detach().cpu().contiguous() for name, value in best["state"].items()}, temporary)
         os.replace(temporary, folder / WEIGHTS)
         task.clean()
-    shutil.rmtree(folder / f"log-{get_rank()}" / "checkpoint", ignore_errors=True)
     known = task.chance_loss(unwrap(runner.model))
     return {
         "steps": train["steps"], "selected_step": best["step"], "validation_accuracy": best["accuracy"],
@@ -398,7 +407,7 @@ def _parameter_groups(model: BaseModel, train: dict[str, Any]) -> dict[str, dict
 
 
 def _runner(
-    run: Run, train: dict[str, Any], model: BaseModel, items: Dataset, hooks: list[Hook], every: int, work_dir: Path,
+    run: Run, train: dict[str, Any], model: BaseModel, feed: DataLoader, hooks: list[Hook], every: int, work_dir: Path,
     tracked: dict[str, Any],
 ) -> Runner:  # fmt: skip
     warmup = train["warmup_steps"]
@@ -428,14 +437,7 @@ def _runner(
         return Runner(
             model=model,
             work_dir=str(work_dir),
-            train_dataloader=dict(
-                dataset=items,
-                sampler=dict(type="DefaultSampler", shuffle=False),
-                batch_size=1,
-                num_workers=train.get("loader_workers", 0),
-                persistent_workers=train.get("loader_workers", 0) > 0,
-                collate_fn=dict(type="default_collate"),
-            ),
+            train_dataloader=feed,
             train_cfg=dict(by_epoch=False, max_iters=train["steps"] * every, val_interval=10**9),
             optim_wrapper=dict(
                 type="AmpOptimWrapper" if train["amp"] else "OptimWrapper",

@@ -14,6 +14,7 @@ from skeleton_set import make_skeleton_set
 from pipeline.datasets import frames
 from pipeline.datasets.coverage import Audit, present_clips, read_coverage
 from pipeline.datasets.frames import FrameStore
+from pipeline.datasets.index import Clip, write_index
 from pipeline.datasets.skeletons.definition import SkeletonPolicy
 from pipeline.datasets.skeletons.readers import open_source
 from pipeline.datasets.skeletons.store import SkeletonStore, build_skeleton_store
@@ -216,3 +217,15 @@ def test_the_share_is_a_setting_and_no_part_of_the_identity(repo):
     assert set(plain.cells) == set(other.cells) and set(plain.datasets) == set(other.datasets)
     with pytest.raises(UserError, match="key min_coverage"):
         planned({"min_coverage": 1.5})
+
+
+def test_a_pickle_that_holds_few_of_the_published_clips(tmp_path):
+    """Nothing but the definition says how many clips there should be."""
+    write_index(tmp_path / "data" / "index.csv", [Clip(f"c{i}", f"c{i}", "run", "train") for i in range(8)])
+    audit = Audit("poses", tmp_path / "data", tmp_path / "store", 0.9, None, {"train": 10, "test": 5})
+    with pytest.raises(UserError, match="2 of 10 train clips and 5 of 5 test clips are missing or unreadable"):
+        audit.before()
+    made = Audit("poses", tmp_path / "data", tmp_path / "store", 0.0, None, {"train": 10})([])
+    assert made["coverage"]["train"] == {"listed": 10, "present": 8} and made["present"]
+    whole = Audit("poses", tmp_path / "data", tmp_path / "store", 0.9, None, {"train": 8})([])
+    assert whole == {"coverage": {"train": {"listed": 8, "present": 8}}}

@@ -252,6 +252,25 @@ def test_archives_are_unpacked_and_may_then_be_deleted(server, tmp_path, kind):
     assert left(tmp_path / "videos") == ["c", "run/a.avi", "run/b.avi", "run/d.avi"]
 
 
+def test_clips_that_somebody_unpacked_are_not_fetched_again(repo, server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    server.files["/v"] = packed("zip", {"run/a.avi": b"a"})
+    own = {
+        "kind": "list", "root": "elsewhere/videos", "lists": "data/own",
+        "download": {"files": [{"url": f"{server.url}/v", "to": "v.zip", "extract": "videos"},
+                               {"url": f"{server.url}/a.bin"}]},
+    }  # fmt: skip
+    config, said = Config(repo / "config", {"datasets": {"own": own}}), []
+    (tmp_path / "elsewhere" / "videos" / "run").mkdir(parents=True)
+    for _ in range(2):
+        record = download_dataset(config, "own", Fetcher(say=said.append))
+        assert [path for path, _ in server.asked] == ["/a.bin"] and len(read_record(record.parent)) == 1
+    assert said[0] == "v.zip: not fetched, for elsewhere/videos holds files; empty that folder to fetch and unpack it"
+    (tmp_path / "elsewhere" / "videos" / "run").rmdir()
+    download_dataset(config, "own", Fetcher(say=said.append))
+    assert left(tmp_path / "data" / "own" / "videos") == ["run/a.avi"]
+
+
 def _linked(kind: str, target: str, hard: bool = False) -> bytes:
     out = io.BytesIO()
     if kind == "zip":

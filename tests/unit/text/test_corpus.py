@@ -219,3 +219,5 @@ def test_lines_with_names_of_the_data_set_and_wrong_ones(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             import_corpus([path])
+    with pytest.raises(UserError, match=rf"{tmp_path} is a folder; name its files, apart by commas: .*{path}"):
+        import_corpus([tmp_path])

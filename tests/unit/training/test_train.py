@@ -22,7 +22,7 @@ from pipeline.experiment import Run
 from pipeline.models.build import WEIGHTS
 from pipeline.models.few_shot.base import FewShotModel
 from pipeline.scores import EpisodeScores, outcome
-from pipeline.tasks.base import SELECTION_SEED
+from pipeline.tasks.base import SELECTION_SEED, Items
 from pipeline.tasks.few_shot import task as few_shot_task
 from pipeline.tasks.few_shot.episodes import EpisodeDataset
 from pipeline.tasks.few_shot.task import FewShotTask
@@ -95,6 +95,23 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(world, tmp_path, 
     records = [json.loads((ws.run(run.id) / "train.json").read_text()) for ws in (whole, cut)]
     assert [records[0][key] == records[1][key] for key in ("selected_step", "validation_accuracy")] == [True, True]
     assert not list(whole.run(run.id).rglob(STATE))  # checkpoints are the keeper's, the run's folder has none
+
+
+def test_weights_of_a_best_step_are_written_once(world, tmp_path):
+    run, ws = world.run(method="otam", train={"steps": 3}), world.elsewhere(tmp_path / "ws")
+    train_run(run, ws, _keep(tmp_path / "kept"))
+    folders = [tmp_path / "kept" / str(step) for step in (1, 2, 3)]
+    states = [torch.load(folder / STATE, weights_only=True) for folder in folders]
+    assert [not state["best"]["state"] for state in states] == [
+        state["best"]["step"] == state["step"] for state in states
+    ]
+    assert states[0]["best"]["step"] == 1 and not list(ws.run(run.id).rglob(STATE))
+    best = states[-1]["best"]["step"]
+    chosen = states[best - 1]["model"]
+    again = world.elsewhere(tmp_path / "again")
+    train_run(run, again, None, folders[0])  # the best so far are the weights of that checkpoint
+    for name, value in _weights(again, run).items():
+        assert torch.equal(value, chosen[name]), name
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path):
@@ -286,7 +303,7 @@ def test_a_step_is_the_mean_over_its_episodes(world, tmp_path):
     before = {name: value.clone() for name, value in model.trained_state().items()}
     episodes, losses = task.items(model), []
     for i in range(3):
-        batch = torch.utils.data.default_collate([episodes[i]])
+        batch = model.data_preprocessor(torch.utils.data.default_collate([episodes[i]]), True)
         losses.append(model(mode="loss", **batch)["loss_matching"])
     mean = torch.stack(losses).mean()
     mean.backward()
@@ -307,7 +324,7 @@ def test_training_learns_an_easy_task(world, tmp_path, monkeypatch):
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
 
 
-class Repeat(torch.utils.data.Dataset):
+class Repeat(Items):
     """The first `count` items of a data set again and again."""
 
     def __init__(self, dataset, count):
@@ -332,13 +349,16 @@ def test_seeds_train_on_other_episodes(world, tmp_path):
 @pytest.mark.parametrize("crop", ["clip", "frame"])
 def test_frames_and_crops_of_a_training_are_those_of_the_recipe(world, crop):
     task = task_of(world.run(method="trx", train={"crop": crop}), world.ws)
-    episodes = task.items(task.build())
+    model = task.build()
+    episodes = task.items(model)
     assert episodes.mode == "linspace_jitter" and episodes.transform.per_frame is (crop == "frame")
-    assert episodes.transform.mean == (0.0,) * 3 and episodes.transform.flip == 0.5
+    assert model.data_preprocessor.mean.tolist() == [[[0.0]]] * 3 and episodes.transform.flip == 0.5
     task = task_of(world.run(method="hyrsm"), world.ws)
-    episodes = task.items(task.build())
-    assert episodes.mode == "segment_random" and episodes.transform.mean == (0.45,) * 3
-    assert episodes.query_transform.jitter and not episodes.transform.jitter
+    model = task.build()
+    episodes = task.items(model)
+    assert episodes.mode == "segment_random" and episodes.jitter
+    assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx([0.45] * 3)
+    assert (episodes.transform.flip, episodes.query_transform.flip) == (task.run.train["flip"], 0.5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="mixed precision is for GPUs, and here is one")

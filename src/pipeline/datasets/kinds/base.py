@@ -242,11 +242,12 @@ class DataSet:
         build_frame_store(index, root, store, policy, workers, nodes=nodes, audit=audit, pattern=self.pattern)
         audit.after()
 
-    def audit(self, store: Path, again: Path | None = None) -> Audit:
-        """The check that enough clips are there, called once before anything is read."""
+    def audit(self, store: Path, again: Path | None = None, published: Mapping[str, int] | None = None) -> Audit:
+        """The check that enough clips are there, called once before anything is read; arguments as of `Audit`."""
         from pipeline.datasets.coverage import Audit
 
-        made = Audit(self.asset.name, store.parent, store, float(self.asset.options.get("min_coverage", 0)), again)
+        minimum = float(self.asset.options.get("min_coverage", 0))
+        made = Audit(self.asset.name, store.parent, store, minimum, again, published or {})
         made.before()
         return made
 

@@ -110,7 +110,9 @@ class Skeletons(DataSet):
         """Read every clip, clean it, and store it."""
         from pipeline.datasets.skeletons.prepare import make_skeleton_store
 
-        audit = self.audit(store, again=store)  # frames look themselves for files that were mended
+        expected = self.asset.options.get("expected") or {}
+        published = {"train": expected.get("base", 0), "test": expected.get("queries", 0)}
+        audit = self.audit(store, again=store, published=published)  # frames look themselves for mended files
         make_skeleton_store(self.shown(ws), store.parent, store, workers, audit=audit)
         audit.after()
 

@@ -138,11 +138,17 @@ def plain_text(value: Any) -> str:
 
 
 def files_below(root: Path, suffix: str) -> list[str]:
-    """Paths, relative to `root`, of the files with a suffix, sorted."""
+    """Paths, relative to `root`, of the files with a suffix, sorted; also of folders that links lead to."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; set root: to the folder with the {suffix} files")
-    found = []
-    for folder, _, names in os.walk(root):
+    found, seen = [], set()  # real folders, against links that lead in a circle
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
         inside = os.path.relpath(folder, root)
         prefix = "" if inside == "." else PurePosixPath(Path(inside)).as_posix() + "/"
         found += [prefix + name for name in names if name.endswith(suffix) and name[0] != "."]

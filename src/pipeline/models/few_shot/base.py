@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pipeline.compat import MODELS
 from pipeline.errors import UserError, unknown
 from pipeline.models.backbones import clip, resnet  # noqa: F401  (registers them)
+from pipeline.models.pixels import Pixels
 
 Scores = dict[str, Tensor]
 """Logits of each kind of matching, (E, Q, N): "vv" video-video; where the method has texts "vt" video-text; "both"
@@ -85,6 +86,7 @@ class FewShotModel(BaseModel):
         if normalise not in (None, *STATISTICS):
             raise unknown("normalise", normalise, STATISTICS)
         self.mean, self.std = STATISTICS.get(normalise, (self.backbone.mean, self.backbone.std))
+        self.data_preprocessor = Pixels(self.mean, self.std)
         self.video_text_weight = video_text_weight
         if self.wants_text:
             self.register_texts(base_texts)
@@ -96,6 +98,10 @@ class FewShotModel(BaseModel):
         self.register_buffer("base_texts", self.encode_texts(base_texts), persistent=False)
 
     # The contract
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """Stored frames uint8 (..., H, W, 3) as `encode` takes them: (..., 3, H, W), normalised, on the device."""
+        return self.data_preprocessor.pixels(frames)
 
     def encode(self, clips: Tensor) -> Tensor:
         """What is worked out once for each video, seen on its own: (B, T, 3, H, W) -> (B, ...), here (B, T, D)."""
@@ -113,15 +119,8 @@ class FewShotModel(BaseModel):
         )
 
     def frame_layers(self) -> list[nn.Module]:
-        """The layers of the frame tower, which `train.compile` compiles.
-
-        Raises:
-            UserError: the backbone is no CLIP.
-        """
-        if not hasattr(self.backbone, "clip"):
-            kind = type(self.backbone).__name__
-            raise UserError(f"train.compile: it is for the layers of CLIP, and the backbone is a {kind}; leave it out")
-        return list(self.backbone.clip.vision_model.encoder.layers)
+        """The layers of the frame tower, which `cluster.compile` compiles; none where the backbone is no CLIP."""
+        return list(self.backbone.clip.vision_model.encoder.layers) if hasattr(self.backbone, "clip") else []
 
     def encode_training(self, clips: Tensor) -> tuple[Tensor, Any]:
         """`encode`, and what else `auxiliary` needs of the videos."""
@@ -193,7 +192,7 @@ class FewShotModel(BaseModel):
     # What they share
 
     def forward(self, mode: str = "loss", **episode: Tensor) -> dict[str, Tensor]:
-        """The losses of a batch of episodes (`pipeline.tasks.few_shot.episodes.EpisodeDataset`).
+        """The losses of a batch of episodes that passed `data_preprocessor` (`tasks.few_shot.episodes.EpisodeDataset`).
 
         Raises:
             FloatingPointError: a loss is not finite.

@@ -10,6 +10,7 @@ import torch
 from pipeline.compat import quiet
 from pipeline.errors import UserError, unknown
 from pipeline.models.backbones.nano_clip import build_tokenizer
+from pipeline.text import lacks_sentencepiece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +39,9 @@ def load_language(
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
+        if lacks_sentencepiece(source):
+            raise UserError(f"the tokenizer of {source} needs sentencepiece; run pip install sentencepiece") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"can't load the language model {source!r} ({reason:.160}); download it on a machine with network "

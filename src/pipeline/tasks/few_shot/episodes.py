@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.sampling import sample_positions
+from pipeline.datasets.transforms import draw_colours
 from pipeline.errors import UserError
+from pipeline.models.pixels import COLOURS
+from pipeline.tasks.base import Items
 
 _WORDS = 4  # 64-bit numbers that Philox makes from one value of its counter
 
@@ -147,13 +149,14 @@ def _without_replacement(uniform: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return picks
 
 
-class EpisodeDataset(Dataset):
+class EpisodeDataset(Items):
     """Episodes as tensors, read from a frame store.
 
-    Item i is a dict: support (N*K, T, 3, h, w) and query (N*q, T, 3, h, w) float32; support_labels (N*K,),
+    Item i is a dict: support (N*K, T, h, w, 3) and query (N*q, T, h, w, 3) uint8; support_labels (N*K,),
     query_labels (N*q,) in 0..N-1; class_ids (N,) index into the sorted classes of the split; episode, the
-    number i itself. Supports and queries are both in random order. Everything random in it (clips, frames,
-    crops) is seeded by (seed, i) alone, so every worker gives the same item.
+    number i itself; with `jitter` query_colours (N*q, 9), how the colours of the queries are to change
+    (`transforms.draw_colours`). Supports and queries are both in random order. Everything random in it (clips,
+    frames, crops, colours) is seeded by (seed, i) alone, so every worker gives the same item.
 
     frames: T. mode: one of `sampling.MODES`. transform: for the clips; query_transform: for the queries,
     when they are treated differently (CLIP-FSAR on Kinetics-100). start: number of the first episode.
@@ -173,16 +176,26 @@ class EpisodeDataset(Dataset):
         mode: str,
         transform: Callable[[np.ndarray, np.random.Generator], torch.Tensor],
         query_transform: Callable[[np.ndarray, np.random.Generator], torch.Tensor] | None = None,
+        jitter: bool = False,
         start: int = 0,
     ) -> None:
         self.store, self.frames, self.mode = store, frames, mode
         self.sampler = EpisodeSampler(store.by_class(split), way, shot, query, seed)
         self.classes = self.sampler.names
         self.episodes, self.seed, self.start = episodes, seed, start
-        self.transform, self.query_transform = transform, query_transform or transform
+        self.transform, self.query_transform, self.jitter = transform, query_transform or transform, jitter
 
     def __len__(self) -> int:
         return self.episodes
+
+    @property
+    def item_bytes(self) -> int:
+        return self.sampler.way * (self.sampler.shot + self.sampler.query) * self.clip_bytes
+
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of a clip of an item."""
+        return self.frames * 3 * self.transform.crop**2
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         if not 0 <= i < self.episodes:
@@ -192,17 +205,29 @@ class EpisodeDataset(Dataset):
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, number]))
         order = rng.permutation(drawn.support.size)
         labels = np.repeat(np.arange(self.sampler.way), self.sampler.shot)[order]
-        return {
-            "support": self._read(drawn.support.reshape(-1)[order], self.transform, rng),
-            "query": self._read(drawn.query, self.query_transform, rng),
+        support = self._read(drawn.support.reshape(-1)[order], self.transform, rng)
+        colours: list[np.ndarray] | None = [] if self.jitter else None
+        query = self._read(drawn.query, self.query_transform, rng, colours)
+        jittered = {"query" + COLOURS: torch.from_numpy(np.stack(colours))} if colours else {}
+        return jittered | {
+            "support": support,
+            "query": query,
             "support_labels": torch.from_numpy(labels),
             "query_labels": torch.from_numpy(drawn.query_labels),
             "class_ids": torch.from_numpy(drawn.classes),
             "episode": torch.tensor(number),
         }
 
-    def _read(self, clips: np.ndarray, transform: Callable, rng: np.random.Generator) -> torch.Tensor:
-        return torch.stack([transform(self.read_clip(int(clip), rng), rng) for clip in clips])
+    def _read(
+        self, clips: np.ndarray, transform: Callable, rng: np.random.Generator, colours: list[np.ndarray] | None = None
+    ) -> torch.Tensor:
+        """Views of clips; `colours`, if given, takes how those of each are to change, drawn after its crop."""
+        views = []
+        for clip in clips:
+            views.append(transform(self.read_clip(int(clip), rng), rng))
+            if colours is not None:
+                colours.append(draw_colours(rng))
+        return torch.stack(views)
 
     def read_clip(self, clip: int, rng: np.random.Generator) -> np.ndarray:
         """The T sampled frames of a clip, uint8 (T, H, W, 3)."""

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.errors import UserError
 from pipeline.experiment import Measure, Run
-from pipeline.tasks.costs import Cost, Seconds, hours
+from pipeline.tasks.costs import LAYERS, Cost, Seconds, hours, kept_gb
 from pipeline.tasks.kind import Kind
 from pipeline.tasks.recipe import OFF, Count, Recipe, Share, Switch, Train, Whole
 
@@ -40,7 +40,6 @@ class FewShotTrain(Train):
     flip: Share = Field(description="probability that a clip is mirrored")
     jitter_queries: Switch = Field(description="flip and colour jitter for the queries only")
     stored_views: Whole = Field(0, description=VIEWS, json_schema_extra=OFF)
-    compile: Switch = Field(False, description="compile the layers of the backbone", json_schema_extra=OFF)
     bn_apart: Switch = Field(
         False, description="supports and queries each have their own batch statistics", json_schema_extra=OFF
     )
@@ -84,6 +83,14 @@ class FewShot(Kind):
         if train:
             shown = train["steps"] * train["episodes_per_step"] * train["way"] * (train["shot"] + train["query"])
         return Cost(3 * hours(frames * shown), hours(frames * 2 * clips["test"]))
+
+    def memory(self, run: Run) -> float:
+        train, model = run.train, run.model
+        if not train:
+            return 0.0
+        frames = train["way"] * (train["shot"] + train["query"]) * run.frames["number"]
+        layers = model.get("layers", LAYERS) if model.get("finetune") == "adapters" else LAYERS
+        return kept_gb(run.backbone, frames, model.get("activation_checkpointing", False), layers)
 
     def seconds(self, run: Run) -> Seconds:
         train = run.train

@@ -96,9 +96,9 @@ def _matched(task: FewShotTask, model: FewShotModel, clips: Sequence[int]) -> It
 
 def _pixels(task: FewShotTask, model: FewShotModel, clips: Sequence[int]) -> Tensor:
     """Clips as a test shows them (b, T, 3, h, w)."""
-    transform = ClipTransform(crop=task.run.frames["crop"], mean=model.mean, std=model.std)
+    transform = ClipTransform(crop=task.run.frames["crop"])
     read = [read_clip(task.run, task.store, clip, transform) for clip in clips]
-    return torch.stack(read).to(next(model.parameters()).device)
+    return model.pixels(torch.stack(read))
 
 
 def tsne(frames: Tensor) -> np.ndarray:

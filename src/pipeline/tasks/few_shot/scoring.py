@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pipeline.datasets.coverage import present_clips
 from pipeline.datasets.frames import FrameStore
+from pipeline.datasets.loading import read_ahead
 from pipeline.datasets.sampling import sample_positions
 from pipeline.datasets.transforms import ClipTransform
 from pipeline.experiment import Measure, Run
@@ -39,7 +40,8 @@ IN_CACHE = 16 * 2**20  # bytes of the videos of the episodes matched in one call
 
 
 def read_clip(run: Run, store: FrameStore, clip: int, transform: ClipTransform) -> Tensor:
-    """The frames of a test: (T, 3, h, w), chosen and cropped without chance (or, as released, by the clip's seed)."""
+    """The frames of a test: uint8 (T, h, w, 3), chosen and cropped without chance (or, as released, by the clip's
+    seed)."""
     rng = np.random.default_rng(np.random.SeedSequence([run.seed, clip]))
     mode = run.frames["test_sampling"]
     positions = sample_positions(
@@ -55,16 +57,17 @@ def encode_clips(run: Run, model: FewShotModel, store: FrameStore, clips: Sequen
 
     On the model's device; above IN_MEMORY in a file without a name, so that memory does not grow with the videos.
     """
-    transform = ClipTransform(crop=run.frames["crop"], mean=model.mean, std=model.std, train=False)
+    transform = ClipTransform(crop=run.frames["crop"])
     device = next(model.parameters()).device
-    features = None
+    size = run.frames["number"] * 3 * transform.crop**2
+    features, first = None, 0
     with bar("encoding", len(clips), "clips") as encoding:
-        for first in range(0, len(clips), ENCODE_CLIPS):
-            part = clips[first : first + ENCODE_CLIPS]
-            encoded = model.encode(torch.stack([read_clip(run, store, clip, transform) for clip in part]).to(device))
+        for part in read_ahead(lambda clip: read_clip(run, store, clip, transform), clips, ENCODE_CLIPS, size):
+            encoded = model.encode(model.pixels(part))
             if features is None:
                 features = _space((len(clips), *encoded.shape[1:]), device)
             features[first : first + len(part)] = encoded.float()
+            first += len(part)
             encoding.advance(len(part))
     return features
 

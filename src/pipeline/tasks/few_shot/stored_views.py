@@ -35,16 +35,25 @@ class Views(EpisodeDataset):
     """Episodes whose clips are views: a clip has `views` of them, and an episode takes one by chance.
 
     View v of a clip depends on (seed, clip, v) alone, and which views episode i takes on (seed, i). `read` gives a
-    view: (T, 3, h, w), or its tokens where it is that of `Tokens`.
+    view: (T, h, w, 3) uint8, or its tokens where it is that of `Tokens`.
     """
 
     def __init__(self, *args, views: int, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.views = views
         self.read: Callable[[int, int], Tensor] = self.view
+        self.tokens: Tokens | None = None
+
+    def take(self, tokens: Tokens) -> None:
+        """Give tokens in place of frames from now on."""
+        self.tokens, self.read = tokens, tokens.read
+
+    @property
+    def clip_bytes(self) -> int:
+        return self.tokens.size if self.tokens else super().clip_bytes
 
     def view(self, clip: int, number: int) -> Tensor:
-        """The frames (T, 3, h, w) of one view."""
+        """The frames (T, h, w, 3) of one view."""
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, clip, 1 + number]))
         return self.transform(self.read_clip(clip, rng), rng)
 
@@ -57,7 +66,7 @@ class Views(EpisodeDataset):
             reader[i]
         return sorted(found)
 
-    def _read(self, clips: np.ndarray, transform: Callable, rng: np.random.Generator) -> Tensor:
+    def _read(self, clips: np.ndarray, transform: Callable, rng: np.random.Generator, colours: None = None) -> Tensor:
         numbers = rng.integers(self.views, size=len(clips))
         return torch.stack([self.read(int(clip), int(number)) for clip, number in zip(clips, numbers, strict=True)])
 
@@ -103,7 +112,7 @@ def store_tokens(run_id: str, views: Views, model: FewShotModel, folder: Path, a
     model.to(device).eval()
 
     def tokens(pairs: list[tuple[int, int]]) -> np.ndarray:
-        frames = torch.stack([views.view(*pair) for pair in pairs]).to(device)
+        frames = model.pixels(torch.stack([views.view(*pair) for pair in pairs]))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             return model.trunk(frames).float().cpu().numpy()
 

@@ -46,12 +46,13 @@ class FewShotTask(Task, TimesTasks):
             store=self.store, split="train", way=train["way"], shot=train["shot"], query=train["query"],
             episodes=train["steps"] * train["episodes_per_step"], seed=self.run.seed,
             frames=self.run.frames["number"], mode=self.run.frames["sampling"],
-            transform=augmentation(self.run, model),
+            transform=augmentation(self.run),
         )  # fmt: skip
         if train.get("stored_views"):
             return self._stored(Views(**settings, views=train["stored_views"]), model)
-        jittered = augmentation(self.run, model, jitter=True) if train["jitter_queries"] else None
-        return EpisodeDataset(**settings, query_transform=jittered)
+        if train["jitter_queries"]:
+            settings |= dict(query_transform=augmentation(self.run, flip=0.5), jitter=True)
+        return EpisodeDataset(**settings)
 
     def _stored(self, views: Views, model: FewShotModel) -> Views:
         """`views` as the tokens that the frozen layers of `model` make of them."""
@@ -61,7 +62,7 @@ class FewShotTask(Task, TimesTasks):
                 "for queries; leave one of them out"
             )
         stored = store_tokens(self.run.id, views, model, self.ws.run(self.run.id), self.run.train["amp"])
-        views.read = stored.read
+        views.take(stored)
         return views
 
     def clean(self) -> None:
@@ -99,10 +100,7 @@ class FewShotTask(Task, TimesTasks):
         return time_tasks(self.run, measure, model, self.store, self.ws)
 
 
-def augmentation(run: Run, model: FewShotModel, jitter: bool = False) -> ClipTransform:
-    """The training transform; with `jitter` that of the queries of a recipe which treats them differently."""
-    extra = {"flip": 0.5, "jitter": True} if jitter else {"flip": run.train["flip"]}
-    return ClipTransform(
-        train=True, crop=run.frames["crop"], per_frame=run.train["crop"] == "frame", mean=model.mean, std=model.std,
-        **extra,
-    )  # fmt: skip
+def augmentation(run: Run, flip: float | None = None) -> ClipTransform:
+    """The training transform, with the recipe's probability of mirroring a clip or another one."""
+    flip = run.train["flip"] if flip is None else flip
+    return ClipTransform(train=True, crop=run.frames["crop"], per_frame=run.train["crop"] == "frame", flip=flip)

@@ -10,7 +10,7 @@ from pydantic import Field
 from pipeline.config import parse
 from pipeline.errors import unknown
 from pipeline.experiment import Measure, Run
-from pipeline.tasks.costs import Cost, Seconds
+from pipeline.tasks.costs import MOTIONBERT_GB, Cost, Seconds
 from pipeline.tasks.kind import Kind
 from pipeline.tasks.recipe import Count, Epochs, Recipe, Whole
 
@@ -58,6 +58,10 @@ class OneShot(Kind):
 
     def cost(self, run: Run, clips: Mapping[str, int]) -> Cost:
         return Cost(0.0, 0.0)  # a thousandth of a video's work
+
+    def memory(self, run: Run) -> float:
+        transformer = run.train and run.frames.get("feed", {}).get("kind") == "motionbert"
+        return MOTIONBERT_GB * run.train["batch"] if transformer else 0.0
 
     def seconds(self, run: Run) -> Seconds:
         return Seconds(SMALL.start if run.train else 0.0, (run.train.get("steps") or 0) * SMALL.step, SMALL.tests)

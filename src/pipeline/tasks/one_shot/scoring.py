@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from pipeline.datasets.loading import read_ahead
 from pipeline.datasets.skeletons.definition import Feed, SkeletonPolicy
 from pipeline.datasets.skeletons.feeder import MotionBertDataset, SkeletonDataset
 from pipeline.datasets.skeletons.protocols import OneShotSplit
@@ -75,7 +76,10 @@ def sequences(dataset: SkeletonDataset, items: Sequence[Any] | np.ndarray) -> to
 
     Those of MotionBERT's come as (M, T, V, C).
     """
-    x = torch.stack([dataset[item][0] for item in items])
+    return _as_taken(dataset, torch.stack([dataset[item][0] for item in items]))
+
+
+def _as_taken(dataset: SkeletonDataset, x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 4, 2, 3, 1) if isinstance(dataset, MotionBertDataset) else x
 
 
@@ -97,8 +101,9 @@ def features(
         with torch.random.fork_rng(), bar("encoding", len(indices), "clips") as encoding:
             torch.manual_seed(0)
             parts = []
-            for first in range(0, len(indices), batch):
-                x = sequences(dataset, indices[first : first + batch]).to(device)
+            size = dataset[indices[0]][0].nbytes if len(indices) else 0
+            for read in read_ahead(lambda item: dataset[item][0], indices, batch, size):
+                x = _as_taken(dataset, read).to(device, non_blocking=True)
                 parts.append(model.embed(x, feature).float().cpu())
                 encoding.advance(len(x))
     finally:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from pipeline.compat import MODELS
 from pipeline.config import parse
@@ -25,13 +24,13 @@ from pipeline.models.skeleton.base import SkeletonModel
 from pipeline.models.skeleton.baseline import per_class_batches
 from pipeline.models.skeleton.losses import contrastive_chance
 from pipeline.scores import EpisodeScores
-from pipeline.tasks.base import Task, epochs_as_steps
+from pipeline.tasks.base import Items, Task, epochs_as_steps
 from pipeline.tasks.one_shot.scoring import DATASETS, OneShot, measure_one_shot, sequences
 from pipeline.text.corpus import load_corpus
 from pipeline.workspace import Workspace
 
 
-class Batches(Dataset):
+class Batches(Items):
     """Batches of a skeleton set, one an item, epoch after epoch.
 
     Item i is a dict: x (B, C, T, V, M), labels (B,), episode: the number i. Each epoch has an order of its own and
@@ -46,6 +45,10 @@ class Batches(Dataset):
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def item_bytes(self) -> int:
+        return self.batch * self.dataset[0, 0][0].nbytes if len(self.dataset) else 0
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         if not 0 <= i < self.count:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from pipeline.compat import MODELS
 from pipeline.errors import UserError, unknown
@@ -19,7 +18,7 @@ from pipeline.models.matchers import MATCHERS
 from pipeline.models.questions import QuestionModel
 from pipeline.models.semi import SeFARModel
 from pipeline.scores import EpisodeScores
-from pipeline.tasks.base import epochs_as_steps
+from pipeline.tasks.base import Items, epochs_as_steps
 from pipeline.tasks.questions.questions import EVENT, Question, class_names, draw_question
 from pipeline.tasks.semi.task import LabelledTask, OneItem, SemiTask
 from pipeline.workspace import Workspace
@@ -29,7 +28,7 @@ AT_ONCE = 16  # questions that are answered at a time
 SCORINGS = MATCHERS["QuestionModel"]
 
 
-class QuestionItems(Dataset):
+class QuestionItems(Items):
     """Batches of labelled videos with a question on each.
 
     Item i is a dict: features (B, n, D) and, of the right answers, ids, seen and answer (`models.questions.Words`);
@@ -96,7 +95,7 @@ class QuestionTask(LabelledTask):
 
     def build(self) -> QuestionModel:
         model = build_question_model(self.run, self.ws, self._encoder_model.network.backbone.dim, self.names)
-        model.data_preprocessor = OneItem()
+        model.data_preprocessor = OneItem((0.0,) * 3, (1.0,) * 3)  # the features are no frames
         return model
 
     def items(self, model: QuestionModel) -> QuestionItems:

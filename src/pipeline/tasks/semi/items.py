@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,23 +10,24 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from pipeline.datasets.frames import FrameStore
 from pipeline.datasets.randaugment import rand_augment
 from pipeline.datasets.semi import LABELLED, TRAIN, ListedVideo, draw_labelled
+from pipeline.datasets.transforms import mirror
 from pipeline.errors import UserError
 from pipeline.models.semi import ElementSampler
 from pipeline.models.semi.losses import ssl_progress
+from pipeline.tasks.base import Items
 
 OF_LABELLED, OF_UNLABELLED = 0, 1  # streams of random numbers
 
 
-class SemiItems(Dataset):
+class SemiItems(Items):
     """Batches of labelled videos, each with a batch of unlabelled ones in the semi-supervised epochs.
 
-    Item i is a dict: labelled, a list of the elements (B, T, 3, h, w); labels (B,); and, after the warm-up, weak and
-    strong, two draws of the same unlabelled videos, and progress. episode: the number i. Each epoch has an order of
+    Item i is a dict: labelled, a list of the elements (B, T, h, w, 3) uint8; labels (B,); and, after the warm-up, weak
+    and strong, two draws of the same unlabelled videos, and progress. episode: the number i. Each epoch has an order of
     its own; the unlabelled videos come in an order that is drawn anew when all have come. Everything depends on
     (seed, i) alone, and no label of an unlabelled video is known here.
     """
@@ -46,6 +46,10 @@ class SemiItems(Dataset):
 
     def __len__(self) -> int:
         return self.epochs * self.per_epoch
+
+    @property
+    def item_bytes(self) -> int:
+        return (self.batch + 2 * self.others) * sum(self.sampler.lengths) * 3 * self.labelled.crop**2
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         if not 0 <= i < len(self):
@@ -84,7 +88,7 @@ class SemiItems(Dataset):
 
 
 def stack(videos: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-    """Elements of each of B videos -> B videos of each element, (B, T, 3, h, w)."""
+    """Elements of each of B videos -> B videos of each element, (B, T, h, w, 3)."""
     return [torch.stack(parts) for parts in zip(*videos, strict=True)]
 
 
@@ -122,7 +126,7 @@ def semi_videos(store: FrameStore, folder: str | Path, rate: float, seed: int) -
 # ---------------------------------------------------------------------------------------------------- clips
 @dataclass(frozen=True)
 class ElementView:
-    """Turns uint8 RGB frames (T, H, W, 3) into a float32 tensor (T, 3, crop, crop), normalised.
+    """Cuts out of uint8 RGB frames (T, H, W, 3) what a network sees: uint8 (T, crop, crop, 3).
 
     In training (with a generator) the frames are scaled so that their short side is `scale` times the crop, drawn
     evenly between the two numbers, one random square is cut out, and the clip is mirrored with probability `flip`;
@@ -134,8 +138,6 @@ class ElementView:
     scale: tuple[float, float] = (8 / 7, 10 / 7)
     flip: float = 0.5
     randaugment: int = 0
-    mean: Sequence[float] = (0.45,) * 3
-    std: Sequence[float] = (0.225,) * 3
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator | None = None) -> torch.Tensor:
         height, width = frames.shape[1:3]
@@ -146,21 +148,20 @@ class ElementView:
         top, left = (room // 2 for room in spare) if rng is None else (int(rng.integers(room + 1)) for room in spare)
         square = frames[:, top : top + side, left : left + side]
         if rng is not None and rng.random() < self.flip:
-            square = square[:, :, ::-1]
+            square = mirror(square)
         if side != self.crop:
             size = (self.crop, self.crop)
             square = np.stack([cv2.resize(np.ascontiguousarray(frame), size) for frame in square])
         if rng is not None:
             square = rand_augment(square, self.randaugment, rng)
-        pixels = square.astype(np.float32) / 255
-        pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+        return torch.from_numpy(np.ascontiguousarray(square))
 
 
 def read_elements(
     store: FrameStore, clip: int, sampler: ElementSampler, view: ElementView, rng: np.random.Generator | None = None
 ) -> list[torch.Tensor]:
-    """Elements of a stored clip, each (T, 3, h, w); at random with a generator, else the centres of slots and frames.
+    """Elements of a stored clip, each (T, h, w, 3) uint8; at random with a generator, else the centres of slots and
+    frames.
 
     Each element has a crop and a mirroring of its own, as in SeFAR's released code. Two views of an unlabelled
     video are two calls. Raises UserError when the clip has too few frames.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.experiment import Run
-from pipeline.tasks.costs import Cost, Seconds, hours
+from pipeline.tasks.costs import Cost, Seconds, hours, kept_gb
 from pipeline.tasks.kind import Kind
 from pipeline.tasks.recipe import OFF, Count, Epochs, Recipe, Share, Whole
 
@@ -57,6 +57,15 @@ class Semi(Kind):
         share = 1 - train["warm_epochs"] / train["epochs"]
         views = (1 + bool(run.model.get("mixing", 10))) * 3 + 1  # forward passes' worth
         return Cost(clip * labelled * (3 + share * train["unlabelled"] * views), clip * clips["test"])
+
+    def memory(self, run: Run) -> float:
+        """Of the student: labelled videos, and unlabelled ones perturbed and, with mixing, mixed as well."""
+        train, model = run.train, run.model
+        if not train:
+            return 0.0
+        videos = train["batch"] * (1 + train["unlabelled"] * (1 + bool(model.get("mixing", 10))))
+        frames = videos * run.frames["number"]
+        return kept_gb(run.backbone, frames, model.get("activation_checkpointing", False))
 
     def seconds(self, run: Run) -> Seconds:
         train = run.train

@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseDataPreprocessor
 from mmengine.runner import Runner
 
 from pipeline.compat import MODELS
 from pipeline.datasets.frames import FrameStore
+from pipeline.datasets.loading import read_ahead
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Measure, Run
 from pipeline.models.build import backbone_source
+from pipeline.models.pixels import Pixels
 from pipeline.models.semi import ElementSampler, SeFARModel
 from pipeline.models.semi.regulation import pseudo_labels
 from pipeline.progress import bar
 from pipeline.scores import EpisodeScores
 from pipeline.tasks.base import HasTeacher, Task, epochs_as_steps
-from pipeline.tasks.semi.items import ElementView, SemiItems, SemiVideos, read_elements, semi_videos, stack
+from pipeline.tasks.semi.items import ElementView, SemiItems, SemiVideos, read_elements, semi_videos
 from pipeline.workspace import Workspace
 
 TEST_CLIPS = 32  # videos that are tested at a time
@@ -34,16 +35,16 @@ TEACHER_VIDEOS, TEACHER_SEED = 1000, 4  # test videos that the teacher is asked 
 VIEWS = ("centre", "random")
 
 
-class OneItem(BaseDataPreprocessor):
+class OneItem(Pixels):
     """Takes items as the loader gives them, one in a batch, to what the model's loss takes."""
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        data = self.cast_data(data)
-        return {
+        on_host = {"progress": float(data["progress"])} if "progress" in data else {}  # nothing waits for the device
+        moved = super().forward({key: data[key] for key in data if key not in ("episode", "progress")}, training)
+        return on_host | {
             key: [element[0] for element in value] if isinstance(value, list | tuple) else value[0]
-            for key, value in data.items()
-            if key != "episode"
-        } | ({"progress": float(data["progress"])} if "progress" in data else {})
+            for key, value in moved.items()
+        }
 
 
 class Teacher(Hook):
@@ -125,7 +126,7 @@ class SemiTask(LabelledTask, HasTeacher):
 
     def build(self) -> SeFARModel:
         model = build_video_classifier(self.run, self.ws, len(self.store.classes()))
-        model.data_preprocessor = OneItem()
+        model.data_preprocessor = OneItem(model.mean, model.std)
         return model
 
     def items(self, model: SeFARModel) -> SemiItems:
@@ -161,13 +162,12 @@ class SemiTask(LabelledTask, HasTeacher):
         self, model: SeFARModel, clips: list[int], see: Callable[[list[torch.Tensor]], torch.Tensor]
     ) -> torch.Tensor:
         """`see` of the elements of some videos, a few videos at a time, in evaluation mode; (V, ...) on the CPU."""
-        device, training = next(model.parameters()).device, model.training
+        training, size = model.training, sum(self.sampler.lengths) * 3 * model.image_size**2
         model.eval()
         parts = []
         with bar("looking at", len(clips), "videos") as looking:
-            for first in range(0, len(clips), TEST_CLIPS):
-                elements = stack([self._seen(clip, model.image_size) for clip in clips[first : first + TEST_CLIPS]])
-                parts.append(see([x.to(device) for x in elements]).cpu())
+            for elements in read_ahead(lambda clip: self._seen(clip, model.image_size), clips, TEST_CLIPS, size):
+                parts.append(see([model.data_preprocessor.pixels(x) for x in elements]).cpu())
                 looking.advance(len(elements[0]))
         model.train(training)
         return torch.cat(parts)

@@ -45,6 +45,14 @@ def test_ntu(ntu_folder, tmp_path):
     assert pickle.loads(pickle.dumps(found)).items == []  # other processes only read
 
 
+def test_links_to_folders_are_followed_and_circles_are_not(ntu_folder, tmp_path):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "part").symlink_to(ntu_folder, target_is_directory=True)
+    (ntu_folder / "again").symlink_to(tmp_path / "linked", target_is_directory=True)
+    found = source(format="ntu", root=tmp_path / "linked")
+    assert [item.clip for item in found.items] == [item.clip for item in source(format="ntu", root=ntu_folder).items]
+
+
 def test_classes_of_files(ntu_folder, tmp_path):
     found = source(format="files", root=ntu_folder, pattern=r"A(?P<label>\d+)", classes={"001": "drink", "002": "eat",
                    "061": "aim"})  # fmt: skip

@@ -63,12 +63,12 @@ def _scores(run, model, world, shot=1, **kwargs):
 
 def _batch(world, run, model, episodes=1):
     """A batch of training episodes as the loader would give it."""
-    transform = ClipTransform(crop=run.frames["crop"], mean=model.mean, std=model.std, train=True)
+    transform = ClipTransform(crop=run.frames["crop"], train=True)
     dataset = EpisodeDataset(
         world.store, "train", way=3, shot=2, query=2, episodes=episodes, seed=0,
         frames=run.frames["number"], mode="segment_random", transform=transform,
     )  # fmt: skip
-    return torch.utils.data.default_collate([dataset[i] for i in range(episodes)])
+    return model.data_preprocessor(torch.utils.data.default_collate([dataset[i] for i in range(episodes)]), True)
 
 
 # ---------------------------------------------------------------------------------------- the registry

@@ -10,7 +10,6 @@ import torch
 
 from pipeline.datasets.sampling import sample_positions
 from pipeline.datasets.transforms import ClipTransform
-from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD
 from pipeline.models.build import build_model, class_sentences
 from pipeline.tasks.few_shot import scoring as module
 from pipeline.tasks.few_shot.episodes import EpisodeSampler, episode_table
@@ -52,11 +51,11 @@ def _one_by_one(world, run, model, split, shot, episodes, seed, way=5, query=1):
     names = store.classes(split)
     clips_of = {name: [i for i in range(len(store.clips)) if store.labels[i] == name] for name in names}
     sampler = EpisodeSampler(clips_of, way, shot, query, seed)
-    transform = ClipTransform(crop=run.frames["crop"], mean=model.mean, std=model.std, train=False)
+    transform = ClipTransform(crop=run.frames["crop"])
     corpus = load_corpus(world.ws.dataset(run.dataset) / "texts.json")
 
     def encode(clip):
-        return model.encode(read_clip(run, store, int(clip), transform)[None])[0]
+        return model.encode(model.pixels(read_clip(run, store, int(clip), transform)[None]))[0]
 
     vv, vt, both, labels = [], [], [], []
     for i in range(episodes):
@@ -334,10 +333,10 @@ def test_a_split_with_few_classes_is_tested_with_all_of_them(world):
 
 
 def test_frames_of_a_test_are_chosen_without_chance_unless_asked(world):
-    transform = ClipTransform(crop=32, mean=CLIP_MEAN, std=CLIP_STD, train=False)
+    transform = ClipTransform(crop=32)
     run = world.run(method="otam")
     one, two = (read_clip(r, world.store, 5, transform) for r in (run, run.model_copy(update={"seed": 7})))
-    assert one.shape == (8, 3, 32, 32) and torch.equal(one, two)
+    assert one.shape == (8, 32, 32, 3) and one.dtype == torch.uint8 and torch.equal(one, two)
     released = run.model_copy(update={"frames": run.frames | {"test_sampling": "segment_random", "number": 4}})
     draws = [read_clip(released.model_copy(update={"seed": s}), world.store, 5, transform) for s in range(4)]
     again = read_clip(released, world.store, 5, transform)
@@ -346,7 +345,7 @@ def test_frames_of_a_test_are_chosen_without_chance_unless_asked(world):
 
 @pytest.mark.parametrize(("method", "mode"), [("trx", "linspace"), ("hyrsm", "segment_centre")])
 def test_frames_of_a_test_are_those_of_the_methods_recipe(world, monkeypatch, method, mode):
-    run, model = _model(world, method)
+    run = world.run(method=method)
     assert run.frames["test_sampling"] == mode
     seen, original = [], module.sample_positions
 
@@ -355,7 +354,7 @@ def test_frames_of_a_test_are_those_of_the_methods_recipe(world, monkeypatch, me
         return seen[-1][-1]
 
     monkeypatch.setattr(module, "sample_positions", spy)
-    read_clip(run, world.store, 3, ClipTransform(crop=32, mean=model.mean, std=model.std, train=False))
+    read_clip(run, world.store, 3, ClipTransform(crop=32))
     ((n, used, rng, positions),) = seen
     assert used == mode and rng is None
     np.testing.assert_array_equal(positions, sample_positions(n, 8, mode))

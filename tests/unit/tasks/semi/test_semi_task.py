@@ -18,6 +18,7 @@ from pipeline.evaluation.score import score_run
 from pipeline.models.build import WEIGHTS, load_weights
 from pipeline.scores import EpisodeScores
 from pipeline.tasks.kinds import task_of
+from pipeline.tasks.semi.task import _batched
 from pipeline.training.train import train_run
 
 METHODS = ("sefar", "svformer", "fixmatch", "sefar_supervised")
@@ -111,13 +112,27 @@ def test_items_depend_on_seed_and_number_only(semi):
     first, last = items[0], items[11]
     assert set(first) == {"labelled", "labels", "episode"}  # warm-up
     assert set(last) == {*first, "weak", "strong", "progress"} and last["progress"] == 1
-    assert [tuple(x.shape) for x in last["weak"]] == [(2, t, 3, 32, 32) for t in (2, 2, 4)]
+    assert [tuple(x.shape) for x in last["weak"]] == [(2, t, 32, 32, 3) for t in (2, 2, 4)]
     assert all(a.equal(b) for a, b in zip(again[11]["strong"], last["strong"], strict=True))
     assert not last["strong"][0].equal(last["weak"][0])
     other = task_of(semi.cell("sefar", seed=1).run, semi.ws)
     assert not other.items(other.build())[11]["strong"][0].equal(last["strong"][0])
     with pytest.raises(IndexError):
         items[12]
+
+
+def test_elements_reach_the_model_normalised(semi):
+    """In float32, to the last bit as each of them would be worked out alone on the host."""
+    task = task_of(semi.cell("sefar").run, semi.ws)
+    model = task.build()
+    item = task.items(model)[11]
+    batch = model.data_preprocessor({key: _batched(value) for key, value in item.items()}, True)
+    assert set(batch) == {"labelled", "labels", "weak", "strong", "progress"} and batch["progress"] == 1.0
+    for part in ("labelled", "weak", "strong"):
+        for element, frames in zip(batch[part], item[part], strict=True):
+            pixels = frames.numpy().astype(np.float32) / 255
+            wanted = (pixels - np.float32(model.mean)) / np.float32(model.std)
+            np.testing.assert_array_equal(element.numpy(), wanted.transpose(0, 1, 4, 2, 3))
 
 
 def test_every_unlabelled_video_comes_before_one_comes_again(semi):
