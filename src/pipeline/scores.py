@@ -130,6 +130,43 @@ def _constant(logits: np.ndarray) -> bool:
     return bool(alike or (queries.shape[1] > 1 and np.ptp(queries, axis=1).max() <= SAME))
 
 
+TEMPERATURES = np.geomspace(1e-3, 1e2, 251)
+BINS = 10
+
+
+def fitted_temperature(logits: np.ndarray, labels: np.ndarray, around: float = 1.0, certainty: float = 0.0) -> float:
+    """The temperature at which softmax(logits / temperature) gives the labels the highest likelihood.
+
+    logits (n, N), labels (n,). certainty: of a normal prior of the temperature's logarithm about that of `around`, one
+    over its variance; 0 is none.
+    """
+    tried = around * TEMPERATURES
+    right = np.arange(len(labels)), labels
+    likelihood = [_log_softmax(logits / temperature)[right].sum() for temperature in tried]
+    return float(tried[np.argmax(np.array(likelihood) - certainty * np.log(tried / around) ** 2 / 2)])
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Softmax of logits (..., N) at a temperature."""
+    return np.exp(_log_softmax(np.asarray(logits, dtype=np.float64) / temperature))
+
+
+def calibration_error(certain: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error (Guo et al., ICML 2017) of n answers, in 0 to 1.
+
+    certain (n,): the probability of each answer; right (n,): whether it is the right one. In ten equally wide bins of
+    probability, the mean gap between both, weighted by the answers in the bin.
+    """
+    place = np.minimum((np.asarray(certain) * BINS).astype(int), BINS - 1)
+    gaps = [abs(np.mean(right[place == i]) - np.mean(certain[place == i])) * (place == i).mean() for i in set(place)]
+    return float(sum(gaps))
+
+
 VALIDATION_SEED = 2  # of the episodes that choose alpha: other ones than those that select the checkpoint
 
 

@@ -145,7 +145,7 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys, repo, tmp_path):
 
 STAGES = (
     "videos", "splits", "text", "frames", "pretrain", "train", "sweep", "evaluate", "inspect", "table", "figure",
-    "curves", "report", "show", "plan", "status", "cluster", "describe", "split", "download", "predict",
+    "curves", "report", "show", "plan", "status", "cluster", "describe", "split", "download", "predict", "runs",
     "embed", "export", "doctor", "pose", "poses", "dashboard", "demo", "schema", "effects",
 )  # fmt: skip
 

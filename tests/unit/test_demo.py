@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
 from pipeline import demo
+from pipeline.datasets.index import Clip, write_index
 from pipeline.errors import UserError
 from pipeline.plan import Plan
+from pipeline.workspace import Workspace
 
 
 class Snakemake:
@@ -95,3 +98,23 @@ def test_an_interrupt_waits_for_snakemake(monkeypatch, plan, shown, tmp_path):
     with pytest.raises(UserError, match="interrupted; the same command goes on from here"):
         _run(monkeypatch, plan, tmp_path, process)
     assert process.returncode == 0 and Path(tmp_path / "logs" / "demo.log").is_file()
+
+
+def test_the_last_line_is_a_command_on_clips_that_it_laid_out(plan, tmp_path):
+    assert demo.try_next(plan, tmp_path) == ""  # nothing is made yet
+    ws = Workspace(tmp_path)
+    key = min(run.dataset for run in plan.runs.values() if run.method == "lga")
+    clips = []
+    for label in "abcdefg":
+        for number in range(5):
+            path = ws.dataset(key) / "generated" / label / f"{number}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"film")
+            clips.append(Clip(f"{label}/{number}", f"{label}/{number}.mp4", label, "train" if label == "a" else "test"))
+    write_index(ws.dataset(key) / "index.csv", clips)
+    words = shlex.split(demo.try_next(plan, tmp_path))
+    assert Path(words[0]).exists() and words[1:6] == ["-m", "pipeline", "predict", "--method", "lga"]
+    given = {part: words[words.index(part) + 1] for part in ("--support", "--query")}
+    for part, numbers in (("--support", {"0.mp4", "1.mp4"}), ("--query", {"2.mp4", "3.mp4"})):
+        folders = {path.name: {clip.name for clip in path.iterdir()} for path in Path(given[part]).iterdir()}
+        assert folders == dict.fromkeys("bcdef", numbers)

@@ -7,7 +7,7 @@ An exported folder holds `model.json` (what the model is made with), `model.safe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -21,7 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.actions.calibration import Calibration, calibrations
 from pipeline.actions.clips import OwnClip, Sampled, read_all
+from pipeline.actions.runs import choose_run
 from pipeline.compat import MODELS
 from pipeline.config import parse
 from pipeline.datasets.index import classes_of, read_index
@@ -46,6 +48,7 @@ from pipeline.workspace import Workspace
 FORMAT = 1  # of an exported folder
 ABOUT, BACKBONE = "model.json", "backbone"
 BATCH = 16  # clips encoded at a time
+FROZEN = "frozen"  # the method of a model without a run
 
 
 class About(Frozen):
@@ -63,6 +66,7 @@ class About(Frozen):
     frames: dict[str, Any] = Field(description="frame policy")
     classes: list[str] = Field([], description="classes that it was trained on")
     alphas: dict[int, float] = Field({}, description="weight of the video-video score, by the number of shots")
+    calibrations: dict[str, Calibration] = Field({}, description="how scores become probabilities, by what is scored")
     versions: dict[str, str] = Field({}, description="of the packages that wrote it")
 
 
@@ -113,39 +117,6 @@ class ActionModel:
 
 
 # ------------------------------------------------------------------------------------------------ from runs
-def trained_runs(ws: Workspace) -> list[Run]:
-    """The finished trainings of few-shot methods on videos, by their ids."""
-    found = []
-    for path in sorted((ws.root / "runs").glob("*/train.json")):
-        try:
-            run = Run.model_validate_json(path.with_name("run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue  # of an older version, or not whole
-        kind = MODELS.get(run.model["type"])
-        if isinstance(kind, type) and issubclass(kind, FewShotModel):
-            found.append(run)
-    return found
-
-
-def choose_run(ws: Workspace, name: str = "", method: str = "") -> Run:
-    """The trained run whose id begins with `name`, or the only one of `method`.
-
-    Raises:
-        UserError: there is none, or there are several; the message lists the candidates.
-    """
-    known = trained_runs(ws)
-    found = [run for run in known if run.id.startswith(name) and method in ("", run.method)]
-    found = [run for run in found if run.id == name] or found
-    if len(found) == 1:
-        return found[0]
-    wanted = f"run {name!r}" if name else f"run of the method {method!r}" if method else "run"
-    if not found:
-        ids = ", ".join(run.id for run in known) or "none; train one, or give --model FOLDER of an exported one"
-        raise UserError(f"no trained few-shot {wanted} in {ws.root / 'runs'}; there are: {ids}")
-    lines = "".join(f"\n  {run.id} (scale {run.scale}, seed {run.seed})" for run in found)
-    raise UserError(f"{len(found)} trained runs fit; name one of them with --run:{lines}")
-
-
 def describe_run(run: Run, ws: Workspace) -> About:
     """What `model.json` says of a run. Raises UserError when its data set, texts or backbone are not there."""
     stored = ws.store(run) / "index.csv"  # of the clips that were trained on
@@ -171,13 +142,17 @@ def _alphas(run: Run, ws: Workspace) -> dict[int, float]:
     return chosen
 
 
-def model_of_run(run: Run, ws: Workspace) -> ActionModel:
+def model_of_run(run: Run, ws: Workspace, calibrate: bool = False) -> ActionModel:
     """The trained model of a run in the results folder.
+
+    calibrate: with how its scores become probabilities, which is fitted where it is not there yet.
 
     Raises:
         UserError: it is not trained, or something that it is made of is missing.
     """
     about = describe_run(run, ws)
+    if calibrate:
+        about = about.model_copy(update={"calibrations": calibrations(run, ws, about.alphas)})
     model = make_model(about.type, backbone_arguments(run.backbone, ws), about.arguments, run.method, run.seed)
     return ActionModel(about, load_weights(model, run, ws))
 
@@ -192,7 +167,7 @@ def export_model(run: Run, ws: Workspace, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and ((folder / ABOUT).is_file() or not any(folder.iterdir()))):
         raise UserError(f"{folder} is there and holds no exported model; name another folder")
-    trained = model_of_run(run, ws)
+    trained = model_of_run(run, ws, calibrate=True)
     with new_folder(folder) as made:
         # As it was before the training: adapters are put into it when the model is made.
         MODELS.build(backbone_arguments(run.backbone, ws)).save(made / BACKBONE)
@@ -230,8 +205,13 @@ def load_model(folder: str | Path) -> ActionModel:
     return ActionModel(about, model)
 
 
-def find_model(folder: str = "", run: str = "", method: str = "", results: str | Path = "results") -> ActionModel:
+def find_model(
+    folder: str = "", run: str = "", method: str = "", results: str | Path = "results", classes: Collection[str] = (),
+    calibrate: bool = False,
+) -> ActionModel:  # fmt: skip
     """The model that a command names: an exported folder, or a trained run of the results folder.
+
+    classes: of the examples, for the choice among the runs of a method. calibrate: see `model_of_run`.
 
     Raises:
         UserError: none or several fit.
@@ -241,4 +221,4 @@ def find_model(folder: str = "", run: str = "", method: str = "", results: str |
             raise UserError("give an exported model (--model), or a run (--run, --method), not both")
         return load_model(folder)
     ws = Workspace(results)
-    return model_of_run(choose_run(ws, run, method), ws)
+    return model_of_run(choose_run(ws, run, method, classes), ws, calibrate)

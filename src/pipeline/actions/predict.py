@@ -1,4 +1,4 @@
-"""Labels for clips from a few examples of each class, by a trained few-shot model."""
+"""Labels for clips from a few examples of each class, by a trained few-shot model or a frozen backbone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.actions.calibration import Calibration, from_support, nearest
 from pipeline.actions.clips import OwnClip, Sampled
-from pipeline.actions.model import ActionModel, Encoded
+from pipeline.actions.model import FROZEN, ActionModel, Encoded
+from pipeline.actions.neighbours import Neighbour, nearest_clip
 from pipeline.errors import UserError
 from pipeline.guarded import Failure
 from pipeline.models.few_shot.phases import PHASES, phases_of
@@ -19,6 +21,7 @@ from pipeline.text.corpus import Corpus
 
 TOP = 5
 ALPHA = 0.5  # where no validation chose one
+AT_ONCE = 16  # examples that are compared with all others in one call
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,18 @@ class Prediction:
     phase: list[int]
     texts: list[str] = field(default_factory=list)
     """What the best class does in each phase, where the method reads atomic descriptions."""
+    unsure: bool = False
+    """The best two classes are closer than the calibration error."""
+    rejected: bool = False
+    """The best class is less probable than was asked for: perhaps none of the classes."""
+    neighbour: Neighbour | None = None
+    """The example that is most like it, of a model that compares frames."""
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
         made = {"clip": self.clip.name, "top": [asdict(guess) for guess in self.top], "frames": self.frames}
+        made |= {"unsure": self.unsure, "rejected": self.rejected}
+        made |= {"nearest": asdict(self.neighbour)} if self.neighbour else {}
         made |= {"seconds": self.seconds, "phase": self.phase}
         return made | ({"texts": self.texts} if self.texts else {}) | ({"truth": self.clip.label} if self.truth else {})
 
@@ -73,20 +84,24 @@ class Labeller:
         corpus: texts of the classes; None: the videos alone decide.
         alpha: weight of the video-video score; None: the one that validation chose for this number of shots, the
             method's own fusion if it has one, else 0.5.
+        reject: probability (0 to 1) below which the best class of a clip is not taken for an answer.
 
     Raises:
         UserError: fewer than two classes, a method that is not made for single queries, a missing text, or an alpha
-            out of range or without texts.
+            or a reject out of range, or an alpha without texts.
     """
 
     def __init__(
-        self, model: ActionModel, support: Sequence[Encoded], corpus: Corpus | None = None, alpha: float | None = None
-    ) -> None:
+        self, model: ActionModel, support: Sequence[Encoded], corpus: Corpus | None = None, alpha: float | None = None,
+        reject: float = 0.0,
+    ) -> None:  # fmt: skip
         if model.model.class_order:
             raise UserError(f"{model.about.run} needs one query of each class (transposed: true); take another run")
         if alpha is not None and not 0 <= alpha <= 1:
             raise UserError(f"alpha is {alpha}; give a number from 0 (texts alone) to 1 (videos alone)")
-        self.model = model
+        if not 0 <= reject < 1:
+            raise UserError(f"reject is {reject}; give a probability from 0 (reject nothing) to less than 1")
+        self.model, self.reject = model, reject
         self.classes = sorted({clip.clip.label for clip in support})
         if len(self.classes) < 2:
             raise UserError(f"the support has {len(self.classes)} class with readable clips; give at least two")
@@ -98,6 +113,25 @@ class Labeller:
             raise UserError("alpha weighs videos against texts; give texts, to a method that reads them, or no alpha")
         self._texts = None if self.corpus is None else model.class_texts(self.corpus, self.classes)[None]
         self._prototypes = self._prototypes_of(list(of_class.values()))
+        self._support = list(support)
+        self.calibration = self._calibrated()
+
+    def _calibrated(self) -> Calibration:
+        """How its scores become probabilities."""
+        about = self.model.about
+        if about.method != FROZEN:
+            return nearest(about.calibrations, max(self.shots.values()), self.corpus is not None)
+        labels = [self.classes.index(item.clip.label) for item in self._support]
+        return from_support(self._example_scores(), labels, about.arguments["matcher"])
+
+    @torch.inference_mode()
+    def _example_scores(self) -> np.ndarray:
+        """Scores (V, V) of each example as a query against each as the only one of a class."""
+        clips = torch.stack([item.features for item in self._support])
+        model = self.model.model
+        prototypes = model.prototypes(clips[None, :, None], None)
+        rows = [model.match(part[None], prototypes, None)["vv"][0] for part in clips.split(AT_ONCE)]
+        return torch.cat(rows).double().cpu().numpy()
 
     @torch.inference_mode()
     def _prototypes_of(self, clips: list[list[Tensor]]) -> Any:
@@ -122,7 +156,9 @@ class Labeller:
         video = scores.get("log_vv", scores["vv"].log_softmax(-1))
         text = scores["vt"].log_softmax(-1) if "vt" in scores else None
         fused = self._fused(video, text, scores.get("both"))
-        columns = [_probabilities(fused), _probabilities(video), None if text is None else _probabilities(text)]
+        heat = self.calibration.temperature
+        columns = [_probabilities(fused, heat), _probabilities(video, heat if text is None else 1.0)]
+        columns.append(None if text is None else _probabilities(text))
         order = np.argsort(-columns[0], kind="stable")[:TOP]
         top = [
             Guess(self.classes[i], *(None if column is None else round(float(column[i]), 6) for column in columns))
@@ -136,6 +172,9 @@ class Labeller:
             seen.seconds.round(3).tolist(),
             phases_of(model, query.features),
             self._atoms(top[0].label),
+            unsure=top[0].score - top[1].score < self.calibration.error,
+            rejected=top[0].score < self.reject,
+            neighbour=nearest_clip(query, [item for item in self._support if item.clip.label == top[0].label]),
         )
 
     def _fused(self, video: Tensor, text: Tensor | None, own: Tensor | None) -> Tensor:
@@ -154,9 +193,9 @@ class Labeller:
         return self.corpus.atomic(label, self.model.about.texts.get("atoms", PHASES))
 
 
-def _probabilities(logits: Tensor) -> np.ndarray:
+def _probabilities(logits: Tensor, temperature: float = 1.0) -> np.ndarray:
     """(1, 1, N) -> (N,), which sum to 1."""
-    return logits[0, 0].double().softmax(-1).cpu().numpy()
+    return (logits[0, 0].double() / temperature).softmax(-1).cpu().numpy()
 
 
 def proportion(right: int, count: int) -> tuple[float, float, float]:

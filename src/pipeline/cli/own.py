@@ -1,4 +1,4 @@
-"""Commands for one's own videos: pose, predict, embed, export."""
+"""Commands for one's own videos: pose, predict, runs, embed, export."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pose(
 
 Model = Annotated[str, typer.Option("--model", help="Folder of an exported model, instead of a run.")]
 OwnRun = Annotated[str, typer.Option("--run", help="Id of a trained run, or its beginning.")]
-Method = Annotated[str, typer.Option("--method", help="The trained run of this method, if there is only one.")]
+Method = Annotated[str, typer.Option("--method", help="A trained run of this method, the best.")]
 Pattern = Annotated[str, typer.Option(help="Regular expression: only files whose name matches are clips or frames.")]
 StripPrefix = Annotated[bool, typer.Option("--strip-prefix", help="01_wave is the class wave.")]
 
@@ -61,24 +61,54 @@ def predict(
     run: OwnRun = "",
     method: Method = "",
     model: Model = "",
+    backbone: Annotated[
+        str, typer.Option(help="Without a run: folder or file of weights, name on the hub, or efficientnet_lite0.")
+    ] = "",
+    matcher: Annotated[str, typer.Option(help="Without a run: otam (default), ab_mhm, bi_mhm or mean.")] = "",
     texts: Annotated[str, typer.Option(help="Descriptions of the classes (JSON). Without: only videos decide.")] = "",
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the video-video score (default: validation's).")
     ] = None,
     truth: Annotated[bool, typer.Option("--truth", help="--query has class folders: print the accuracy.")] = False,
+    reject: Annotated[float, typer.Option(help="Probability below which the answer is: none of these.")] = 0.0,
     strip_prefix: StripPrefix = False,
     pattern: Pattern = "",
     pictures: Annotated[int, typer.Option(min=0, help="How many clips to draw, from the first.")] = 8,
-    out: Annotated[Path, typer.Option(help="Folder for predictions.json and the pictures.")] = Path("predictions"),
+    out: Annotated[Path, typer.Option(help="Folder for predictions.json and index.html.")] = Path("predictions"),
     workers: Workers = 1,
     results: Results = Path("results"),
 ) -> None:
-    """Label clips of your own from a few examples of each class, with a trained few-shot run."""
+    """Label clips of your own from a few examples of each class: by a frozen backbone, or a trained few-shot run."""
+    from pipeline.actions.clips import labelled_clips
+
+    trained = bool(run or method or model)
+    if trained and (backbone or matcher):
+        raise UserError("--backbone and --matcher go without a run; leave them out, or --run, --method and --model")
+    classes = {clip.label for clip in labelled_clips(support, strip_prefix, pattern)}
     from pipeline.actions.command import Asked, predict_clips
+    from pipeline.actions.frozen import frozen_model
     from pipeline.actions.model import find_model
 
-    asked = Asked(support, query, texts, alpha, truth, strip_prefix, pictures, workers, pattern)
-    print(predict_clips(find_model(model, run, method, results), asked, out))
+    asked = Asked(support, query, texts, alpha, truth, strip_prefix, pictures, workers, pattern, reject)
+    if trained:
+        found = find_model(model, run, method, results, classes, calibrate=True)
+    else:
+        found = frozen_model(backbone, matcher)
+    print(predict_clips(found, asked, out))
+
+
+@app.command()
+def runs(
+    method: Annotated[str, typer.Option(help="Those of one method.")] = "",
+    results: Results = Path("results"),
+) -> None:
+    """List the trained runs: data set, accuracy on the validation classes, day, and the settings that differ."""
+    from pipeline.actions.runs import list_runs
+
+    rows = [("run", "data set", "validation", "trained", "settings"), *list_runs(Workspace(results), method)]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        print("  ".join([*(text.ljust(width) for text, width in zip(row[:4], widths, strict=True)), row[4]]))
 
 
 @app.command()
@@ -128,7 +158,8 @@ def export(
     results: Results = Path("results"),
 ) -> None:
     """Write a trained few-shot run into its own folder, which predict and embed take as --model."""
-    from pipeline.actions.model import choose_run, export_model
+    from pipeline.actions.model import export_model
+    from pipeline.actions.runs import choose_run
 
     ws = Workspace(results)
     print(export_model(choose_run(ws, run), ws, to))

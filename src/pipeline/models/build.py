@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TEXT_KEYS = ("text", "template")
 MEMORY = ("activation_checkpointing",)  # of a few-shot model's settings, those of its backbone
-BACKBONES = {"clip": "CLIPBackbone", "resnet": "ResNetBackbone"}
+BACKBONES = {"clip": "CLIPBackbone", "resnet": "ResNetBackbone", "efficientnet": "EfficientNetBackbone"}
 WEIGHTS = "model.safetensors"
 Model = TypeVar("Model", FewShotModel, SkeletonModel, SeFARModel, QuestionModel)
 

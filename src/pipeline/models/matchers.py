@@ -8,6 +8,7 @@ MATCHERS: dict[str, tuple[str, ...]] = {
     "ClipFsar": FRAME_MATCHERS,
     "Otam": FRAME_MATCHERS,
     "ClipFreeze": FRAME_MATCHERS,
+    "Frozen": ("otam", "ab_mhm", "bi_mhm", "mean"),
     "TaskAdapter": ("cosine", "otam", "bi_mhm", "trx"),
     "TRX": ("trx",),
     "STRM": ("strm",),

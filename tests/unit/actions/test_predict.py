@@ -21,12 +21,13 @@ from pipeline.actions import features
 from pipeline.actions.clips import labelled_clips
 from pipeline.actions.command import Asked, embed_clips, predict_clips
 from pipeline.actions.features import ModelName, embed_folder, read_features
-from pipeline.actions.model import ActionModel, Encoded, choose_run, describe_run, load_model, model_of_run
+from pipeline.actions.model import ActionModel, Encoded, describe_run, load_model, model_of_run
 from pipeline.actions.predict import Labeller, proportion
 from pipeline.datasets.index import read_index
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.models.build import build_model, class_sentences
+from pipeline.scores import calibration_error
 from pipeline.tasks.few_shot.episodes import EpisodeTable
 from pipeline.tasks.few_shot.scoring import encode_clips, score_episodes
 from pipeline.text.corpus import load_corpus
@@ -127,6 +128,16 @@ def test_predict_labels_goes_on_after_a_broken_video_and_counts(monkeypatch, cap
     assert len(record["queries"]) == WAY and record["accuracy"]["right"] == right and record["accuracy"]["n"] == WAY
     value, low, high = proportion(right, WAY)
     assert f"accuracy {value:.1f} %, 95 % interval {low:.1f} to {high:.1f}: {right} of {WAY} right" in shown
+    fitted = record["calibration"]
+    assert "400 validation episodes" in fitted["source"] and "1 clip each" in fitted["source"]
+    kept = json.loads((ws.run(run.id) / "calibration.json").read_text())
+    assert kept["calibrations"]["both-1"] == fitted and kept["alphas"] == {"1": 0.7} and fitted["temperature"] > 0
+    certain = np.array([query["top"][0]["score"] for query in record["queries"]])
+    good = np.array([query["top"][0]["label"] == query["truth"] for query in record["queries"]])
+    assert record["calibration_error"] == pytest.approx(calibration_error(certain, good))
+    assert f"expected calibration error {100 * record['calibration_error']:.1f} %" in shown
+    close = [query["top"][0]["score"] - query["top"][1]["score"] < fitted["error"] for query in record["queries"]]
+    assert [query["unsure"] for query in record["queries"]] == close and shown.count(": unsure: ") == sum(close)
     lines = [line for line in shown.splitlines() if ".mp4: " in line]
     assert len(lines) == WAY and all("video-text" in line and "; phases 1: " in line for line in lines)
     pictures = sorted(out.glob("*.png"))
@@ -225,7 +236,7 @@ def test_an_exported_model_needs_no_workflow(monkeypatch, capsys, repo, trained,
     assert len(list((tmp_path / "predictions").glob("*.png"))) == 1
 
     monkeypatch.setattr(torch, "load", None)  # and nothing is unpickled
-    here = model_of_run(run, ws)
+    here = model_of_run(run, ws, calibrate=True)
     asked = Asked(root / "support", root / "query", texts=str(texts), truth=True, pictures=0)
     predict_clips(here, asked, tmp_path / "here", lambda line: None)
     of_run = json.loads((tmp_path / "here" / "predictions.json").read_text())
@@ -336,21 +347,6 @@ def test_damaged_and_foreign_exports_are_refused(trained, tmp_path):
     assert (tmp_path / "precious" / "thesis.tex").exists()
 
 
-def test_runs_by_name_and_by_method(trained, world, tmp_path):
-    ws, run = trained
-    assert choose_run(ws, run.id) == choose_run(ws, "lga") == choose_run(ws, method="lga") == run
-    with pytest.raises(UserError, match=f"there are: {run.id}"):
-        choose_run(ws, method="otam")
-    both = world.elsewhere(tmp_path / "both")
-    for seed in (0, 1):
-        mine = world.run(seed, method="lga")
-        write_json(both.run(mine.id) / "run.json", mine.model_dump(mode="json"))
-        write_json(both.run(mine.id) / "train.json", {})
-    with pytest.raises(UserError, match="2 trained runs fit") as caught:
-        choose_run(both, method="lga")
-    assert run.id in str(caught.value) and "seed 1" in str(caught.value)
-
-
 def test_mistakes_are_one_line(monkeypatch, capsys, trained, clips, tmp_path):
     ws, run = trained
     _, root, texts = clips
@@ -358,6 +354,8 @@ def test_mistakes_are_one_line(monkeypatch, capsys, trained, clips, tmp_path):
     mistakes = [
         (("--run", "nothing"), "no trained few-shot run 'nothing'"),
         (("--run", run.id, "--model", tmp_path), "not both"),
+        (("--run", run.id, "--backbone", tmp_path), "--backbone and --matcher go without a run"),
+        (("--run", run.id, "--reject", "1.5"), "reject is 1.5"),
         (("--run", run.id, "--alpha", "0.5"), "give texts"),
         (("--run", run.id, "--alpha", "1.5", "--texts", texts), "alpha is 1.5"),
         (("--run", run.id, "--texts", tmp_path / "none.json"), "there is no corpus"),

@@ -20,9 +20,8 @@ from pipeline.compat import MODELS, ConvModule  # before anything of mmaction, w
 # isort: split
 from mmaction.models.backbones.resnet import BasicBlock, Bottleneck, ResNet, make_res_layer
 
-from pipeline.compat import quiet
 from pipeline.errors import UserError, unknown
-from pipeline.models.backbones.weights import hub_name, read_state, read_statistics, write_statistics
+from pipeline.models.backbones.weights import locate_weights, read_state, read_statistics, write_statistics
 
 # Of RGB in [0, 1]; those that torchvision and timm trained ResNets with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -90,7 +89,7 @@ class ResNetBackbone(nn.Module):
         super().__init__()
         self.norm_eval = norm_eval
         if isinstance(source, str | os.PathLike):
-            path = _locate(source)
+            path = locate_weights(source, "ResNet", "timm/resnet50.tv_in1k")
             weights = _read(path)
             self.mean, self.std = read_statistics(path.parent, (IMAGENET_MEAN, IMAGENET_STD))
             self.architecture = _architecture(path, weights)
@@ -149,34 +148,6 @@ def _torchvision_name(name: str) -> str:
     """MMAction2's name of a tensor -> torchvision's: layer1.0.conv2.bn.weight -> layer1.0.bn2.weight."""
     name = name.replace("downsample.conv.", "downsample.0.").replace("downsample.bn.", "downsample.1.")
     return re.sub(r"conv(\d)\.(conv|bn)\.", r"\2\1.", name)
-
-
-def _locate(source: str | os.PathLike) -> Path:
-    """The file with the weights: `source` itself, in that folder, or in the hub's cache."""
-    path, name = Path(source).expanduser(), str(source)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        if not (path / _WEIGHTS).is_file():
-            raise UserError(f"no weights in {path}: {_WEIGHTS} is missing; download the whole folder again")
-        return path / _WEIGHTS
-    if not hub_name(name):
-        raise UserError(f"no ResNet weights {name}; give a .safetensors or .pth file, or a folder with {_WEIGHTS}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        with quiet():
-            folder = Path(snapshot_download(name, allow_patterns=["config.json", _WEIGHTS]))
-    except (OSError, HfHubHTTPError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"can't get ResNet {name!r} from the hub ({reason:.120}) and there is no such file or folder; "
-            f"download it on a machine with network (hf download {name} --local-dir FOLDER) and set path: FOLDER"
-        ) from error
-    if not (folder / _WEIGHTS).is_file():
-        raise UserError(f"{name!r} on the hub has no {_WEIGHTS}; take another one, such as timm/resnet50.tv_in1k")
-    return folder / _WEIGHTS
 
 
 def _read(path: Path) -> dict[str, Tensor]:

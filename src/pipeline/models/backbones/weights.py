@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.compat import quiet
 from pipeline.errors import UserError
 from pipeline.textfiles import load_json, read_text
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of RGB in [0, 1]."""
 
+WEIGHTS = "model.safetensors"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".onnx")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "model.", "backbone.", "encoder.")
@@ -27,6 +30,37 @@ def hub_name(name: str) -> bool:
     """Whether a name may be one of the Hugging Face hub, OWNER/MODEL, and no file or folder that is missing."""
     plain = name.count("/") == 1 and not name.startswith((".", "~", "/")) and "\\" not in name
     return plain and not name.lower().endswith(SUFFIXES)
+
+
+def locate_weights(source: str | os.PathLike, kind: str, example: str) -> Path:
+    """The file with weights: `source` itself, in that folder, or in the hub's cache.
+
+    kind, example: for messages, what is to be loaded and a name of it on the hub. Raises UserError.
+    """
+    path, name = Path(source).expanduser(), str(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            raise UserError(f"no weights in {path}: {WEIGHTS} is missing; download the whole folder again")
+        return path / WEIGHTS
+    if not hub_name(name):
+        raise UserError(f"no {kind} weights {name}; give a .safetensors or .pth file, or a folder with {WEIGHTS}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        with quiet():
+            folder = Path(snapshot_download(name, allow_patterns=["config.json", WEIGHTS]))
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"can't get {kind} {name!r} from the hub ({reason:.120}) and there is no such file or folder; "
+            f"download it on a machine with network (hf download {name} --local-dir FOLDER) and set path: FOLDER"
+        ) from error
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{name!r} on the hub has no {WEIGHTS}; take another one, such as {example}")
+    return folder / WEIGHTS
 
 
 def describe_file(path: Path) -> str:
@@ -139,6 +173,7 @@ __all__ = [
     "describe_file",
     "finite",
     "hub_name",
+    "locate_weights",
     "read_state",
     "read_statistics",
     "write_statistics",

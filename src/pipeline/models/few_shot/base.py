@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pipeline.compat import MODELS
 from pipeline.errors import UserError, unknown
-from pipeline.models.backbones import clip, resnet  # noqa: F401  (registers them)
+from pipeline.models.backbones import clip, efficientnet, resnet  # noqa: F401  (registers them)
 from pipeline.models.pixels import Pixels
 
 Scores = dict[str, Tensor]
@@ -89,6 +89,11 @@ class FewShotModel(BaseModel):
         self.data_preprocessor = Pixels(self.mean, self.std)
         self.video_text_weight = video_text_weight
         if self.wants_text:
+            if not hasattr(self.backbone, "encode_text"):
+                raise UserError(
+                    f"{type(self).__name__} reads texts, and {type(self.backbone).__name__} has no text tower; take a "
+                    "backbone of kind clip"
+                )
             self.register_texts(base_texts)
 
     def register_texts(self, base_texts: Sequence[Sequence[str]]) -> None:

@@ -1,0 +1,54 @@
+"""A frozen backbone and a matcher that knows the order of frames: nothing is trained, so it works on day one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.compat import MODELS
+from pipeline.errors import unknown
+from pipeline.models.few_shot.base import Scores
+from pipeline.models.few_shot.blocks.segmentation import segment
+from pipeline.models.few_shot.clip_baselines import FrameMatching
+from pipeline.models.few_shot.matching import abmhm, episode_distances
+from pipeline.models.matchers import MATCHERS
+
+PHASES = 3
+
+
+@MODELS.register_module()
+class Frozen(FrameMatching):
+    """Frames as a frozen backbone sees them, and how each differs from the mean frame of its clip, side by side.
+
+    The first half of a feature is what is there, the second what moves; each has length one, so they count alike. The
+    mean frame says who is filmed and where, which examples of one person share whatever the action: without the second
+    half OTAM is right about clips of other persons far less often (docs/own-actions.md).
+
+    Args:
+        matcher: otam, ab_mhm (LGA's Eq. 2 on phases found by clustering), bi_mhm, or mean, which knows no order.
+    """
+
+    def __init__(self, backbone: dict[str, Any], matcher: str = "otam", lam: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(backbone, matcher=matcher, lam=lam, **kwargs)
+        if matcher not in MATCHERS["Frozen"]:
+            raise unknown("matcher", matcher, MATCHERS["Frozen"])
+        self.requires_grad_(False)
+
+    def encode(self, clips: Tensor) -> Tensor:
+        """(B, T, 3, H, W) -> (B, T, 2D)."""
+        frames = self.backbone.encode_frames(clips).float()
+        changes = frames - frames.mean(-2, keepdim=True)
+        return torch.cat((F.normalize(frames, dim=-1), F.normalize(changes, dim=-1)), dim=-1)
+
+    def match(self, query: Tensor, prototypes: Tensor, texts: Tensor | None, matcher: str | None = None) -> Scores:
+        """{"vv": (E, Q, N)}: minus the mean distance to the K shots of a class."""
+        if (matcher or self.matcher) != "ab_mhm":
+            return super().match(query, prototypes, texts, matcher)
+        phases = min(PHASES, query.shape[-2])
+        support = prototypes.flatten(1, 2)
+        of_query, of_support = segment(query, phases)[:, :, None], segment(support, phases)[:, None]
+        distance = abmhm(episode_distances(query, support), of_query, of_support)
+        return {"vv": -distance.unflatten(-1, prototypes.shape[1:3]).mean(-1)}
