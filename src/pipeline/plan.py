@@ -232,7 +232,7 @@ class Plan:
             model=model,
             train=train,
             dataset=dataset.key,
-            frames=merge(self.frames(dataset), self._method_frames(method, delta["method"], dataset)),
+            frames=merge(self.frames(dataset), self._chosen_frames(method, delta, dataset, where)),
             backbone=backbone,
             text=text,
             scale=settings.scale,
@@ -273,11 +273,14 @@ class Plan:
         run = self.cell(merge(given | {"train": {"label_rate": train["label_rate"]}}, wanted), seed, here).run
         return self.runs.setdefault(run.id, run)
 
-    def _method_frames(self, method: Mapping[str, Any], name: str, dataset: Asset) -> dict[str, Any]:
-        """What a recipe says of the choice of frames, or of how skeletons are shown."""
-        own = method.get("frames", {})
-        parse(self.data(dataset).method_frames, own, f"{self.config.place('methods', name, 'frames')}, frames")
-        return own
+    def _chosen_frames(
+        self, method: Mapping[str, Any], delta: Mapping[str, Any], dataset: Asset, where: str
+    ) -> dict[str, Any]:
+        """What recipe and experiment say of the choice of frames, or of how skeletons are shown."""
+        recipe, asked = method.get("frames", {}), delta.get("frames", {})
+        for own, place in ((recipe, self.config.place("methods", delta["method"], "frames")), (asked, where)):
+            parse(self.data(dataset).method_frames, own, f"{place}, frames")
+        return merge(recipe, asked)
 
     def _selection(self, delta: Mapping[str, Any], dataset: Asset) -> str:
         """The rule that selects a checkpoint; where nothing is held out to select one, it is the last one."""

@@ -30,6 +30,7 @@ class Experiment(Strict):
     selection: str | None = Field(None, description="what chooses the checkpoint: val, last or test")
     model: dict[str, Any] = Field({}, description="keys laid over the method's `model`")
     train: dict[str, Any] = Field({}, description="keys laid over the method's `train`; `{steps: 0}`: no training")
+    frames: dict[str, Any] = Field({}, description="keys laid over the method's `frames`")
     measure: dict[str, Any] = Field({}, description="how it is measured")
 
 

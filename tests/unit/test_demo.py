@@ -68,7 +68,7 @@ def test_tables_are_printed_as_they_come_the_first_one_first(monkeypatch, plan, 
     assert first == [str(tmp_path / "lga" / "table4.csv")] and kept and not kept_then
     assert rest[-1] == str(tmp_path / "table4.csv") and len(rest) == 4
     out, err = capsys.readouterr()
-    assert out.count("after ") == 4 and "0 of 50 trainings, 0 of 74 numbers: about " in err
+    assert out.count("after ") == 4 and "0 of 51 trainings, 0 of 75 numbers: about " in err
 
 
 def test_tables_that_are_there_are_printed_too(monkeypatch, plan, shown, tmp_path):

@@ -128,6 +128,21 @@ def test_targets_that_the_pages_name_exist(repo):
             )
 
 
+def test_files_of_the_corrections_are_there(repo):
+    """In the notes' table of corrections: code and configuration, then tests; a name alone is beside the one before."""
+    notes = (DOCS / "reproduction-notes.md").read_text()
+    lines = notes[notes.index("| what was wrong |") :].partition("\n\n")[0].splitlines()[2:]
+    assert len(lines) >= 14
+    for line in lines:
+        _, _, code, tests, _, _ = (part.strip() for part in line.split("|"))
+        for text, roots in ((code, (repo, repo / "src" / "pipeline")), (tests, (repo / "tests" / "unit",))):
+            folders = list(roots)
+            for name in re.findall(r"`([^`]+)`", text):
+                found = [path for folder in folders for path in folder.glob(name)]
+                assert found, (name, line)
+                folders = [*roots, found[0].parent]
+
+
 def anchors(page: Path) -> set[str]:
     """What links within a page may name: its headings, as GitHub spells them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)

@@ -232,6 +232,7 @@ HERE = r"tables/lga\.yaml, table 4, row 'video-video=OTAM,video-text=-'"
         ({"train": {"step": 3}}, rf"unknown train key 'step' in .*{HERE} \(method lga\); did you mean 'steps'\?"),
         ({"measure": {"shots": 3}}, rf"unknown key 'shots' in .*{HERE}, measure \(shots\); did you mean 'shot'\?"),
         ({"measure": {"score": "vx"}}, rf"{HERE}, measure: key score: "),
+        ({"frames": {"smapling": "linspace"}}, rf"unknown key 'smapling' in .*{HERE}, frames .*'sampling'\?"),
         ({"modle": {}}, r"unknown key 'modle' in .*tables/lga\.yaml .*did you mean 'model'"),
         ({"method": None}, rf"unknown method None in .*{HERE}; known: "),
     ],
@@ -327,6 +328,18 @@ def test_overlays_add_data_sets_methods_and_papers(repo, tmp_path):
     assert again.run.id != cell.run.id and again.run.dataset == cell.run.dataset  # other texts, same videos
     moved = overlay | {"datasets": {"mine": overlay["datasets"]["mine"] | {"root": "elsewhere"}}}
     assert Plan.read(repo / "config", moved, "notes").table_entries("notes", "9")[0].cells[0].id == again.id
+
+
+def test_an_experiment_lays_its_frames_over_those_of_the_method(repo):
+    rows = [
+        {"name": "default", "experiment": {"method": "trx"}},
+        {"name": "other", "experiment": {"method": "trx", "frames": {"test_sampling": "segment_centre"}}},
+    ]
+    table = {"title": "t", "columns": [{"name": "c", "experiment": {"dataset": "hmdb51"}}], "rows": rows}
+    plan = Plan.read(repo / "config", {"tables": {"mine": {"title": "mine", "tables": {"1": table}}}}, "mine")
+    default, other = (entry.cells[0].run for entry in plan.table_entries("mine", "1"))
+    assert default.frames["test_sampling"] == "linspace" and default.id != other.id
+    assert other.frames == default.frames | {"test_sampling": "segment_centre"}
 
 
 def test_specs_do_not_depend_on_the_order_of_keys(repo):

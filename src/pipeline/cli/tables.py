@@ -75,6 +75,28 @@ def report(
 
 
 @app.command()
+def effects(
+    sheets: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Sheets with a row for each switch (default: docs/examples/switches_*.yaml)."),
+    ] = None,
+    page: Annotated[Path, typer.Option(help="Where the page goes; its numbers go beside it.")] = Path(
+        "docs/switches.md"
+    ),
+    results: Results = Path("results"),
+    config: ConfigFolder = Path("config"),
+) -> None:
+    """Write what each switch changes, from the measured cells, and count what is not measured."""
+    from pipeline.tables.effects import SCALES, write_effects
+
+    places = write_effects(sheets or sorted(Path("docs/examples").glob("switches_*.yaml")), page, config, results)
+    print(page)
+    for scale in SCALES:
+        here = [place for place in places if place.scale == scale]
+        print(f"{scale}: {sum(place.effect is None for place in here)} of {len(here)} places are not measured")
+
+
+@app.command()
 def show(
     number: Annotated[str, typer.Argument(help="The table: 4, or fig3.")],
     paper: Annotated[str, typer.Option(help="Only this paper's table (default: every paper's of this number).")] = "",

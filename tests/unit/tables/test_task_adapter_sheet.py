@@ -55,7 +55,7 @@ def runs(plan: Plan, method: str, dataset: str) -> dict[int, set[str]]:
     for entry in plan.entries:
         if entry.paper == "task_adapter" and entry.table in "12" and entry.column.startswith(f"{dataset}/"):
             for cell in entry.cells:
-                if cell.run.method == method:
+                if cell.run.method == method and not cell.run.model.get("transductive"):
                     out.setdefault(cell.measure.shot, set()).add(cell.run.id)
     return out
 
@@ -260,6 +260,35 @@ def test_ticks_of_table_4(entries):
         assert model["layers"] == 6 and model["task"] and model["aim"]
 
 
+@pytest.mark.parametrize("number", ["1", "2", "3", "4"])
+def test_tables_1_to_4_have_a_row_in_which_queries_see_each_other(plan, entries, number):
+    """It differs from the full model beside it in nothing else, and the paper prints no value for it."""
+    rows = {row.name: row for row in plan.papers["task_adapter"].tables[number].rows}
+    (seen,) = [name for name in rows if "ransductive" in name]
+    full = list(rows)[list(rows).index(seen) - 1]
+    released = {"transductive": True} | ({} if number == "3" else {"alignment_over": "queries"})
+    columns = [column.name for column in plan.papers["task_adapter"].tables[number].columns]
+    assert not rows[seen].published and "see each other" in rows[seen].note
+    for column in columns:
+        (one,), (other,) = entries[number, seen, column].cells, entries[number, full, column].cells
+        assert not other.run.model["transductive"] and one.run.model == other.run.model | released
+        assert one.measure == other.measure and one.run.train == other.run.train
+
+
+def test_table_7_measures_forms_that_attend(plan, entries):
+    """Over the queries of a task, in one to three layers, and over the next frames of a query."""
+    table = plan.papers["task_adapter"].tables["7"]
+    assert "nothing is attended to" in table.note and "their rows are below" in table.note
+    for layers in (1, 2, 3):
+        (cell,) = entries["7", f"{layers}-layer Cross Attention, over queries", ONE_SHOT].cells
+        model = cell.run.model
+        assert (model["alignment"], model["alignment_layers"]) == ("attention", layers)
+        assert model["transductive"] and model["alignment_over"] == "queries"
+    (cell,) = entries["7", "1-layer Cross Attention, over 3 frames", ONE_SHOT].cells
+    assert (cell.run.model["alignment_over"], cell.run.model["alignment_window"]) == ("frames", 3)
+    assert not cell.run.model["transductive"]
+
+
 def test_depths_are_the_papers(plan, entries):
     """L 2 and M 8 where the scene tells much, L 6 and M 2 where order matters."""
     for table, depths in (("1", (6, 2)), ("2", (2, 8))):
@@ -334,6 +363,7 @@ def test_rows_without_an_experiment_give_a_reason(plan):
     for number in "12":
         measured = [row.name.split(" [")[0] for row in rows[number] if row.experiment]
         names = ["OTAM", "TRX", "STRM", "HyRSM", "MoLo", "HyRSM++", "CLIP-FSAR", "Task-Adapter", "Task-Adapter++"]
+        names.append("Task-Adapter++, transductive")
         assert measured == names
 
 
