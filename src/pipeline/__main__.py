@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-if __name__ == "__main__" and not sys.flags.safe_path:
+if __name__ == "__main__" and not sys.flags.safe_path and sys.path[0] in ("", os.getcwd()):
     del sys.path[0]  # the working folder, into which `python -m` looks first: a queue.py there is not Python's
 
 import locale
-import os
 
 from pipeline.cli.options import app, cluster_app
 from pipeline.errors import UserError

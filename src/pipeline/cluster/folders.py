@@ -44,7 +44,7 @@ def ray_folder() -> Iterator[str]:
             check_private(own)
             yield str(own / "r")
         finally:
-            os.environ.pop("RAY_TMPDIR")
+            os.environ.pop("RAY_TMPDIR", None)
             os.environ |= {"RAY_TMPDIR": before} if before else {}
             _remove(own)
 

@@ -86,7 +86,7 @@ def test_no_more_processes_than_have_work_and_as_many_as_are_asked_for(cores):
 def test_a_share_of_the_processors(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     for content, wanted in (("max 100000", 16), ("400000 100000", 4), ("50000 100000", 1), ("9900000 100000", 16)):
-        monkeypatch.setattr(module.Path, "read_text", lambda path, content=content: content)
+        monkeypatch.setattr(module.Path, "read_text", lambda path, encoding, content=content: content)
         assert available_cores() == wanted
 
 

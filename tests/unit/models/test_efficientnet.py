@@ -92,5 +92,5 @@ def test_every_method_without_texts_runs_on_it(repo, method):
 
 @needed
 def test_a_method_with_texts_says_that_it_has_no_text_tower():
-    with pytest.raises(UserError, match="LGA reads texts, and EfficientNetBackbone has no text tower"):
+    with pytest.raises(UserError, match="LGA reads texts, and its backbone is a EfficientNetBackbone"):
         make_model("LGA", {"type": "EfficientNetBackbone"}, {"base_texts": [["a"]]}, "lga")

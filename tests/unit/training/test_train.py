@@ -379,7 +379,9 @@ def test_optimisers_differ(world, tmp_path):
 
 def test_wrong_settings_of_a_training(world, tmp_path):
     ws = world.elsewhere(tmp_path)
-    with pytest.raises(UserError, match="key optimizer: Input should be 'adam', 'adamw' or 'sgd' .got 'lion'"):
+    with pytest.raises(
+        UserError, match="key optimizer: Input should be 'adam', 'adamw', 'sgd' or 'rmsprop' .got 'lion'"
+    ):
         world.run(method="otam", train={"optimizer": "lion"})
     run = world.run(method="otam", train={"way": 27})
     with pytest.raises(UserError, match="27-way episodes need 27 classes, and there are 26"):

@@ -91,11 +91,6 @@ class FewShotModel(BaseModel):
         self.data_preprocessor = Pixels(self.mean, self.std)
         self.video_text_weight = video_text_weight
         if self.wants_text:
-            if not hasattr(self.backbone, "encode_text"):
-                raise UserError(
-                    f"{type(self).__name__} reads texts, and {type(self.backbone).__name__} has no text tower; take a "
-                    "backbone of kind clip"
-                )
             self.register_texts(base_texts)
 
     def register_texts(self, base_texts: Sequence[Sequence[str]]) -> None:
