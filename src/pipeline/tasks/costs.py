@@ -28,8 +28,7 @@ INPUT_MB = (
 class Seconds(NamedTuple):
     """Of one core, for a run with the demo's networks: of a training's start, of one of its steps, of its tests.
 
-    Those of each kind are about the means over the demo's runs, two at a time on two cores: the benchmarks of
-    `all_tables`.
+    Those of each kind are about the means over the demo's runs, two at a time on two cores, as `train.json` has them.
     """
 
     start: float

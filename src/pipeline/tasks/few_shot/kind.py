@@ -13,7 +13,7 @@ from pipeline.tasks.costs import LAYERS, Cost, Seconds, hours, kept_gb
 from pipeline.tasks.kind import Kind
 from pipeline.tasks.recipe import OFF, Count, Recipe, Share, Switch, Train, Whole
 
-SMALL = Seconds(3.0, 0.15, 10.0)  # a step: one episode of 80 frames
+SMALL = Seconds(2.0, 0.1, 5.0)  # a step: one episode of 80 frames
 VIEWS = "stored views of each clip, from which the frozen layers are computed once; 0: a fresh view each time"
 
 

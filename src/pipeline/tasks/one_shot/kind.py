@@ -14,7 +14,7 @@ from pipeline.tasks.costs import MOTIONBERT_GB, Cost, Seconds
 from pipeline.tasks.kind import Kind
 from pipeline.tasks.recipe import Count, Epochs, Recipe, Whole
 
-SMALL = Seconds(2.0, 0.13, 3.5)
+SMALL = Seconds(1.0, 0.08, 3.0)
 ONE_SHOT = ("feature", "calibration")
 
 

@@ -12,8 +12,8 @@ from pipeline.tasks.costs import Cost, Seconds, hours, kept_gb
 from pipeline.tasks.kind import Kind
 from pipeline.tasks.recipe import OFF, Count, Epochs, Recipe, Share, Switch, Whole
 
-SMALL = Seconds(5.0, 0.07, 3.0)
-UNLABELLED = 0.035  # seconds of a step for each unlabelled clip beside a labelled one
+SMALL = Seconds(1.5, 0.045, 2.0)
+UNLABELLED = 0.03  # seconds of a step for each unlabelled clip beside a labelled one
 SMALL_VIT = 0.26  # of the operations of the base one
 Percent = Annotated[float, Field(gt=0, le=100)]
 
