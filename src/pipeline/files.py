@@ -19,24 +19,36 @@ from typing import Any
 from pipeline.errors import UserError
 
 
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` whose file takes its place when the block ends without an error.
+
+    So a reader sees all of it, or the file as it was before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Write `data` to `path` so that a reader sees all of it or the file as it was before.
 
     Raises UserError where the disk is full, or does not let itself be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with new_file(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         if said := system_error(error, path.parent):
             raise UserError(said) from error
         raise
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -95,14 +107,8 @@ _SYSTEM = {
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` to `path` so that a reader sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with new_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", "utf-8")
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -138,9 +144,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def copy_file(source: Path, target: Path) -> Path:
     """Copy a file so that a reader sees all of it or what was there before."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with new_file(target) as temporary:
+        shutil.copyfile(source, temporary)
     return target
 
 

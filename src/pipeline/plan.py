@@ -5,7 +5,6 @@ The plan is what Snakemake reads at parse time, and what `python -m pipeline pla
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -17,7 +16,7 @@ from pipeline.datasets.kinds.base import DataSet, FrameKeys
 from pipeline.datasets.kinds.registry import data_of, kind_named
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Asset, Cell, Measure, Run, canonical, digest, store_key
-from pipeline.files import content_of
+from pipeline.files import content_of, new_file
 from pipeline.sheets import INSIDE, Column, Paper, Row, Table, read_papers, table_stem
 from pipeline.tasks.kind import Kind
 from pipeline.tasks.kinds import check_metric, kind_of
@@ -493,9 +492,8 @@ class Plan:
         for name, thing in things:
             path, text = folder / f"{name}.json", canonical(thing) + "\n"
             if not path.is_file() or path.read_text("utf-8") != text:
-                temporary = path.with_suffix(f".{os.getpid()}.tmp")
-                temporary.write_text(text, "utf-8")
-                os.replace(temporary, path)
+                with new_file(path) as temporary:
+                    temporary.write_text(text, "utf-8")
 
 
 def _model_keys(recipe: Mapping[str, Any]) -> set[str]:

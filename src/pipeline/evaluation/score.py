@@ -48,7 +48,8 @@ def score_run(run: Run, cells: Sequence[Cell], ws: Workspace, keep: bool = False
     model = load_weights(task.build(), run, ws).to("cuda" if torch.cuda.is_available() else "cpu")
     for path, (measure, split) in wanted.items():
         task.scores(model, measure, split, keep).save(path)
+    kind = kind_of_model(run)
     for path, measure in values.items():
-        check_metric(measure, kind_of_model(run), run.id)
+        check_metric(measure, kind, run.id)
         write_json(path, METRICS[measure.metric].model(task, model, measure))
     return len(wanted) + len(values)

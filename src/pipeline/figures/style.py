@@ -6,12 +6,13 @@ Colours are those of Okabe and Ito, which people with colour-blindness can tell 
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,9 +81,8 @@ def write(figure: Figure, stem: Path) -> tuple[Path, ...]:
     paths = []
     for kind in FORMATS:
         path = stem.with_name(f"{stem.name}.{kind}")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(content(figure, kind))
-        os.replace(temporary, path)
+        with new_file(path) as temporary:
+            temporary.write_bytes(content(figure, kind))
         paths.append(path)
     return tuple(paths)
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from pipeline.compat import quiet
 from pipeline.datasets.skeletons.graph import SkeletonGraph, side_of, unsided
 from pipeline.errors import UserError, unknown
+from pipeline.files import new_file
 from pipeline.text import DEBERTA
 from pipeline.text.corpus import Corpus
 
@@ -143,10 +143,8 @@ def _cached(sentences: Sequence[str], folder: Path, source: str) -> dict[str, Te
     if missing:
         found = _deberta(missing, source)
         known = {**_read_cache(folder / name), **{key[s]: v for s, v in zip(missing, found, strict=True)}}
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        save_file({sha: vector.contiguous().clone() for sha, vector in known.items()}, temporary)
-        os.replace(temporary, folder / name)
+        with new_file(folder / name) as temporary:
+            save_file({sha: vector.contiguous().clone() for sha, vector in known.items()}, temporary)
     return {sentence: known[sha] for sentence, sha in key.items()}
 
 

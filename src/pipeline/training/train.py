@@ -36,7 +36,7 @@ from pipeline.datasets.loading import loader
 from pipeline.errors import UserError
 from pipeline.evaluation.health import last_loss
 from pipeline.experiment import Run
-from pipeline.files import write_json
+from pipeline.files import new_file, write_json
 from pipeline.models.build import WEIGHTS
 from pipeline.models.few_shot.compiled import compile_layers
 from pipeline.progress import Bar, bar
@@ -382,9 +382,8 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
     if run.selection != "last":
         best = keeper.best
     if is_main_process():
-        temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
-        save_file({name: value.detach().cpu().contiguous() for name, value in best["state"].items()}, temporary)
-        os.replace(temporary, folder / WEIGHTS)
+        with new_file(folder / WEIGHTS) as temporary:
+            save_file({name: value.detach().cpu().contiguous() for name, value in best["state"].items()}, temporary)
         task.clean()
     known = task.chance_loss(unwrap(runner.model))
     return {

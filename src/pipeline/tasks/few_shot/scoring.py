@@ -7,7 +7,6 @@ every episode. Only what depends on the other videos of a task (`FewShotModel.re
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from pipeline.datasets.loading import read_ahead
 from pipeline.datasets.sampling import sample_positions
 from pipeline.datasets.transforms import ClipTransform
 from pipeline.experiment import Measure, Run
+from pipeline.files import new_file
 from pipeline.models.build import class_sentences
 from pipeline.models.few_shot.base import FewShotModel, in_parts
 from pipeline.progress import bar
@@ -92,10 +92,8 @@ def split_features(
         return load_file(path)["features"].to(next(model.parameters()).device)
     features = encode_clips(run, model, store, split_clips(store, split))
     if keep and 4 * features.numel() <= IN_MEMORY:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file({"features": features.cpu()}, temporary)
-        os.replace(temporary, path)
+        with new_file(path) as temporary:
+            save_file({"features": features.cpu()}, temporary)
     return features
 
 
