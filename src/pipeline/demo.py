@@ -20,7 +20,6 @@ from pipeline.tables.console import print_table
 from pipeline.workspace import Workspace
 
 FIRST = "lga"
-KEEP = {"PIPELINE_KEEP_CLUSTER": "1"}  # the shared cluster goes on for the tables to come
 LINE_SECONDS = 20.0  # between two lines that say how far it is
 CLASSES, EXAMPLES, QUERIES = 5, 2, 2  # of the clips that a reader can try `predict` with
 
@@ -33,9 +32,7 @@ def run_demo(plan: Plan, number: str, results: Path, cores: str) -> None:
     """
     papers = sorted((paper for paper, key in plan.tables() if key == number), key=lambda paper: paper != FIRST)
     files = {paper: results / paper / f"{table_stem(number)}.csv" for paper in papers}
-    began = time.time()
-    _make(plan, number, {FIRST: files.pop(FIRST)}, results, cores, began, KEEP)
-    _make(plan, number, files, results, cores, began, {})
+    _make(plan, number, files, results, cores)
     print(f"\ntables: {results / FIRST / table_stem(number)}.md, {results / table_stem(number)}.csv and others beside")
     if command := try_next(plan, results):
         print(f"next, clips that it has not seen, of classes that it has not learnt:\n  {command}", flush=True)
@@ -72,18 +69,17 @@ def try_next(plan: Plan, results: Path) -> str:
     return ""
 
 
-def _make(
-    plan: Plan, number: str, files: dict[str, Path], results: Path, cores: str, began: float, variables: dict[str, str]
-) -> None:
-    """Have Snakemake make the tables `files` of some papers, and with the last of them the combined one."""
-    targets = [*map(str, files.values()), *([] if variables else [str(results / f"{table_stem(number)}.csv")])]
-    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", "--cores", cores, "--", *targets]
+def _make(plan: Plan, number: str, files: dict[str, Path], results: Path, cores: str) -> None:
+    """Have Snakemake make the tables `files` of the papers and the combined one; jobs of the first go before others."""
+    targets = [*map(str, files.values()), str(results / f"{table_stem(number)}.csv")]
+    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", "--cores", cores]
+    command += ["--prioritize", targets[0], "--", *targets]
     log = results / "logs" / "demo.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **variables})
+        process = subprocess.Popen(command, stdout=out, stderr=out)
         try:
-            _follow(process, plan, number, files, results, began)
+            _follow(process, plan, number, files, results)
         except KeyboardInterrupt:  # Snakemake was told too, and ends its jobs
             process.wait()
             raise UserError("interrupted; the same command goes on from here") from None
@@ -92,12 +88,10 @@ def _make(
         raise UserError(f"{' / '.join(lines[-3:])[:300]}; see {log} and `python -m pipeline status`")
 
 
-def _follow(
-    process: subprocess.Popen, plan: Plan, number: str, files: dict[str, Path], results: Path, began: float
-) -> None:
+def _follow(process: subprocess.Popen, plan: Plan, number: str, files: dict[str, Path], results: Path) -> None:
     """Say how far it is, and print each table once it is written, until `process` ends."""
     ws, slots = Workspace(results), plan.config.settings.cluster.slots
-    at_start, before = small_work(plan, ws)[1], time.time()
+    began, at_start = time.time(), small_work(plan, ws)[1]
     _say(plan, ws, f"about {span(at_start / slots)} to go on two cores" if at_start else "everything is there")
     waiting, said = dict(files), time.monotonic()
     while waiting:
@@ -112,7 +106,7 @@ def _follow(
         if time.monotonic() - said >= LINE_SECONDS:
             said, left = time.monotonic(), small_work(plan, ws)[1]
             done = 1 - left / at_start if at_start else 1.0
-            spent = time.time() - before
+            spent = time.time() - began
             _say(plan, ws, f"{100 * done:.0f} %" + (f", {span(spent * (1 - done) / done)} left" if done > 0.1 else ""))
         time.sleep(0.5)
     process.wait()
