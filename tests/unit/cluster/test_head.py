@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
+import psutil
 import pytest
 from ports import free_port
 
@@ -316,3 +319,20 @@ def test_ray_s_memory_monitor_is_named_and_cuda_s_memory_is_another():
         "torch.OutOfMemoryError: CUDA out of memory"
     )
     assert reason_of(ValueError(), 1) == "ValueError"
+
+
+def test_a_zombie_that_nobody_notices_is_not_waited_for():
+    """As in a container whose first process does not ask for the end of others."""
+    parent = "import subprocess, sys, time; print(subprocess.Popen(['true']).pid, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as careless:
+        try:
+            child = psutil.Process(int(careless.stdout.readline()))
+            while child.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+            began = time.monotonic()
+            head.end_all([child])
+            assert time.monotonic() - began < 2
+            head.end_all([psutil.Process(careless.pid)])
+            assert careless.wait(5) == -signal.SIGKILL
+        finally:
+            careless.kill()
