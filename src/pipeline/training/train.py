@@ -24,9 +24,10 @@ from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_gather_object, all_reduce, barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook, ParamSchedulerHook
 from mmengine.model import BaseModel
+from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
-from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
@@ -91,6 +92,25 @@ class StepFactors(LRSchedulerMixin, _ParamScheduler):
         # Relative to the last step, for a warm-up may act on the same rate.
         change = self._factor(self.last_step) / self._factor(max(self.last_step - 1, 0))
         return [group[self.param_name] * change for group in self.optimizer.param_groups]
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class EqualTogether(DefaultOptimWrapperConstructor):
+    """Parameters of equal settings in one group. MMEngine makes a group of each, and an optimiser starts anew for each
+    group: a step of AdamW over 80 small layers takes 3.4 ms so, and 0.5 ms in one group and fused."""
+
+    def add_params(
+        self, params: list[dict[str, Any]], module: torch.nn.Module, prefix: str = "", **others: Any
+    ) -> None:
+        super().add_params(params, module, prefix, **others)
+        if not prefix:  # it calls itself for what is below
+            groups: dict[tuple, dict[str, Any]] = {}
+            for group in params:
+                settings = {key: value for key, value in group.items() if key != "params"}
+                groups.setdefault(tuple(sorted(settings.items())), settings | {"params": []})["params"] += group[
+                    "params"
+                ]
+            params[:] = groups.values()
 
 
 class StepSchedule(ParamSchedulerHook):
@@ -283,11 +303,16 @@ class Restore(Hook):
 
     def __init__(self, checkpoint: Path, keeper: Keeper, every: int) -> None:
         self.state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-        self.keeper, self.every = keeper, every
+        self.checkpoint, self.keeper, self.every = checkpoint, keeper, every
 
     def before_train(self, runner: Runner) -> None:
         unwrap(runner.model).load_trained_state(self.state["model"])
-        runner.optim_wrapper.load_state_dict(self.state["optimizer"])
+        try:
+            runner.optim_wrapper.load_state_dict(self.state["optimizer"])
+        except ValueError as error:
+            raise UserError(
+                f"{self.checkpoint}: not of this version ({error}); delete it, and the training starts anew"
+            ) from None
         for scheduler, state in zip(runner.param_schedulers, self.state["schedulers"], strict=True):
             scheduler.load_state_dict(state)
         best = self.state["best"]
@@ -416,9 +441,9 @@ def _runner(
     optimizers = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop"}
     if train["amp"] and not torch.cuda.is_available():
         raise UserError(f"{run.id}: train.amp is true, and mixed precision needs a GPU; set train.amp: false")
-    momentum = {}
+    options = {} if train["optimizer"] == "rmsprop" else {"fused": True}  # which has no such form
     if train["optimizer"] == "sgd":
-        momentum = {"momentum": train.get("momentum", 0.0), "nesterov": train.get("nesterov", False)}
+        options |= {"momentum": train.get("momentum", 0.0), "nesterov": train.get("nesterov", False)}
     schedulers = [dict(type="StepFactors", by_epoch=False, milestones=train["milestones"])]
     if train.get("decay") == "cosine":
         rest = {"begin": warmup, "end": train["steps"], "eta_min_ratio": train.get("final_rate", 0.0)}
@@ -442,13 +467,14 @@ def _runner(
             train_dataloader=feed,
             train_cfg=dict(by_epoch=False, max_iters=train["steps"] * every, val_interval=10**9),
             optim_wrapper=dict(
+                constructor="EqualTogether",
                 type="AmpOptimWrapper" if train["amp"] else "OptimWrapper",
                 **({"dtype": "bfloat16"} if train["amp"] else {}),
                 optimizer=dict(
                     type=optimizers[train["optimizer"]],
                     lr=train["learning_rate"],
                     weight_decay=train["weight_decay"],
-                    **momentum,
+                    **options,
                 ),
                 accumulative_counts=every,
                 **({"clip_grad": {"max_norm": train["clip_gradient"]}} if train.get("clip_gradient") else {}),

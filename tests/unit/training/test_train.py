@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.optim.scheduler import LinearLR
 from safetensors.torch import load_file
 from tiny import train_on_workers
@@ -484,6 +485,41 @@ def test_a_checkpoint_is_selected_with_the_shots_it_is_trained_with(world, monke
     run = world.run(method="hyrsm", train={"shot": shot})
     task_of(run, world.ws).validate(torch.nn.Identity())
     assert (asked["shot"], asked["query"], asked["way"]) == (shot, 1, run.train["way"])
+
+
+def test_parameters_of_equal_settings_are_one_group_and_move_as_if_each_were_alone():
+    def built(constructor):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(3, 4), torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+        )
+        optimizer = {"type": "AdamW", "lr": 0.1, "weight_decay": 0.5, "fused": constructor is module.EqualTogether}
+        keys = {"1.0.": {"decay_mult": 0.0}, "1.1.": {"lr_mult": 10.0}}
+        return model, constructor({"optimizer": optimizer}, {"custom_keys": keys})(model).optimizer
+
+    (model, together), (other, alone) = built(module.EqualTogether), built(DefaultOptimWrapperConstructor)
+    assert [(len(group["params"]), group["lr"], group["weight_decay"]) for group in together.param_groups] == [
+        (2, 0.1, 0.5), (2, 0.1, 0.0), (2, 1.0, 0.5),
+    ]  # fmt: skip
+    assert len(alone.param_groups) == 6
+    for step in range(3):
+        for network, optimizer in ((model, together), (other, alone)):
+            optimizer.zero_grad()
+            network(torch.arange(6.0).reshape(2, 3) + step).square().sum().backward()
+            optimizer.step()
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_with_other_groups_is_one_line(world, tmp_path):
+    run, ws = world.run(method="otam", train={"steps": 3}), world.elsewhere(tmp_path / "ws")
+    with pytest.raises(Killed):
+        train_run(run, ws, _keep(tmp_path, until=1))
+    state = torch.load(tmp_path / "1" / STATE, weights_only=True)
+    state["optimizer"]["param_groups"] *= 9
+    torch.save(state, tmp_path / "1" / STATE)
+    with pytest.raises(UserError, match="1: not of this version .* delete it, and the training starts anew"):
+        train_run(run, ws, None, tmp_path / "1")
 
 
 def test_batch_norm_without_weight_decay():
