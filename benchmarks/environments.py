@@ -30,7 +30,7 @@ import psutil
 from benchmarks.sandbox import MODES, REPO, TinyTable, kill, sandbox
 from pipeline.files import read_json
 
-SECONDS = 1200.0  # for a table
+SECONDS = 3000.0  # for a table
 GRACE = 5.0  # until nothing is left
 LOOK_SECONDS = 2.0  # between two looks at ports and logs
 USER = "tiny-table"  # made for a while

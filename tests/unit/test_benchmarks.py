@@ -175,7 +175,7 @@ def test_what_is_left_in_a_sandbox_is_found_and_goes(tmp_path):
 
 def test_the_tiny_table_is_planned(repo):
     plan = Plan.read(repo / "config", sandbox.CONFIG, number="0")
-    assert len({cell.run.id for entry in plan.table_entries("tiny", "0") for cell in entry.cells}) == 3
+    assert len({cell.run.id for entry in plan.table_entries("tiny", "0") for cell in entry.cells}) == 2
 
 
 def test_kills_are_those_of_the_seed_and_of_every_kind():

@@ -234,7 +234,9 @@ def test_folders_of_killed_processes_are_swept_and_those_of_living_ones_stay(bas
     (base / "actions-foreign").mkdir()  # nobody has locked it
     with folders.ray_folder():
         assert not theirs[0].exists() and theirs[1].exists() and (base / "actions-foreign").exists()
-    living.communicate("")
+    living.kill()
+    living.wait()
+    folders.sweep()
     assert not theirs[1].exists()
 
 
