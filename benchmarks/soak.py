@@ -4,7 +4,7 @@
     python -m benchmarks.soak --services 3              # time and memory of a head with and without Ray's services
 
 A pair is two starts at once: of shared clusters of two results folders, or, every second time, of two trainings' own
-clusters (mode job). What is started has a mark in its environment, by which it is found again.
+clusters (mode job).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,7 +26,9 @@ from unittest import mock
 
 import psutil
 
-MARK = "PIPELINE_SOAK"
+from benchmarks.sandbox import Sandbox, sandbox
+
+SECONDS = 400.0  # for a start or a stop: more than either waits itself
 IDLE_SECONDS = 10.0  # after a start, until the last of Ray's processes is there
 JOB = (
     "import sys; from pathlib import Path; from pipeline.cluster.client import connect; "
@@ -39,26 +40,17 @@ JOB = (
 class Soak:
     """Clusters in results folders below one folder, with a folder of their own for temporary files."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.temporary, self.mark = folder, folder / "t", secrets.token_hex(4)
-        self.temporary.mkdir()
+    def __init__(self, box: Sandbox) -> None:
+        self.box = box
         self.faults: list[str] = []
         self.seconds: list[float] = []
         self.memory: list[tuple[int, float]] = []
-        self.environment = {**os.environ, "TMPDIR": str(self.temporary), MARK: self.mark}
-
-    def run(self, *words: str, **options: object) -> subprocess.Popen:
-        """`python WORDS` with the mark in its environment."""
-        return subprocess.Popen(
-            [sys.executable, "-P", *words], env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, **options,
-        )  # fmt: skip
 
     def shared(self, *names: str) -> None:
         """Start the shared clusters of so many results folders at once, and stop them at once."""
-        roots = [self.folder / name for name in names]
+        roots = [self.box.folder / name for name in names]
         began = time.monotonic()
-        starts = [self.run("-m", "pipeline", "cluster", "start", "--results", str(root)) for root in roots]
+        starts = [self.box.python("-m", "pipeline", "cluster", "start", "--results", str(root)) for root in roots]
         self._ended("start", starts)
         self.seconds.append(time.monotonic() - began)
         records = []
@@ -67,20 +59,23 @@ class Soak:
                 records.append(json.loads((root / "ray" / "cluster.json").read_text("utf-8")))
         if not self.memory:
             time.sleep(IDLE_SECONDS)
-            self.memory.append(_use(self.marked()))
-        stops = [self.run("-m", "pipeline", "cluster", "stop", "--results", str(root)) for root in roots]
+            self.memory.append(_use(self.box.processes()))
+        stops = [self.box.python("-m", "pipeline", "cluster", "stop", "--results", str(root)) for root in roots]
         self._ended("stop", stops)
         ports = [record[key] for record in records for key in ("address", "queue", "dashboard") if record[key]]
         self.look(f"shared {' '.join(names)}", roots, ports)
 
     def jobs(self, *names: str) -> None:
         """The same of clusters that live as long as one process (mode job)."""
-        roots = [self.folder / name for name in names]
+        roots = [self.box.folder / name for name in names]
         began = time.monotonic()
-        drivers = [self.run("-c", JOB, str(root), stdin=subprocess.PIPE) for root in roots]
+        drivers = [self.box.python("-c", JOB, str(root), stdin=subprocess.PIPE) for root in roots]
         for driver in drivers:
+            said = ""
             while (line := driver.stdout.readline()) and line != "up\n":
-                pass
+                said += line
+            if not line:
+                self.faults.append(f"job: {said.strip()[-300:]}")
         self.seconds.append(time.monotonic() - began)
         ports = []
         for head in [path for root in roots for path in (root / "ray" / "jobs").glob("*/head.json")]:
@@ -94,31 +89,21 @@ class Soak:
 
     def _ended(self, what: str, processes: list[subprocess.Popen]) -> None:
         for process in processes:
-            out, _ = process.communicate(timeout=300)
+            try:
+                out, _ = process.communicate(timeout=SECONDS)
+            except subprocess.TimeoutExpired:
+                self.faults.append(f"{what}: has not ended after {SECONDS:.0f} s")
+                continue
             if process.returncode:
                 self.faults.append(f"{what}: exit status {process.returncode}: {out.strip()[-300:]}")
 
-    def marked(self) -> list[psutil.Process]:
-        """Living processes that were started here, at any depth."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
-
     def look(self, what: str, roots: list[Path], ports: list[str]) -> None:
         """Note what is left: processes, folders, files of a cluster, ports."""
-        left = [f"process {process.pid} {' '.join(process.cmdline())[:100]}" for process in self.marked()]
-        left += [f"folder {path}" for path in self.temporary.iterdir()]
+        left = self.box.left(*roots)
         for root in roots:
-            kept = [*(root / "ray" / "jobs").glob("*/*"), *(root / "ray" / "metrics").glob("*.json")]
-            left += [f"file {path}" for path in [*kept, *(root / "ray").glob("cluster.json")]]
             shutil.rmtree(root, ignore_errors=True)
-        for port in ports:
-            host, number = port.removeprefix("http://").rsplit(":", 1)
-            with suppress(OSError), socket.create_connection((host, int(number)), timeout=1):
-                left.append(f"port {port}")
+        listening = self.box.listening()
+        left += [f"port {port}" for port in ports if int(port.rsplit(":", 1)[1]) in listening]
         self.faults += [f"{what}: {one}" for one in left]
         print(f"{what}: {self.seconds[-1]:.1f} s, {'; '.join(left) or 'nothing left'}", flush=True)
 
@@ -188,25 +173,22 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=0, help="two starts and stops at once")
     parser.add_argument("--services", type=int, default=0, help="measure heads, so many times each")
     asked = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="s", dir="/tmp"))
-    try:
+    with sandbox() as box:
         if asked.services:
-            services(folder, asked.services)
-        soak = Soak(folder)
+            services(box.folder, asked.services)
+        soak = Soak(box)
         for number in range(asked.starts):
             soak.shared(f"one{number}")
         for number in range(asked.pairs):
             (soak.jobs if number % 2 else soak.shared)(f"left{number}", f"right{number}")
-        if soak.memory:
-            count, memory = soak.memory[0]
-            print(f"an idle cluster: {count} processes, {memory:.0f} MB")
-        if soak.seconds:
-            tried = asked.starts + 2 * asked.pairs
-            print(f"{tried} starts, {statistics.median(soak.seconds):.1f} s in the middle, {len(soak.faults)} faults")
-        for fault in soak.faults:
-            print(f"fault: {fault}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    if soak.memory:
+        count, memory = soak.memory[0]
+        print(f"an idle cluster: {count} processes, {memory:.0f} MB")
+    if soak.seconds:
+        tried = asked.starts + 2 * asked.pairs
+        print(f"{tried} starts, {statistics.median(soak.seconds):.1f} s in the middle, {len(soak.faults)} faults")
+    for fault in soak.faults:
+        print(f"fault: {fault}")
     sys.exit(bool(soak.faults))
 
 

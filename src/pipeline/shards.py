@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.cluster.resources import wait_for_tasks
 from pipeline.errors import UserError
 from pipeline.files import disk_full, read_json, write_text
 from pipeline.progress import Bar
@@ -142,7 +143,8 @@ def make_shards(
     shared: folders that all nodes must see.
 
     Raises:
-        UserError: a node does not see the folders, workers were lost too often; and what `make` raises, wherever it is.
+        UserError: no node has so many CPUs and GPUs, one does not see the folders, workers were lost too often; and
+            what `make` raises, wherever it is.
     """
     if nodes == 1 or not parts:
         for _ in make(parts, shown.advance):
@@ -184,6 +186,7 @@ def _over_nodes(
     gpus: int,
 ) -> Iterator[dict[str, Any]]:
     """The rows that `task` makes of all portions, each as soon as it is made."""
+    size = wait_for_tasks(min(nodes, len(portions)), {"CPU": workers, "GPU": gpus})  # Ray Data would wait without end
     import ray.data
     from ray.exceptions import RayError
 
@@ -193,7 +196,7 @@ def _over_nodes(
     context.target_max_block_size = 1  # a row is a block: it does not wait for others
     context.execution_no_progress_timeout_s = -1  # a shard takes as long as it takes
     items = ray.data.from_items([{"portion": portion} for portion in portions], override_num_blocks=len(portions))
-    tasks = ray.data.TaskPoolStrategy(size=min(nodes, len(portions)))
+    tasks = ray.data.TaskPoolStrategy(size=size)
     rows = items.flat_map(task, compute=tasks, num_cpus=workers, num_gpus=gpus or None, max_retries=RETRIES)
     try:
         for block in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import threading
+import types
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import data, floor, matching, reference, run, scaling, skeletons, teacher, testing, training, workflow
+from benchmarks import (
+    data,
+    environments,
+    floor,
+    kills,
+    matching,
+    reference,
+    run,
+    sandbox,
+    scaling,
+    skeletons,
+    teacher,
+    testing,
+    training,
+    workflow,
+)
 from benchmarks.lines import Line, least, markdown, peak, timed
 from benchmarks.world import World
+from pipeline.cluster.queue import QueueServer
 from pipeline.datasets import frames as decoding
 from pipeline.models.backbones.nano_clip import nano_config
+from pipeline.plan import Plan
+from pipeline.progress import lives, this_process
 
 CLIP = nano_config(64, image_size=32, width=32, mlp_width=32, layers=10, heads=2, projection_dim=16)
 SMALL = training.Width("nano", CLIP, 32, 3, 3, 4, 1)
@@ -134,6 +156,74 @@ def test_operations_and_bytes_are_counted():
     assert moved == 4 * (20 * 30 + 30 * 40 + 20 * 40 + 2 * 20 * 40)  # the transposition moves nothing
     lines = floor.measure(SMALL, 64, 2**12)
     assert [line.ratio > 0 for line in lines] == [True, True] and "GFLOP" in lines[0].note
+
+
+# ----------------------------------------------------------------- what is tried out in folders of its own
+def test_what_is_left_in_a_sandbox_is_found_and_goes(tmp_path):
+    """Also a process whose parent has gone."""
+    with sandbox.sandbox() as box:
+        code = "import os, time; os.fork() and os._exit(0); os.setsid(); time.sleep(60)"
+        assert box.python("-c", code).wait(20) == 0
+        (orphan,) = box.processes()
+        (box.temporary / "actions-x").mkdir()
+        (tmp_path / "ray" / "metrics").mkdir(parents=True)
+        (tmp_path / "ray" / "metrics" / "a.json").touch()
+        left = box.left(tmp_path)
+        assert [each.split(" ")[0] for each in left] == ["process", "folder", "file"] and str(orphan.pid) in left[0]
+    assert not lives(this_process() | {"pid": orphan.pid, "began": None}) and not box.folder.exists()
+
+
+def test_the_tiny_table_is_planned(repo):
+    plan = Plan.read(repo / "config", sandbox.CONFIG, number="0")
+    assert len({cell.run.id for entry in plan.table_entries("tiny", "0") for cell in entry.cells}) == 2
+
+
+def test_kills_are_those_of_the_seed_and_of_every_kind():
+    drawn = kills.draw(16, 3)
+    assert drawn == kills.draw(16, 3) != kills.draw(16, 4)
+    assert len({(one.mode, one.target) for one in drawn}) == len(sandbox.MODES) * len(kills.TARGETS)
+    assert all(0 < one.share < 1 for one in drawn) and len({one.share for one in drawn}) == 16
+
+
+def test_victims_are_told_by_their_commands():
+    said = {
+        1: "python -m snakemake", 2: "python /x/bin/ray start --head --block", 3: "/x/gcs/gcs_server --log_dir=/t",
+        4: "ray::TrainController", 5: "ray::RayTrainWorker", os.getpid(): "python -m pipeline train",
+    }  # fmt: skip
+    processes = [types.SimpleNamespace(pid=pid, cmdline=words.split) for pid, words in said.items()]
+
+    def pids(target):
+        return [each.pid for each in kills.victims(target, os.getpid(), processes)]
+
+    assert pids("everything") == list(said) and pids("snakemake") == [os.getpid()]
+    assert pids("worker") == [5] and pids("head") == [2, 3]
+    del processes[4]
+    assert pids("worker") == []
+
+
+def test_a_queue_refuses_strangers_and_one_that_does_not_is_found_out(tmp_path):
+    assert environments.knock(QueueServer("127.0.0.1", "s3cret").address, tmp_path / "made") == ""
+
+    def talk(answer):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def serve():
+                with server.accept()[0] as caller:
+                    caller.sendall(b'"nonce"\n')
+                    caller.recv(4096)
+                    caller.sendall(answer)
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            found = environments.knock("{}:{}".format(*server.getsockname()), tmp_path / "made")
+            thread.join(10)
+        return found
+
+    assert talk(b'{"answer": null}\n').startswith("the queue answers a stranger: ['nonce', {'answer': None}]")
+    assert talk(b"\x80\x04\n").startswith("the queue says what is no JSON")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        assert environments.knock("{}:{}".format(*closed.getsockname()), tmp_path / "made") is None
 
 
 # ----------------------------------------------------------------------------------------------- command

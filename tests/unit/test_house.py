@@ -11,8 +11,8 @@ SRC = Path(__file__).resolve().parents[2] / "src"
 FLOORS = (  # from the ground up; what stands on one floor may import from its own, as long as there is no circle
     "__init__ compat errors experiment guarded metrics names",
     "config files intervals textfiles workspace",
-    "sheets progress scores shards",
-    "cluster",
+    "sheets progress scores",
+    "cluster shards",
     "datasets",
     "text",
     "models",

@@ -113,6 +113,20 @@ def test_nodes_must_see_the_same_files(tasks_here, tmp_path, monkeypatch):
     late.join()
 
 
+def test_what_no_node_has_is_an_error_and_no_wait(tmp_path, monkeypatch):
+    asked = []
+
+    def lacking(count, need):
+        asked.append((count, need))
+        raise UserError("no node has that")
+
+    monkeypatch.setattr(shards, "wait_for_tasks", lacking)
+    make, shown = partial(shard_tasks.write, folder=tmp_path), Bar("made", 4, "clips")
+    with pytest.raises(UserError, match="no node has that"):
+        make_shards(make, shard_tasks.parts(2), shown, 4, 64, [tmp_path], gpus=1)
+    assert asked == [(2, {"CPU": 64, "GPU": 1})] and not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------------------------------ a Ray on this machine
 
 

@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from pipeline.cluster.folders import ray_folder
+from pipeline.cluster.folders import ray_folder, sweep
 from pipeline.cluster.head import (
     HEAD,
     START_SECONDS,
@@ -196,6 +196,7 @@ def _start(ws: Workspace, settings: Cluster) -> dict[str, Any]:
             raise UserError(f"the shared Ray cluster did not start: {last_words(log)} (log: {log})")
         time.sleep(0.1)
     end_process(server, 20)
+    sweep()  # it may have been too busy to tidy up
     said = f"{last_words(log)} (log: {log})"
     raise UserError(f"the shared Ray cluster was not up after {START_SECONDS + SAYING_SECONDS:.0f} s: {said}")
 

@@ -32,7 +32,7 @@ def ray_folder() -> Iterator[str]:
         UserError: others could enter it.
     """
     base = _base(tempfile.gettempdir())
-    sweep(Path(base))
+    sweep(base)
     own = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
     with (own / "new").open("w") as lock:
         with suppress(OSError):  # no locks here: then nobody sweeps it either
@@ -60,9 +60,13 @@ def check_private(folder: Path) -> None:
         )
 
 
-def sweep(base: Path) -> None:
-    """Remove the folders that processes of this user have left which were killed: nobody holds their lock."""
-    for own in base.glob(f"{PREFIX}*"):
+def sweep(base: str | Path | None = None) -> None:
+    """Remove the folders that processes of this user have left which were killed: nobody holds their lock.
+
+    base: where they are; None: where this process would have its own.
+    """
+    wanted = tempfile.gettempdir()
+    for own in Path(base or ("/tmp" if too_long(wanted) else wanted)).glob(f"{PREFIX}*"):
         with suppress(OSError):
             if own.lstat().st_uid != os.geteuid():
                 continue

@@ -126,14 +126,16 @@ def start_ray(
 
 
 def end_process(process: subprocess.Popen, seconds: float) -> None:
-    """SIGTERM, and SIGKILL if that does not end it in time: of it and of every process below it."""
+    """SIGTERM, and SIGKILL if that does not end it in time: of it and of every process below it.
+
+    The process may be a child of the one that this one was forked from, which `subprocess` would take to have ended.
+    """
     below = []
     with suppress(psutil.Error):
-        below = [own := psutil.Process(process.pid), *own.children(recursive=True)]
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-    process.kill()
+        if process.returncode is None:
+            below = [own := psutil.Process(process.pid), *own.children(recursive=True)]
+            own.terminate()
+            psutil.wait_procs([own], seconds)
     end_all(below)
     with suppress(subprocess.TimeoutExpired):
         process.wait(5)

@@ -1,13 +1,15 @@
-"""Whether what a training asks for can come at all: Ray waits without end for a GPU that no node has."""
+"""Whether what is asked for can come at all: Ray waits without end for a GPU that no node has."""
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.cluster.head import START_SECONDS
+from pipeline.cluster.head import OURS, START_SECONDS
 from pipeline.config import Cluster
 from pipeline.errors import UserError
 
@@ -31,22 +33,50 @@ def wait_for_room(count: int, settings: Cluster, least: int = 0) -> int:
     Raises:
         UserError: there is room for fewer than `least` (default: for fewer than all).
     """
-    import ray
-
-    seconds = START_SECONDS if settings.nodes > 1 else SETTLE_SECONDS
-    need, end = need_of(settings), time.monotonic() + seconds
-    while (room := room_for(need, ray.nodes())) < count and time.monotonic() < end:
-        time.sleep(0.2)
+    need = need_of(settings)
+    room = _room_within(START_SECONDS if settings.nodes > 1 else SETTLE_SECONDS, count, need)
     if room < (least or count):
-        raise UserError(_lacking(count, room, need, ray.cluster_resources()))
+        short = "GPU" if _has().get("GPU", 0) < need.get("GPU", 0) * count else "CPU"
+        what = "cluster.gpus: 0 trains on CPUs" if short == "GPU" else "lower cluster.workers, slots or threads"
+        raise UserError(_lacking(count, room, need, what))
     return min(room, count)
 
 
-def _lacking(count: int, room: int, need: dict[str, float], has: dict[str, float]) -> str:
-    each = " and ".join(f"{wanted:g} {what}" for what, wanted in need.items())
-    there = " and ".join(f"{has.get(what, 0):g} {what}" for what in need)
-    short = "GPU" if has.get("GPU", 0) < need.get("GPU", 0) * count else "CPU"
-    what = "cluster.gpus: 0 trains on CPUs" if short == "GPU" else "lower cluster.workers, slots or threads"
+def wait_for_tasks(count: int, need: dict[str, float]) -> int:
+    """How many of `count` tasks that share the work there is room for, likewise; fewer than all do it too, and a line
+    says so.
+
+    Raises:
+        UserError: there is room for none.
+    """
+    need = {what: wanted for what, wanted in need.items() if wanted}
+    room = _room_within(START_SECONDS if OURS in os.environ else SETTLE_SECONDS, count, need)
+    if not room:
+        raise UserError(_lacking(count, room, need, "fewer --workers (resources: threads) need fewer CPUs"))
+    if room < count:
+        print(f"there is room for {room} of {count} tasks at a time", file=sys.stderr, flush=True)
+    return min(room, count)
+
+
+def _room_within(seconds: float, count: int, need: dict[str, float]) -> int:
+    """For how many of `count` there is room, once it is for all of them or after so many seconds."""
+    import ray
+
+    end = time.monotonic() + seconds
+    while (room := room_for(need, ray.nodes())) < count and time.monotonic() < end:
+        time.sleep(0.2)
+    return room
+
+
+def _has() -> dict[str, float]:
+    import ray
+
+    return ray.cluster_resources()
+
+
+def _lacking(count: int, room: int, need: dict[str, float], what: str) -> str:
+    each = " and ".join(f"{wanted:g} {name}" for name, wanted in need.items())
+    there = " and ".join(f"{_has().get(name, 0):g} {name}" for name in need)
     return (
         f"{count} times {each} are asked for, and Ray on {socket.gethostname()} has {there} in all, room for {room}; "
         f"{what}, or run where there is more (`python -m pipeline doctor` says what this machine has)"

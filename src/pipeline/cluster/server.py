@@ -74,9 +74,8 @@ def serve(ws: Workspace, settings: Cluster, slot: Slot) -> None:
         head, record["address"] = start_head(settings, "127.0.0.1", cpus, temporary, log)
         try:
             ended = _serve(ws, settings, slot, record, lambda: head.poll() is None, stopping)
-            if not ended and (child := os.fork()):  # Ray ends its driver with the head: another one tidies up
-                os.waitpid(child, 0)
-                os._exit(0)
+            if not ended and (child := os.fork()):  # Ray ends its driver with the head: another process tidies up
+                _become(f"import os; os.waitpid({child}, 0)")
         finally:
             end_process(head, STOP_SECONDS)
     _leave(ended)
@@ -86,6 +85,11 @@ def _leave(ended: bool) -> None:
     """End this process at once where Ray has not: all is tidied up, and at its exit Ray would look for its head."""
     if not ended:
         os._exit(0)
+
+
+def _become(code: str) -> None:
+    """Be a Python that runs `code`, without Ray's threads: whoever waits for this process waits for its end."""
+    os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", code])
 
 
 def _stop_on_signals(stopping: threading.Event) -> None:

@@ -282,15 +282,16 @@ def test_a_cluster_that_does_not_start_says_why(tmp_path, monkeypatch):
 
 def test_a_server_that_does_not_come_up_is_ended(tmp_path, monkeypatch):
     """Its client gives up; without one, nobody would end it."""
-    ws, started = Workspace(tmp_path), []
-    sleeps = [sys.executable, "-c", "import time; print('error: it hangs', flush=True); time.sleep(600)"]
+    ws, started, swept = Workspace(tmp_path), [], []
+    monkeypatch.setattr(module, "sweep", lambda: swept.append(started[0].poll()))
+    sleeps = ["sh", "-c", "echo error: it hangs; exec sleep 600"]
     real = subprocess.Popen
     monkeypatch.setattr(module.subprocess, "Popen", lambda _, **k: started.append(real(sleeps, **k)) or started[0])
     monkeypatch.setattr(module, "START_SECONDS", 1.5)
     monkeypatch.setattr(module, "SAYING_SECONDS", 0.5)
     with pytest.raises(UserError, match=r"was not up after 2 s: it hangs \(log: .*server\.log\)"):
         ensure(ws, Cluster())
-    assert started[0].poll() is not None
+    assert swept == [started[0].returncode] != [None]  # what it has left of its folder
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):

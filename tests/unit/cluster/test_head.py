@@ -237,7 +237,9 @@ def test_folders_of_killed_processes_are_swept_and_those_of_living_ones_stay(bas
     (base / "actions-foreign").mkdir()  # nobody has locked it
     with folders.ray_folder():
         assert not theirs[0].exists() and theirs[1].exists() and (base / "actions-foreign").exists()
-    living.communicate("")
+    living.kill()
+    living.wait()
+    folders.sweep()
     assert not theirs[1].exists()
 
 
@@ -280,6 +282,24 @@ def test_what_cannot_come_is_said_before_anybody_waits(monkeypatch):
     ray.nodes = lambda: _nodes(*[found] * next(joined))  # the others come later
     monkeypatch.setattr(resources, "START_SECONDS", 5.0)
     assert resources.wait_for_room(12, Cluster(nodes=4, workers=12)) == 12
+
+
+def test_tasks_that_no_node_has_room_for_are_not_waited_for(monkeypatch, capsys):
+    found = _nodes({"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0})
+    ray = types.SimpleNamespace(nodes=lambda: found, cluster_resources=lambda: {"CPU": 6.0, "GPU": 1.0})
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(resources, "SETTLE_SECONDS", 0.0)
+    monkeypatch.delenv(resources.OURS, raising=False)
+    assert resources.wait_for_tasks(3, {"CPU": 2, "GPU": 0}) == 3 and not capsys.readouterr().err
+    assert resources.wait_for_tasks(2, {"CPU": 2, "GPU": 1}) == 1
+    assert capsys.readouterr().err == "there is room for 1 of 2 tasks at a time\n"
+    with pytest.raises(UserError, match=r"2 times 4 CPU and 1 GPU .* 6 CPU and 1 GPU in all, room for 0; fewer --work"):
+        resources.wait_for_tasks(2, {"CPU": 4, "GPU": 1})
+    monkeypatch.setenv(resources.OURS, "head.json")  # on nodes of a Slurm job, which may still be joining
+    monkeypatch.setattr(resources, "START_SECONDS", 5.0)
+    late = iter([found[:1], found[:1], found])
+    ray.nodes = lambda: next(late)
+    assert resources.wait_for_tasks(1, {"CPU": 1, "GPU": 1}) == 1
 
 
 # ------------------------------------------------------------------------------------------ its logs

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -14,7 +18,7 @@ from pipeline.cluster.client import Client, running
 from pipeline.cluster.queue import Connection
 from pipeline.config import Cluster
 from pipeline.errors import UserError
-from pipeline.progress import this_process
+from pipeline.progress import lives, this_process
 from pipeline.workspace import Workspace
 
 
@@ -155,3 +159,44 @@ def test_a_leftover_address_of_another_ray_is_left_aside(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_serve", lambda ws, settings, slot, record, *_: not seen.append(record))
     module.serve(Workspace(tmp_path), Cluster(), lambda *_: None)
     assert seen[0]["address"] == "127.0.0.1:1" and "job" not in seen[0] and "RAY_ADDRESS" not in module.os.environ
+
+
+UNDER_RAY = """
+import json, os, subprocess, sys, threading, time
+from pathlib import Path
+from pipeline.cluster import server
+from pipeline.config import Cluster
+from pipeline.workspace import Workspace
+
+head = subprocess.Popen(["sleep", "60"])
+
+def start(settings, address, cpus, temporary, log):
+    (Path(sys.argv[1]) / "started.json").write_text(json.dumps({"head": head.pid, "folder": temporary}))
+    return head, "127.0.0.1:1"
+
+def like_ray():
+    head.wait()
+    os._exit(7)
+
+def serve(*_):
+    threading.Thread(target=like_ray).start()
+    return False
+
+def slow(process, seconds):
+    ended(process, seconds)
+    time.sleep(0.5)  # while this process would have been killed
+
+ended, server.end_process = server.end_process, slow
+server.start_head, server._serve = start, serve
+server.serve(Workspace(sys.argv[1]), Cluster(), lambda *_: None)
+"""
+
+
+def test_a_server_that_ray_takes_along_with_its_head_tidies_up_all_the_same(tmp_path):
+    """Slots that still use Ray forbid its shutdown; then Ray ends its driver, this process, when the head ends."""
+    command = [sys.executable, "-c", UNDER_RAY, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr  # it ends when all is tidied up, and not with the head
+    started = json.loads((tmp_path / "started.json").read_text())
+    assert not lives(this_process() | {"pid": started["head"], "began": None})
+    assert not os.path.exists(started["folder"]) and not os.path.exists(os.path.dirname(started["folder"]))
