@@ -17,6 +17,7 @@ from pipeline.plan import Plan
 from pipeline.progress import span
 from pipeline.sheets import table_stem
 from pipeline.tables.console import print_table
+from pipeline.workflow import call_workflow, last_words
 from pipeline.workspace import Workspace
 
 FIRST = "lga"
@@ -77,19 +78,13 @@ def _make(
 ) -> None:
     """Have Snakemake make the tables `files` of some papers, and with the last of them the combined one."""
     targets = [*map(str, files.values()), *([] if variables else [str(results / f"{table_stem(number)}.csv")])]
-    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", "--cores", cores, "--", *targets]
     log = results / "logs" / "demo.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **variables})
-        try:
-            _follow(process, plan, number, files, results, began)
-        except KeyboardInterrupt:  # Snakemake was told too, and ends its jobs
-            process.wait()
-            raise UserError("interrupted; the same command goes on from here") from None
-    if process.returncode:
-        lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        raise UserError(f"{' / '.join(lines[-3:])[:300]}; see {log} and `python -m pipeline status`")
+
+    def watch(process: subprocess.Popen) -> None:
+        _follow(process, plan, number, files, results, began)
+
+    if call_workflow(["--", *targets], cores, log, watch, variables):
+        raise UserError(last_words(log))
 
 
 def _follow(
