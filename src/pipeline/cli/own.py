@@ -1,4 +1,4 @@
-"""Commands for one's own videos: pose, predict, runs, embed, export."""
+"""Commands for one's own videos: pose, predict, adapt, runs, embed, export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Interface, Nodes, Results, Workers, app, share_nodes
+from pipeline.cli.options import ConfigFolder, Interface, Nodes, Results, Workers, app, share_nodes
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 
@@ -97,6 +97,45 @@ def predict(
     else:
         found = frozen_model(backbone, matcher)
     print(predict_clips(found, asked, out))
+
+
+@app.command()
+def adapt(
+    support: Annotated[Path, typer.Option(help="Folder with a folder of clips for each class.")],
+    method: Annotated[str, typer.Option(help="Few-shot method that is trained.")] = "tuned",
+    backbone: Annotated[
+        str, typer.Option(help="Folder or file of weights, name on the hub, or efficientnet_lite0 (default).")
+    ] = "",
+    texts: Annotated[str, typer.Option(help="Descriptions of the classes (JSON), for methods that read them.")] = "",
+    query: Annotated[Path | None, typer.Option(help="A clip, or a folder of clips, to label then.")] = None,
+    truth: Annotated[bool, typer.Option("--truth", help="--query has class folders: print the accuracy.")] = False,
+    strip_prefix: StripPrefix = False,
+    pattern: Pattern = "",
+    out: Annotated[Path, typer.Option(help="Folder for predictions.json and index.html.")] = Path("predictions"),
+    workers: Workers = 1,
+    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps; 0: as config/scales/own.yaml has.")] = 0,
+    cores: Annotated[str, typer.Option(help="CPU cores, in Snakemake's form.")] = "all",
+    config: ConfigFolder = Path("config"),
+) -> None:
+    """Train a few-shot method on actions of your own, say what that gained over the frozen backbone, and label clips.
+
+    An interrupted call is continued by the same one.
+    """
+    from pipeline.actions.adapt import RESULTS, Wanted
+    from pipeline.actions.adapt import adapt as adapt_to
+    from pipeline.actions.clips import labelled_clips, loose_clips
+    from pipeline.actions.command import Asked, predict_clips
+    from pipeline.actions.model import find_model
+
+    if query is not None:  # a wrong name is told before the training
+        labelled_clips(query, strip_prefix, pattern) if truth else loose_clips(query, pattern)
+    found, frozen = adapt_to(Wanted(support, method, backbone, texts, strip_prefix, pattern, steps), config, cores)
+    if query is None:
+        return
+    chosen = find_model(run=found.run, results=RESULTS, calibrate=True) if found.better else frozen
+    given = texts if found.better else ""
+    asked = Asked(support, query, given, truth=truth, strip_prefix=strip_prefix, workers=workers, pattern=pattern)
+    print(predict_clips(chosen, asked, out))
 
 
 @app.command()
