@@ -17,6 +17,7 @@ from pipeline.plan import Plan
 from pipeline.progress import span
 from pipeline.sheets import table_stem
 from pipeline.tables.console import print_table
+from pipeline.workflow import call_workflow, last_words
 from pipeline.workspace import Workspace
 
 FIRST = "lga"
@@ -72,20 +73,13 @@ def try_next(plan: Plan, results: Path) -> str:
 def _make(plan: Plan, number: str, files: dict[str, Path], results: Path, cores: str) -> None:
     """Have Snakemake make the tables `files` of the papers and the combined one; jobs of the first go before others."""
     targets = [*map(str, files.values()), str(results / f"{table_stem(number)}.csv")]
-    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", "--cores", cores]
-    command += ["--prioritize", targets[0], "--", *targets]
     log = results / "logs" / "demo.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
-        try:
-            _follow(process, plan, number, files, results)
-        except KeyboardInterrupt:  # Snakemake was told too, and ends its jobs
-            process.wait()
-            raise UserError("interrupted; the same command goes on from here") from None
-    if process.returncode:
-        lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        raise UserError(f"{' / '.join(lines[-3:])[:300]}; see {log} and `python -m pipeline status`")
+
+    def watch(process: subprocess.Popen) -> None:
+        _follow(process, plan, number, files, results)
+
+    if call_workflow(["--prioritize", targets[0], "--", *targets], cores, log, watch):
+        raise UserError(last_words(log))
 
 
 def _follow(process: subprocess.Popen, plan: Plan, number: str, files: dict[str, Path], results: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.actions.clips import OwnClip
+from pipeline.actions.frozen import frozen_model
 from pipeline.actions.model import ActionModel, Encoded, find_model
 from pipeline.errors import UserError
 from pipeline.files import write_bytes, write_csv, write_text
@@ -31,21 +32,34 @@ SHARD = 256  # clips: with 8 x 512 float32 of each, 4 MB
 
 @dataclass(frozen=True)
 class ModelName:
-    """What `find_model` finds a model by; unlike a model it can be sent to other processes."""
+    """What a model is found by; unlike a model it can be sent to other processes. Without folder, run and method it is
+    a frozen backbone."""
 
     folder: str = ""
     run: str = ""
     method: str = ""
     results: str = "results"
+    backbone: str = ""
 
     def load(self) -> ActionModel:
-        """The model. Raises UserError when none or several fit."""
+        """The model.
+
+        Raises:
+            UserError: none or several fit, or a backbone is named beside a trained model.
+        """
+        if not (self.folder or self.run or self.method):
+            return frozen_model(self.backbone)
+        if self.backbone:
+            raise UserError("--backbone goes without a run; leave it out, or --run, --method and --model")
         return find_model(self.folder, self.run, self.method, self.results)
 
     def absolute(self) -> ModelName:
         """The same from any working directory."""
-        folder = str(Path(self.folder).absolute()) if self.folder else ""
-        return ModelName(folder, self.run, self.method, str(Path(self.results).absolute()))
+        folder, backbone = (
+            str(Path(path).absolute()) if path and Path(path).exists() else path
+            for path in (self.folder, self.backbone)
+        )
+        return ModelName(folder, self.run, self.method, str(Path(self.results).absolute()), backbone)
 
 
 def embed_folder(

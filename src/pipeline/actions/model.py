@@ -164,17 +164,31 @@ def export_model(run: Run, ws: Workspace, folder: str | Path) -> Path:
     Raises:
         UserError: the folder is there and is no exported model; or as `model_of_run`.
     """
-    folder = Path(folder)
+    _check_target(Path(folder))
+    # The backbone as it was before the training: adapters are put into it when the model is made.
+    return write_model(
+        model_of_run(run, ws, calibrate=True), MODELS.build(backbone_arguments(run.backbone, ws)), folder
+    )
+
+
+def write_model(model: ActionModel, backbone: torch.nn.Module, folder: str | Path) -> Path:
+    """Write a model and its untrained backbone into a folder that needs nothing else; returns it.
+
+    Raises:
+        UserError: the folder is there and is no exported model.
+    """
+    _check_target(folder := Path(folder))
+    with new_folder(folder) as made:
+        backbone.save(made / BACKBONE)
+        state = {name: value.contiguous().cpu() for name, value in model.model.trained_state().items()}
+        save_file(state, made / WEIGHTS, {"format": "pt"})
+        write_json(made / ABOUT, model.about.model_dump(mode="json"))
+    return folder
+
+
+def _check_target(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and ((folder / ABOUT).is_file() or not any(folder.iterdir()))):
         raise UserError(f"{folder} is there and holds no exported model; name another folder")
-    trained = model_of_run(run, ws, calibrate=True)
-    with new_folder(folder) as made:
-        # As it was before the training: adapters are put into it when the model is made.
-        MODELS.build(backbone_arguments(run.backbone, ws)).save(made / BACKBONE)
-        state = {name: value.contiguous().cpu() for name, value in trained.model.trained_state().items()}
-        save_file(state, made / WEIGHTS, {"format": "pt"})
-        write_json(made / ABOUT, trained.about.model_dump(mode="json"))
-    return folder
 
 
 def load_model(folder: str | Path) -> ActionModel:

@@ -1,4 +1,4 @@
-"""Commands for one's own videos: pose, predict, runs, embed, export."""
+"""Commands for one's own videos: pose, predict, adapt, runs, embed, export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Interface, Nodes, Results, RunId, Workers, app, share_nodes
+from pipeline.cli.options import ConfigFolder, Interface, Nodes, Results, Workers, app, share_nodes
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 
@@ -50,6 +50,10 @@ def pose(
 Model = Annotated[str, typer.Option("--model", help="Folder of an exported model, instead of a run.")]
 OwnRun = Annotated[str, typer.Option("--run", help="Id of a trained run, or its beginning.")]
 Method = Annotated[str, typer.Option("--method", help="A trained run of this method, the best.")]
+Backbone = Annotated[
+    str, typer.Option(help="Without a run: folder or file of weights, name on the hub, or efficientnet_lite0.")
+]
+Matcher = Annotated[str, typer.Option(help="Without a run: otam (default), ab_mhm, bi_mhm or mean.")]
 Pattern = Annotated[str, typer.Option(help="Regular expression: only files whose name matches are clips or frames.")]
 StripPrefix = Annotated[bool, typer.Option("--strip-prefix", help="01_wave is the class wave.")]
 
@@ -61,10 +65,8 @@ def predict(
     run: OwnRun = "",
     method: Method = "",
     model: Model = "",
-    backbone: Annotated[
-        str, typer.Option(help="Without a run: folder or file of weights, name on the hub, or efficientnet_lite0.")
-    ] = "",
-    matcher: Annotated[str, typer.Option(help="Without a run: otam (default), ab_mhm, bi_mhm or mean.")] = "",
+    backbone: Backbone = "",
+    matcher: Matcher = "",
     texts: Annotated[str, typer.Option(help="Descriptions of the classes (JSON). Without: only videos decide.")] = "",
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the video-video score (default: validation's).")
@@ -98,6 +100,45 @@ def predict(
 
 
 @app.command()
+def adapt(
+    support: Annotated[Path, typer.Option(help="Folder with a folder of clips for each class.")],
+    method: Annotated[str, typer.Option(help="Few-shot method that is trained.")] = "tuned",
+    backbone: Annotated[
+        str, typer.Option(help="Folder or file of weights, name on the hub, or efficientnet_lite0 (default).")
+    ] = "",
+    texts: Annotated[str, typer.Option(help="Descriptions of the classes (JSON), for methods that read them.")] = "",
+    query: Annotated[Path | None, typer.Option(help="A clip, or a folder of clips, to label then.")] = None,
+    truth: Annotated[bool, typer.Option("--truth", help="--query has class folders: print the accuracy.")] = False,
+    strip_prefix: StripPrefix = False,
+    pattern: Pattern = "",
+    out: Annotated[Path, typer.Option(help="Folder for predictions.json and index.html.")] = Path("predictions"),
+    workers: Workers = 1,
+    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps; 0: as config/scales/own.yaml has.")] = 0,
+    cores: Annotated[str, typer.Option(help="CPU cores, in Snakemake's form.")] = "all",
+    config: ConfigFolder = Path("config"),
+) -> None:
+    """Train a few-shot method on actions of your own, say what that gained over the frozen backbone, and label clips.
+
+    An interrupted call is continued by the same one.
+    """
+    from pipeline.actions.adapt import RESULTS, Wanted
+    from pipeline.actions.adapt import adapt as adapt_to
+    from pipeline.actions.clips import labelled_clips, loose_clips
+    from pipeline.actions.command import Asked, predict_clips
+    from pipeline.actions.model import find_model
+
+    if query is not None:  # a wrong name is told before the training
+        labelled_clips(query, strip_prefix, pattern) if truth else loose_clips(query, pattern)
+    found, frozen = adapt_to(Wanted(support, method, backbone, texts, strip_prefix, pattern, steps), config, cores)
+    if query is None:
+        return
+    chosen = find_model(run=found.run, results=RESULTS, calibrate=True) if found.better else frozen
+    given = texts if found.better else ""
+    asked = Asked(support, query, given, truth=truth, strip_prefix=strip_prefix, workers=workers, pattern=pattern)
+    print(predict_clips(chosen, asked, out))
+
+
+@app.command()
 def runs(
     method: Annotated[str, typer.Option(help="Those of one method.")] = "",
     results: Results = Path("results"),
@@ -117,6 +158,7 @@ def embed(
     run: OwnRun = "",
     method: Method = "",
     model: Model = "",
+    backbone: Backbone = "",
     labelled: Annotated[bool, typer.Option("--labelled", help="Folders are classes.")] = False,
     strip_prefix: StripPrefix = False,
     pattern: Pattern = "",
@@ -126,7 +168,7 @@ def embed(
     interface: Interface = "",
     results: Results = Path("results"),
 ) -> None:
-    """Write what a trained few-shot run computes for each of your own clips: features, clips, labels.
+    """Write what a frozen backbone or a few-shot run computes for each of your own clips: features, clips, labels.
 
     For a file, all features are in memory at once. A folder takes any number of clips: it is written shard by shard,
     continued after an interruption, and several nodes may share the work.
@@ -137,29 +179,39 @@ def embed(
         raise UserError(f"over several nodes features go into a folder of shards, and {out} is a file: --out features")
     share_nodes(Workspace(results), nodes, workers, interface)
     found = labelled_clips(clips, strip_prefix, pattern) if labelled else loose_clips(clips, pattern)
-    if out.suffix == ".npz":
-        from pipeline.actions.command import embed_clips
-        from pipeline.actions.model import find_model
-
-        count, bad = embed_clips(find_model(model, run, method, results), found, out, workers)
-        print(f"{out}: {count} clips{f', {len(bad)} left out' if bad else ''}")
-        return
     from pipeline.actions.features import ModelName, embed_folder
 
-    made = embed_folder(ModelName(model, run, method, str(results)), clips, found, out, workers, nodes)
+    name = ModelName(model, run, method, str(results), backbone)
+    if out.suffix == ".npz":
+        from pipeline.actions.command import embed_clips
+
+        count, bad = embed_clips(name.load(), found, out, workers)
+        print(f"{out}: {count} clips{f', {len(bad)} left out' if bad else ''}")
+        return
+    made = embed_folder(name, clips, found, out, workers, nodes)
     left_out = f", {made['failures']} left out (failures.csv)" if made["failures"] else ""
     print(f"{out}: {made['features']} clips{left_out}")
 
 
 @app.command()
 def export(
-    run: RunId,
     to: Annotated[Path, typer.Option(help="The folder to write.")],
+    run: Annotated[str, typer.Argument(help="Id of the run, or its beginning; without one a frozen backbone.")] = "",
+    backbone: Backbone = "",
+    matcher: Matcher = "",
     results: Results = Path("results"),
 ) -> None:
-    """Write a trained few-shot run into its own folder, which predict and embed take as --model."""
-    from pipeline.actions.model import export_model
+    """Write a few-shot run, or a frozen backbone, into its own folder, which predict and embed take as --model."""
+    from pipeline.actions.model import export_model, write_model
     from pipeline.actions.runs import choose_run
 
-    ws = Workspace(results)
-    print(export_model(choose_run(ws, run), ws, to))
+    if run and (backbone or matcher):
+        raise UserError("--backbone and --matcher go without a run; leave them out, or the run")
+    if run:
+        ws = Workspace(results)
+        print(export_model(choose_run(ws, run), ws, to))
+        return
+    from pipeline.actions.frozen import frozen_model
+
+    frozen = frozen_model(backbone, matcher)
+    print(write_model(frozen, frozen.model.backbone, to))

@@ -135,7 +135,7 @@ def end_process(process: subprocess.Popen, seconds: float) -> None:
         if process.returncode is None:
             below = [own := psutil.Process(process.pid), *own.children(recursive=True)]
             own.terminate()
-            psutil.wait_procs([own], seconds)
+            _left([own], seconds)
     end_all(below)
     with suppress(subprocess.TimeoutExpired):
         process.wait(5)

@@ -8,7 +8,7 @@ MATCHERS: dict[str, tuple[str, ...]] = {
     "ClipFsar": FRAME_MATCHERS,
     "Otam": FRAME_MATCHERS,
     "ClipFreeze": FRAME_MATCHERS,
-    "Frozen": ("otam", "ab_mhm", "bi_mhm", "mean"),
+    **dict.fromkeys(("Frozen", "Tuned"), ("otam", "ab_mhm", "bi_mhm", "mean")),
     "TaskAdapter": ("cosine", "otam", "bi_mhm", "trx"),
     "EMPNet": FRAME_MATCHERS,
     "TEAM": ("tokens",),

@@ -16,6 +16,7 @@ from pipeline import __main__ as cli
 from pipeline.actions import frozen
 from pipeline.actions.calibration import DEVIATION, GAPS, from_support
 from pipeline.actions.frozen import backbone_kind, frozen_model
+from pipeline.actions.model import load_model
 from pipeline.actions.neighbours import align
 from pipeline.datasets.index import read_index
 from pipeline.errors import UserError
@@ -196,3 +197,37 @@ def test_kinds_of_backbones(own, tmp_path):
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             backbone_kind(name)
+
+
+def test_a_frozen_backbone_is_embedded_and_exported(monkeypatch, capsys, own, tmp_path):
+    backbone, root = own
+    monkeypatch.chdir(tmp_path)  # without results
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code or 0, *capsys.readouterr()
+
+    status, shown, errors = call("export", "--backbone", backbone, "--matcher", "ab_mhm", "--to", "model")
+    assert (status, shown.strip()) == (0, "model"), errors
+    exported, made = load_model(tmp_path / "model"), frozen_model(str(backbone), "ab_mhm")
+    assert exported.about == made.about and exported.model.matcher == "ab_mhm"
+    for out, which in (
+        ("a.npz", ("--model", "model")),
+        ("b.npz", ("--backbone", backbone)),
+        ("c", ("--model", "model")),
+    ):
+        assert call("embed", root / "query", "--labelled", *which, "--out", out)[0] == 0
+    with np.load("a.npz") as one, np.load("b.npz") as other, np.load("c/shard-00000.npz") as shard:
+        np.testing.assert_array_equal(one["features"], other["features"])
+        np.testing.assert_array_equal(one["features"], shard["features"])
+        assert one["features"].shape[0] == WAY * QUERIES and str(one["run"]) == f"frozen {backbone.name}, ab_mhm"
+    mistakes = [
+        (("export", "lga", "--backbone", backbone, "--to", "x"), "--backbone and --matcher go without a run"),
+        (("embed", root, "--method", "lga", "--backbone", backbone), "--backbone goes without a run"),
+        (("export", "--backbone", backbone, "--to", root), "is there and holds no exported model"),
+    ]
+    for words, message in mistakes:
+        status, _, errors = call(*words)
+        assert status == 2 and errors.startswith("error: ") and errors.count("\n") == 1 and message in errors

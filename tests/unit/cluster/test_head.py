@@ -343,7 +343,7 @@ def test_ray_s_memory_monitor_is_named_and_cuda_s_memory_is_another():
 
 def test_a_zombie_that_nobody_notices_is_not_waited_for():
     """As in a container whose first process does not ask for the end of others."""
-    parent = "import subprocess, sys, time; print(subprocess.Popen(['true']).pid, flush=True); time.sleep(60)"
+    parent = "import subprocess, time; child = subprocess.Popen(['true']); print(child.pid, flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as careless:
         try:
             child = psutil.Process(int(careless.stdout.readline()))

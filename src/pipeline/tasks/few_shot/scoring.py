@@ -237,16 +237,21 @@ def score_split(
     Validation with fewer classes than `way` uses all that there are; a test raises UserError. `features` (of the
     split's clips, in the store's order) saves encoding them again.
     """
-    clips = split_clips(store, split)
-    classes = store.classes(split)
-    place = {name: [] for name in classes}
-    for i, clip in enumerate(clips):
+    table = split_table(store, split, way, shot, query, episodes, seed)
+    if features is None:
+        features = encode_clips(run, model, store, split_clips(store, split))
+    return score_episodes(model, features, table, class_texts(run, model, ws, store.classes(split)), matcher)
+
+
+def split_table(
+    store: FrameStore, split: str, way: int, shot: int, query: int, episodes: int, seed: int
+) -> EpisodeTable:
+    """Seeded episodes of the classes of `split`, in which a clip is its place among the split's."""
+    classes, place = store.classes(split), {name: [] for name in store.classes(split)}
+    for i, clip in enumerate(split_clips(store, split)):
         place[store.labels[clip]].append(i)
     way = min(way, len(classes)) if split == "val" else way
-    table = episode_table(place, way, shot, query, episodes, seed)
-    if features is None:
-        features = encode_clips(run, model, store, clips)
-    return score_episodes(model, features, table, class_texts(run, model, ws, classes), matcher)
+    return episode_table(place, way, shot, query, episodes, seed)
 
 
 def split_clips(store: FrameStore, split: str) -> list[int]:

@@ -113,7 +113,7 @@ def test_training_changes_exactly_the_trained_state_and_survives_a_reload(world,
     assert not any("logit_scale" in name for name in expected)
     assert any("text_model" in name for name in expected) == (method == "clip_finetune")  # all of CLIP
     # What sees the frames: the backbone, adapters in it, or what stands behind a frozen one.
-    inside = ("backbone.clip.vision_model", "backbone.resnet", "visual.adapters", "skip.")
+    inside = ("backbone.clip.vision_model", "backbone.resnet", "visual.adapters", "skip.", "change.")
     assert any(name.startswith(inside) for name in expected)
 
     loaded = load_weights(build_model(run, ws, world.store), run, ws)
