@@ -58,7 +58,9 @@ class SemiWorld:
         return self.of(self.plan, method, dataset, train, seed, **rest)
 
     def of(self, plan, method, dataset, train, seed=0, **rest):
-        known = TRAIN | ({"unlabelled": 1} if method != "sefar_supervised" else {})
+        recipe = plan.method(method, "the test")[0]["train"]
+        known = TRAIN | ({"unlabelled": 1} if recipe["unlabelled"] else {})
+        known |= {"pretraining": {"epochs": 1, "steps": 3, "milestones": []}} if recipe.get("pretraining") else {}
         experiment = {"dataset": dataset, "method": method, "train": {**known, **(train or {})}, **rest}
         cell = plan.cell(experiment, seed, "the test")
         plan.runs.setdefault(cell.run.id, cell.run)

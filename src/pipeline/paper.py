@@ -24,6 +24,7 @@ from pipeline.estimate import disk_bytes
 from pipeline.experiment import Asset, Run
 from pipeline.names import match_names
 from pipeline.plan import Plan
+from pipeline.tasks.semi.kind import frames_shown
 from pipeline.workspace import Workspace
 
 ABSENT = "not here"
@@ -106,7 +107,8 @@ def frames_of(run: Run) -> str:
     size = frames["store"]["size"]
     stored = f"short side {size}" if isinstance(size, int) else "x".join(map(str, size))
     chosen = frames.get("elements") or frames["sampling"]
-    return f"{frames['number']} of {stored}, {chosen}, test {frames.get('test_view') or frames['test_sampling']}"
+    number = frames_shown(run) if "elements" in run.model else frames["number"]
+    return f"{number} of {stored}, {chosen}, test {frames.get('test_view') or frames['test_sampling']}"
 
 
 def length_of(run: Run, asset: Asset) -> tuple[str, str]:
@@ -125,6 +127,8 @@ def length_of(run: Run, asset: Asset) -> tuple[str, str]:
         shown += f" in {train['steps']} steps"
     elif clips:
         shown += f" in {train['epochs'] * max(clips // train['batch'] // items, 1)} steps"
+    if pretraining := train.get("pretraining"):
+        shown += f", after {pretraining['epochs']} without labels"
     return shown, str(clips or UNKNOWN) + (f" of {train['label_rate']:g} %" if "label_rate" in train else "")
 
 

@@ -64,11 +64,12 @@ def test_frames_and_checkpoints(by):
         if method in ("lga", "clip_fsar", "hyrsm", "molo"):
             chosen = "kinetics_grid" if dataset == "kinetics100" else "segment_random"
             assert all(f", {chosen}, " in shown for shown in frames), (method, dataset)
-        semi = method in ("sefar", "svformer", "fixmatch", "sefar_supervised", "sefar_qa")
+        semi = method in ("sefar", "svformer", "fixmatch", "sefar_supervised", "sefar_qa", "ltg", "memdpc")
         if semi:
-            assert all(shown.startswith("8 of short side 320") for shown in frames), dataset
+            shown = {int(count): size.startswith("short side 320") for count, size in (f.split(" of ") for f in frames)}
+            assert all(shown.values()) and (40 if method == "memdpc" else 8) in shown, (method, dataset)
         # skeletons have no validation classes, and labels are worth more than a checkpoint
-        last = semi or method == "ltg" or dataset.startswith(("ntu", "kinetics_skeleton"))
+        last = semi or dataset.startswith(("ntu", "kinetics_skeleton"))
         assert selection == {"last" if last else "val"}, (method, dataset)
 
 
@@ -82,6 +83,9 @@ def test_lengths_and_labels_at_the_published_sizes(by):
     }  # fmt: skip
     (five,) = {line.length for line in by["sefar", "gym99"] if line.labels == "1316 of 5 %"}
     assert five == "30 epochs in 600 steps"  # 164 passes of 8, 20 steps of 64 an epoch
+    assert {line.length for line in by["memdpc", "gym99"] if line.labels == "1316 of 5 %"} == {
+        "500 epochs in 20500 steps, after 500 without labels"
+    }
     base = {line.labels: line.length for line in by["infogcn", "ntu120_oneshot"]}
     assert base == {"18817": "110 epochs in 16170 steps", "37739": "110 epochs in 32340 steps",
                     "56721": "110 epochs in 48730 steps", "75831": "110 epochs in 65120 steps",

@@ -10,7 +10,8 @@ import numpy as np
 
 from pipeline.errors import UserError, unknown
 
-POLICIES = ("spread", "step", "pairs")
+POLICIES = ("spread", "step", "pairs", "stride")
+STRIDE = 3  # frames from one shown to the next (MemDPC)
 
 
 def parse_elements(elements: str | int) -> tuple[int, ...]:
@@ -32,6 +33,7 @@ def element_slots(lengths: Sequence[int], policy: str = "spread") -> list[np.nda
     - step (the paper's words): an element of L frames takes every floor(K/L)-th of the K slots. Where the m-th
       starts is not said; here at slot m (the context at 0), so elements may share frames.
     - pairs: as spread; `ElementSampler` shows each frame with the one that follows.
+    - stride: of one element; `ElementSampler` takes no slots there.
 
     Raises UserError for another policy.
     """
@@ -88,13 +90,25 @@ class ElementSampler:
 
     def sample(self, n: int, rng: np.random.Generator | None = None) -> list[np.ndarray]:
         """Frames 0..n-1 of each element, ascending: at random within its slots, or their centres without `rng`; of
-        pairs each frame, and the one that follows it in the video.
+        pairs each frame, and the one that follows it in the video. With a stride `at_a_stride`.
 
         Raises UserError when the video has fewer frames than there are slots.
         """
+        if self.policy == "stride":
+            return [at_a_stride(n, length, rng) for length in self.lengths]
         if self.policy == "pairs":
             shown = ElementSampler(self.elements).sample(n - 1, rng)
             return [np.stack((frames, frames + 1), axis=1).ravel() for frames in shown]
         edges = self.edges(n)
         frames = (edges[:-1] + edges[1:] - 1) // 2 if rng is None else rng.integers(edges[:-1], edges[1:])
         return [frames[slots] for slots in self.slots]
+
+
+def at_a_stride(n: int, count: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """`count` of the frames 0..n-1 that are STRIDE apart, from a random one on, or around the middle without `rng`.
+
+    A shorter video is shown whole: its frames lie closer, and where it has fewer than `count`, some come twice.
+    """
+    window = min(n, count * STRIDE)
+    start = (n - window) // 2 if rng is None else rng.integers(n - window + 1)
+    return start + np.arange(count) * window // count

@@ -66,7 +66,8 @@ class Training(BaseModel):
 
 
 def last_loss(rows: Sequence[Mapping[str, Any]], name: str, chance: float) -> dict[str, Any]:
-    """`LastLoss` of the loss `name` in the `rows` of a curve, one a step."""
+    """`LastLoss` of the loss `name` in the `rows` of a curve, one a step; there may be a phase without it."""
+    rows = [row for row in rows if row.get(name, "") != ""]
     last = rows[-max(FEWEST_STEPS, round(LAST_PART * len(rows))) :]
     return {"name": name, "value": sum(float(row[name]) for row in last) / len(last), "chance": chance}
 

@@ -19,6 +19,6 @@ MATCHERS: dict[str, tuple[str, ...]] = {
     "MoLo": ("bi_mhm",),
     **dict.fromkeys(("SkeletonBaseline", "GAP", "CrossGLG", "SkeletonDML"), ("nearest", "calibration")),
     **dict.fromkeys(("QuestionModel", "VisionLanguage"), ("mean", "sum")),
-    **dict.fromkeys(("SeFARModel", "LTG", "FrozenFrames"), ()),
+    **dict.fromkeys(("SeFARModel", "LTG", "MemDPC", "FrozenFrames"), ()),
 }
 """A model that is not here says nothing before it runs."""

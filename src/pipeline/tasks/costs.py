@@ -16,8 +16,9 @@ SET_CLIPS = {"train": 600, "test": 200}  # of a set whose definition does not sa
 
 
 # MB that a network in training keeps of a 224 x 224 frame for the backward pass in float32: counted, on a CPU. A small
-# ViT has half the width of a base one.
-KEPT_MB = {"clip_vit_b16": 147.0, "resnet50": 85.0, "vit_b16": 167.0, "vit_s16": 84.0}
+# ViT has half the width of a base one; MemDPC's frames have 128 x 128 pixels.
+KEPT_MB = {"clip_vit_b16": 147.0, "resnet50": 85.0, "vit_b16": 167.0, "vit_s16": 84.0,
+           "r2d3d18": 6.8}  # fmt: skip
 MOTIONBERT_GB = 2.0  # likewise, of a clip
 LAYERS = 12  # of a ViT
 INPUT_MB = (

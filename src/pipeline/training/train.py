@@ -500,7 +500,7 @@ def _runner(
             cfg=dict(
                 model_wrapper_cfg=dict(
                     type="MMDistributedDataParallel",
-                    find_unused_parameters=False,
+                    find_unused_parameters=getattr(model, "phases", False),  # a phase may leave some alone
                     **({} if torch.cuda.is_available() else {"device_ids": None}),  # MMEngine gives CPUs one too
                 )
             ),

@@ -36,7 +36,9 @@ class SemiDefinition(VideoDefinition):
 class SemiFrames(Frozen):
     """What a method may say of the frames of such a video."""
 
-    elements: Literal["spread", "step", "pairs"] = Field("spread", description="which time slots an element has")
+    elements: Literal["spread", "step", "pairs", "stride"] = Field(
+        "spread", description="which time slots an element has"
+    )
     test_view: str = Field("", description="how frames are shown in tests")
 
 

@@ -77,6 +77,9 @@ class SeFARModel(BaseModel):
     each training step. The teacher takes no gradient, and no label of an unlabelled video is asked for anywhere.
     """
 
+    phases = False
+    """Whether it can be pretrained without labels: `loss` then takes `clips` in the place of labelled videos."""
+
     def __init__(
         self,
         backbone: Mapping[str, Any],

@@ -20,7 +20,7 @@ from pipeline.models.semi import ElementSampler
 from pipeline.models.semi.losses import ssl_progress
 from pipeline.tasks.base import Items
 
-OF_LABELLED, OF_UNLABELLED = 0, 1  # streams of random numbers
+OF_LABELLED, OF_UNLABELLED, OF_ALL, OF_PRETRAINING = 0, 1, 4, 5  # streams of random numbers
 
 
 class SemiItems(Items):
@@ -89,15 +89,44 @@ class SemiItems(Items):
 
     def _unlabelled(self, first: int) -> np.ndarray:
         """The unlabelled videos number `first` and on, of endless rounds through all of them."""
-        total, chosen = len(self.videos.unlabelled), []
-        places = np.arange(first, first + self.others)
-        for turn in range(places[0] // total, places[-1] // total + 1):
-            rng = np.random.default_rng(np.random.SeedSequence([self.seed, OF_UNLABELLED, turn]))
-            chosen.append(rng.permutation(total)[places[places // total == turn] % total])
-        return self.videos.unlabelled[np.concatenate(chosen)]
+        return in_rounds(self.videos.unlabelled, first, self.others, (self.seed, OF_UNLABELLED))
 
     def _read(self, clips: np.ndarray, view: ElementView, rng: np.random.Generator) -> list[torch.Tensor]:
         return stack([read_elements(self.store, int(clip), self.sampler, view, rng) for clip in clips])
+
+
+class PretrainingItems(SemiItems):
+    """Before the items of `SemiItems` come some of all training videos alike, labelled or not.
+
+    Each of these is a dict: clips, a list of the elements (B, T, h, w, 3) uint8 of one view; and episode, the number.
+    """
+
+    def __init__(self, *arguments: Any, first: int) -> None:
+        """first: how many there are."""
+        super().__init__(*arguments)
+        self.first, self.every = first, np.sort(np.concatenate((self.videos.labelled, self.videos.unlabelled)))
+
+    def __len__(self) -> int:
+        return self.first + super().__len__()
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if i >= self.first:
+            return super().__getitem__(i - self.first) | {"episode": torch.tensor(i)}
+        if i < 0:
+            raise IndexError(i)
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, OF_PRETRAINING, i]))
+        clips = in_rounds(self.every, i * self.batch, self.batch, (self.seed, OF_ALL))
+        return {"clips": self._read(clips, self.labelled, rng), "episode": torch.tensor(i)}
+
+
+def in_rounds(videos: np.ndarray, first: int, count: int, seed: tuple[int, int]) -> np.ndarray:
+    """`count` of the videos from number `first` on, of endless rounds through all of them, each in an order of its own
+    that `seed` and its number draw."""
+    total, chosen, places = len(videos), [], np.arange(first, first + count)
+    for turn in range(places[0] // total, places[-1] // total + 1):
+        rng = np.random.default_rng(np.random.SeedSequence([*seed, turn]))
+        chosen.append(rng.permutation(total)[places[places // total == turn] % total])
+    return videos[np.concatenate(chosen)]
 
 
 def stack(videos: list[list[torch.Tensor]]) -> list[torch.Tensor]:

@@ -10,12 +10,22 @@ from pydantic import Field
 from pipeline.experiment import Run
 from pipeline.tasks.costs import Cost, Seconds, hours, kept_gb
 from pipeline.tasks.kind import Kind
-from pipeline.tasks.recipe import OFF, Count, Epochs, Recipe, Share, Switch, Whole
+from pipeline.tasks.recipe import OFF, Checked, Count, Epochs, Recipe, Share, Switch, Whole
 
 SMALL = Seconds(1.5, 0.045, 2.0)
 UNLABELLED = 0.03  # seconds of a step for each unlabelled clip beside a labelled one
-SMALL_VIT = 0.26  # of the operations of the base one
+OF_BASE = {"vit_s16": 0.26, "r2d3d18": 0.035}  # operations on a frame over those of a base ViT
 Percent = Annotated[float, Field(gt=0, le=100)]
+
+
+class Pretraining(Checked):
+    """Training on all training videos, whose labels it does not see, before that on the labelled ones."""
+
+    epochs: Count = Field(description="passes over all training videos")
+    steps: Count | None = Field(description="steps of all epochs together; null: as many as the set gives")
+    milestones: list[Annotated[float, Field(ge=0)]] = Field(description="epochs at which the rate falls to a tenth")
+    weight_decay: float = Field(ge=0, description="as the optimiser takes it, until the labelled videos come")
+    backbone_rate: float = Field(gt=0, description="factor of the backbone's learning rate on the labelled videos")
 
 
 class SemiTrain(Epochs):
@@ -36,6 +46,9 @@ class SemiTrain(Epochs):
     decay: Literal["cosine"] | None = Field(
         None, description="cosine: from the warm-up to zero; null: at the milestones", json_schema_extra=OFF
     )
+    pretraining: Pretraining | None = Field(
+        None, description="a phase before all others, without labels; null: none", json_schema_extra=OFF
+    )
     clip_gradient: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: any", json_schema_extra=OFF)
 
 
@@ -44,6 +57,13 @@ class SemiRecipe(Recipe):
 
     task: Literal["semi"] = Field(description="kind of task")
     train: SemiTrain = Field(description="how it is trained")
+
+
+def frames_shown(run: Run) -> int:
+    """Frames of a video that a run shows: those of all its elements."""
+    from pipeline.datasets.elements import parse_elements  # brings numpy
+
+    return sum(parse_elements(run.model["elements"]))
 
 
 class Semi(Kind):
@@ -57,12 +77,15 @@ class Semi(Kind):
     def cost(self, run: Run, clips: Mapping[str, int]) -> Cost:
         """The student on labelled, perturbed and mixed clips, the teacher on the weak ones."""
         train = run.train
-        clip = hours(run.frames["number"]) * (SMALL_VIT if run.backbone.startswith("vit_s16") else 1.0)
+        clip = hours(frames_shown(run)) * next((x for name, x in OF_BASE.items() if run.backbone.startswith(name)), 1.0)
         if not train:
             return Cost(0.0, clip * clips["test"])
         labelled = train["epochs"] * clips["train"] * train["label_rate"] / 100
         share = 1 - train["warm_epochs"] / train["epochs"]
         views = (1 + bool(run.model.get("mixing", 10))) * 3 + 1  # forward passes' worth
+        if pretraining := train.get("pretraining"):
+            everything = pretraining["epochs"] * clips["train"]
+            return Cost(clip * (everything + labelled) * 3, clip * clips["test"])
         return Cost(clip * labelled * (3 + share * train["unlabelled"] * views), clip * clips["test"])
 
     def memory(self, run: Run) -> float:
@@ -71,8 +94,7 @@ class Semi(Kind):
         if not train:
             return 0.0
         videos = train["batch"] * (1 + train["unlabelled"] * (1 + bool(model.get("mixing", 10))))
-        frames = videos * run.frames["number"]
-        return kept_gb(run.backbone, frames, model.get("activation_checkpointing", False))
+        return kept_gb(run.backbone, videos * frames_shown(run), model.get("activation_checkpointing", False))
 
     def seconds(self, run: Run) -> Seconds:
         train = run.train

@@ -1,4 +1,4 @@
-"""Semi-supervised runs (SeFAR, SVFormer, FixMatch): few labelled videos, many unlabelled ones, a teacher."""
+"""Semi-supervised runs: few labelled videos, and many unlabelled ones for a teacher or for pretraining."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ from pipeline.models.semi.regulation import pseudo_labels
 from pipeline.progress import bar
 from pipeline.scores import EpisodeScores
 from pipeline.tasks.base import HasTeacher, Task, epochs_as_steps
-from pipeline.tasks.semi.items import ElementView, SemiItems, SemiVideos, read_elements, semi_videos
+from pipeline.tasks.semi.items import (
+    ElementView,
+    PretrainingItems,
+    SemiItems,
+    SemiVideos,
+    read_elements,
+    semi_videos,
+)
 from pipeline.workspace import Workspace
 
 TEST_CLIPS = 32  # videos that are tested at a time
@@ -66,6 +73,47 @@ class Teacher(Hook):
     ) -> None:
         if self.model.teacher is not None and (runner.iter + 1) % self.every == 0:
             self.model.update_teacher(self.items)
+
+
+class Phases(Hook):
+    """Pretraining has a weight decay of its own; then the optimiser starts anew, with the recipe's.
+
+    The backbone may learn at another rate from there on. What a checkpoint has of the optimiser tells all of this, so
+    an interrupted training goes on as it was. first: iterations of a worker before the labelled videos come.
+    """
+
+    def __init__(self, model: SeFARModel, train: dict[str, Any], first: int) -> None:
+        self.train, self.first = train, first
+        self.backbone = {id(parameter) for parameter in model.network.backbone.parameters()}
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        optimizer, pretraining = runner.optim_wrapper.optimizer, self.train["pretraining"]
+        if runner.iter not in (0, self.first):
+            return
+        for group in optimizer.param_groups:
+            group["weight_decay"] = (self.train if runner.iter else pretraining)["weight_decay"]
+            if runner.iter and all(id(parameter) in self.backbone for parameter in group["params"]):
+                group["lr"] *= pretraining["backbone_rate"]
+        if runner.iter:
+            optimizer.state.clear()
+
+
+def after_pretraining(train: dict[str, Any], videos: int) -> dict[str, Any]:
+    """A schedule in steps with its pretraining on so many videos before it.
+
+    In either phase the rate falls at milestones of its own, and it starts anew in the second.
+    """
+    pretraining = train["pretraining"]
+    epochs = pretraining["epochs"]
+    first = pretraining["steps"] or epochs * max(videos // train["labelled_per_step"], 1)
+    falls = [round(number * first / epochs) for number in pretraining["milestones"]]
+    milestones = [[step, 0.1**i] for i, step in enumerate(falls, start=1)] + [[first, 1.0]]
+    milestones += [[first + step, 0.1**i] for i, step in enumerate(train["milestones"], start=1)]
+    steps = first + train["steps"]
+    checkpoint_every = max(round(train["checkpoint_every"] / train["steps"] * steps), 1)
+    return train | {
+        "pretraining_steps": first, "steps": steps, "milestones": milestones, "checkpoint_every": checkpoint_every,
+    }  # fmt: skip
 
 
 class LabelledTask(Task):
@@ -122,20 +170,32 @@ class SemiTask(LabelledTask, HasTeacher):
         # As released: what is left of an epoch after its last whole step is dropped.
         whole = max(len(self.videos.labelled) // train["batch"] // items, 1)
         per_epoch = max(train["steps"] // train["epochs"], 1) if train["steps"] else whole
-        return epochs_as_steps(train, train["epochs"] * per_epoch) | {"items": items}
+        made = epochs_as_steps(train, train["epochs"] * per_epoch) | {"items": items}
+        return after_pretraining(made, sum(self.counts().values())) if train.get("pretraining") else made
 
     def build(self) -> SeFARModel:
         model = build_video_classifier(self.run, self.ws, len(self.store.classes()))
         model.data_preprocessor = OneItem(model.mean, model.std)
+        train, kind = self.run.train, self.run.model["type"]
+        if train.get("pretraining") and not model.phases:
+            raise UserError(f"{self.run.id}: {kind} cannot be pretrained without labels; leave out train.pretraining")
+        if model.phases and train.get("unlabelled"):
+            raise UserError(f"{self.run.id}: {kind} takes no unlabelled videos beside labelled ones; set "
+                            "train.unlabelled: 0")  # fmt: skip
         return model
 
     def items(self, model: SeFARModel) -> SemiItems:
         train = self.schedule()
-        per_epoch = train["steps"] * train["items"] // train["epochs"]
-        return SemiItems(self.store, self.videos, self.sampler, model.image_size, train, per_epoch, self.run.seed)
+        first = train.get("pretraining_steps", 0)
+        per_epoch = (train["steps"] - first) * train["items"] // train["epochs"]
+        given = self.store, self.videos, self.sampler, model.image_size, train, per_epoch, self.run.seed
+        return PretrainingItems(*given, first=first * train["items"]) if first else SemiItems(*given)
 
     def hooks(self, model: SeFARModel, every: int) -> list[Hook]:
-        return [Teacher(model, self.schedule()["items"], every)]
+        train = self.schedule()
+        if first := train.get("pretraining_steps"):
+            return [Phases(model, train, first * every)]
+        return [Teacher(model, train["items"], every)]
 
     def validate(self, model: SeFARModel) -> EpisodeScores:
         return self._predict(model, self.selection_split)
@@ -190,7 +250,9 @@ class SemiTask(LabelledTask, HasTeacher):
         Raises UserError for a method without unlabelled videos.
         """
         if not self.run.train or (items := self.items(model)).warm >= items.epochs:
-            raise UserError(f"{self.run.id}: the method sees no unlabelled video, so it has no teacher")
+            raise UserError(
+                f"{self.run.id}: the method sees no unlabelled video beside labelled ones, so it has no teacher"
+            )
         without = model.teacher is None
         if without:
             model.start_teacher()

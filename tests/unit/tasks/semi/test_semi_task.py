@@ -10,18 +10,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from semi_world import SemiWorld
+from tiny import CONFIG
 
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import measure_run, needed_scores, needed_values, search_in_process
 from pipeline.evaluation.health import read_training
 from pipeline.evaluation.score import score_run
 from pipeline.models.build import WEIGHTS, load_weights
+from pipeline.plan import Plan
 from pipeline.scores import EpisodeScores
 from pipeline.tasks.kinds import task_of
 from pipeline.tasks.semi.task import _batched
 from pipeline.training.train import train_run
 
-METHODS = ("sefar", "svformer", "fixmatch", "sefar_supervised")
+PLAN = Plan.read(CONFIG, None, "none")
+RECIPES = {name: PLAN.method(name, "the test")[0] for name in PLAN.config.names("methods")}
+METHODS = [name for name, said in RECIPES.items() if said["task"] == "semi" and said["model"]["type"] != "FrozenFrames"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,8 @@ def test_every_method_trains_is_saved_and_gives_the_same_predictions_again(semi,
     ws, cell = semi.elsewhere(tmp_path / "ws"), semi.cell(method)
     train_run(cell.run, ws)
     record = json.loads((ws.run(cell.run.id) / "train.json").read_text())
-    assert record["steps"] == 6 and record["classes"] == {"train": 12, "val": 12, "test": 12, "labelled": 12}
+    assert record["steps"] == 6 + cell.run.train.get("pretraining", {}).get("steps", 0)
+    assert record["classes"] == {"train": 12, "val": 12, "test": 12, "labelled": 12}
     assert (record["labelled_videos"], record["unlabelled_videos"]) == (27, 81)  # 25 % of 12 classes of 9
     assert 0 <= record["validation_accuracy"] <= 100
     known = read_training(ws.run(cell.run.id) / "train.json")
