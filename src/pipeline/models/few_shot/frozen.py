@@ -28,18 +28,24 @@ class Frozen(FrameMatching):
     half OTAM is right about clips of other persons far less often (docs/own-actions.md).
 
     Args:
+        changes: False: the first half alone.
         matcher: otam, ab_mhm (LGA's Eq. 2 on phases found by clustering), bi_mhm, or mean, which knows no order.
     """
 
-    def __init__(self, backbone: dict[str, Any], matcher: str = "otam", lam: float = 0.1, **kwargs: Any) -> None:
+    def __init__(
+        self, backbone: dict[str, Any], matcher: str = "otam", lam: float = 0.1, changes: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(backbone, matcher=matcher, lam=lam, **kwargs)
+        self.changes = changes
         if matcher not in MATCHERS["Frozen"]:
             raise unknown("matcher", matcher, MATCHERS["Frozen"])
         self.requires_grad_(False)
 
     def encode(self, clips: Tensor) -> Tensor:
-        """(B, T, 3, H, W) -> (B, T, 2D)."""
-        frames = self.backbone.encode_frames(clips).float()
+        """(B, T, 3, H, W) -> (B, T, 2D), or (B, T, D) without changes."""
+        frames = self.seen(clips).float()
+        if not self.changes:
+            return F.normalize(frames, dim=-1)
         changes = frames - frames.mean(-2, keepdim=True)
         return torch.cat((F.normalize(frames, dim=-1), F.normalize(changes, dim=-1)), dim=-1)
 
