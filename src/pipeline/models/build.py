@@ -30,7 +30,7 @@ TEXT_KEYS = ("text", "template")
 MEMORY = ("activation_checkpointing",)  # of a few-shot model's settings, those of its backbone
 BACKBONES = {
     "clip": "CLIPBackbone", "resnet": "ResNetBackbone", "efficientnet": "EfficientNetBackbone",
-    "vision_language": "VisionLanguageBackbone", "vision_server": "VisionServerBackbone",
+    "locked_clip": "LockedCLIP", "vision_language": "VisionLanguageBackbone", "vision_server": "VisionServerBackbone",
 }  # fmt: skip
 WEIGHTS = "model.safetensors"
 Model = TypeVar("Model", FewShotModel, SkeletonModel, SeFARModel, QuestionModel)

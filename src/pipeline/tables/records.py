@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat
 from pipeline.config import parse
 from pipeline.errors import UserError, unknown
 from pipeline.evaluation.health import Outcome, read_training, verdict
-from pipeline.experiment import Cell, slug
+from pipeline.experiment import Cell, Run, slug
 from pipeline.metrics import METRICS
 from pipeline.plan import Entry, Plan
 from pipeline.sheets import table_stem
@@ -222,7 +222,7 @@ def _record(plan: Plan, entry: Entry, ws: Workspace, found: list[CellFile] | Non
     value, half = _pool(found)
     delta = None if entry.published is None else value - entry.published
     numbers = {"value": _round(value), "ci95": _round(half), "delta": _round(delta)}
-    note = "; ".join(filter(None, [entry.note, *_origin(plan, entry), *_remarks(entry, found)]))
+    note = "; ".join(filter(None, [entry.note, *_origin(plan, entry), *_remarks(entry, found), *_untrained(runs, ws)]))
     health = "; ".join(_health(entry, ws, found))
     n = sum(cell.n for cell in found)
     return Record(**place, **made, **numbers, n=n, status="measured", health=health, note=note)
@@ -271,6 +271,14 @@ def _origin(plan: Plan, entry: Entry) -> list[str]:
         if used := plan.config.settings.substitute_backbone.get(name):
             notes.append(f"backbone {used} in place of {name}")
     return notes
+
+
+def _untrained(runs: Sequence[Run], ws: Workspace) -> list[str]:
+    """That the measured model is the untrained one, where it counts as a choice (`train.untrained_counts`)."""
+    steps = {run.seed: read_training(ws.trained(run.id)).selected_step for run in runs if run.train}
+    seeds = [str(seed) for seed, step in steps.items() if step == 0]
+    of_seeds = f" (seed {', '.join(seeds)})" if len(runs) > 1 else ""
+    return [f"validation chose the untrained model{of_seeds}"] if seeds else []
 
 
 def _remarks(entry: Entry, found: list[CellFile]) -> list[str]:

@@ -24,7 +24,16 @@ from torch import Tensor
 
 from pipeline.errors import UserError, unknown
 from pipeline.models.backbones.clip import CLIP_MEAN, CLIP_STD, CLIPBackbone
-from pipeline.models.backbones.nano_clip import SPECIAL_TOKENS, UNK, build_tokenizer, init_nano, nano_config
+from pipeline.models.backbones.efficientnet import PACKAGE
+from pipeline.models.backbones.locked_clip import LockedCLIP
+from pipeline.models.backbones.nano_clip import (
+    SPECIAL_TOKENS,
+    UNK,
+    build_tokenizer,
+    init_nano,
+    init_nano_text,
+    nano_config,
+)
 from pipeline.models.backbones.resnet import NANO_RESNET, ResNetBackbone
 from pipeline.models.backbones.shipped import round_to_half
 from pipeline.models.semi.timesformer import ElementTimeSformer
@@ -35,6 +44,7 @@ if TYPE_CHECKING:
     from pipeline.text.corpus import Corpus
 
 MAX_WORDS = 77  # of a sentence
+FRAMES_AT_ONCE = 32  # that pass a frozen image tower
 PHASES = 3  # thirds of a clip, described by the three atomic actions of its class
 CAPTIONS = ("{label}", "a photo of {label}", "{description}", "{atomic}")
 """What is said of a frame: label and global description of its class, atomic action of its third of the clip."""
@@ -224,6 +234,110 @@ def pretrain_classifier(
     return _write(network, report, start, Path(out_folder))
 
 
+def align(
+    sources: Sequence[tuple[FrameStore, Corpus]],
+    out_folder: str | os.PathLike,
+    *,
+    steps: int = 400,
+    batch: int = 64,
+    lr: float = 2e-3,
+    seed: int = 0,
+    split: str = "train",
+    weight_decay: float = 0.05,
+    warmup: float = 0.1,
+    held_out: float = 0.1,
+    max_frames: int = 3_000,
+    captions: Sequence[str] = CAPTIONS,
+    image_size: int = 224,
+    width: int = 256,
+    image: str = PACKAGE,
+    model: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a small text tower to find the frames that its sentences hold for, as a frozen image tower sees them.
+
+    This is locked-image tuning (LiT): nothing but the text tower moves, by CLIP's contrastive loss. Each frame passes
+    the image tower once.
+
+    Args:
+        sources, steps, batch, lr, weight_decay, warmup, captions, held_out, max_frames: as in `pretrain`.
+        out_folder: gets config.json, both towers and pretrain.json; all or nothing.
+        image_size: side of the frames that the image tower sees, in pixels.
+        width: of the features of frames and sentences (`LockedCLIP.fit_projection`).
+        image: source of the image tower, see `EfficientNetBackbone`.
+        model: arguments of `nano_config` for the text tower, such as `layers`.
+        progress: told the loss of every step.
+
+    Returns: what pretrain.json holds (settings, loss, retrieval, seconds).
+    Raises UserError: as `pretrain`; the packages of the image tower are not installed; fewer frames than `width`.
+    """
+    start = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    pool = _read_pool(sources, split, image_size, held_out, max_frames, np.random.default_rng(seed), captions)
+    config_args = dict(model or {})
+    tokenizer = build_tokenizer(pool.sentences, config_args.get("max_length", 77))
+    with torch.random.fork_rng(devices=[]):  # transformers draws weights globally; init_nano_text draws all anew
+        clip = LockedCLIP(nano_config(len(tokenizer), projection_dim=width, **config_args).text_config, image)
+    clip.tokenizer = tokenizer
+    init_nano_text(clip.text, generator)
+    normalise = _Normalise(clip.mean, clip.std)
+    recipe = _Recipe(steps, batch, lr, weight_decay, warmup)
+    loss = _align(clip, pool, normalise, recipe, generator, progress)
+    report = {
+        "settings": {
+            **asdict(recipe), "seed": seed, "held_out": held_out, "max_frames": max_frames, "image_size": image_size,
+            "width": width, "image": image, "captions": list(captions), "model": config_args,
+            "classes": _classes(sources),
+        },
+        "frames": len(pool.frames),
+        "loss": loss,
+        "retrieval": _held_out_top1(_prompt_scores(clip, pool), pool, normalise, image_size),
+    }  # fmt: skip
+    return _write(clip, report, start, Path(out_folder))
+
+
+def _align(
+    clip: LockedCLIP,
+    pool: _Pool,
+    normalise: _Normalise,
+    recipe: _Recipe,
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> float:
+    """Returns the mean loss of the last tenth of the steps."""
+    seen = _image_features(clip, pool, normalise)
+    clip.fit_projection(seen[~pool.held_out[pool.clip]])
+    features = F.normalize(clip.projection(seen), dim=-1)
+    tokens = clip.tokenize(pool.sentences)
+    holds = torch.zeros(len(pool.kinds), len(tokens), dtype=torch.bool).scatter_(1, pool.kinds, True)
+    scale = torch.nn.Parameter(torch.tensor(math.log(5)))
+
+    def contrast(index: Tensor) -> tuple[Tensor, Tensor]:
+        group = pool.group[index]
+        used = _sentences_of(group, pool, tokens, generator)
+        text = F.normalize(_encode_sentences(clip, tokens[used], generator), dim=-1)
+        loss = contrastive_loss(scale.clamp(max=math.log(100)).exp() * features[index] @ text.T, holds[group][:, used])
+        return loss, loss
+
+    clip.text.requires_grad_(True)
+    loss = _descend([*clip.text.parameters(), scale], contrast, pool, recipe, generator, progress)
+    clip.text.requires_grad_(False)
+    _neutralise_unseen_words(clip.text.text_model.embeddings.token_embedding.weight, tokens)
+    clip.fit_length(tokens)
+    return loss
+
+
+@torch.no_grad()
+def _image_features(clip: LockedCLIP, pool: _Pool, normalise: _Normalise) -> Tensor:
+    """What the image tower makes of all frames of a pool: (F, W)."""
+    with bar("encoding", len(pool.frames), "frames") as encoding:
+        found = []
+        for frames in pool.frames.split(FRAMES_AT_ONCE):
+            found.append(clip.image.encode_frames(normalise(frames.float() / 255)[None])[0])
+            encoding.advance(len(frames))
+    return torch.cat(found)
+
+
 def _resnet(changes: dict[str, Any], image_size: int) -> tuple[ResNetBackbone, dict[str, Any], Encode]:
     """A new nano ResNet, its architecture, and what gives the features of frames."""
     architecture = {**NANO_RESNET, **changes}
@@ -369,10 +483,7 @@ def _train(
     def contrast_and_words(index: Tensor) -> tuple[Tensor, Tensor]:
         _bound_scale(clip)
         group = pool.group[index]
-        # One kind of sentence for each class and step, so that few sentences go through the text tower.
-        kind = torch.randint(pool.kinds.shape[1], (len(pool.class_source),), generator=generator)
-        used = pool.kinds[group, kind[group // PHASES]].unique()
-        used = used[(tokens[used] != 0).sum(1).argsort(stable=True)]
+        used = _sentences_of(group, pool, tokens, generator)
         frames = normalise(_augment(pool.frames[index], clip.image_size, generator))
         feature = clip.encode_frames(frames[None])[0]
         text = _encode_sentences(clip, tokens[used], generator)
@@ -385,9 +496,17 @@ def _train(
     parameters = [*clip.parameters(), *reader.parameters()]
     loss = _descend(parameters, contrast_and_words, pool, recipe, generator, progress)
     _bound_scale(clip)
-    _neutralise_unseen_words(clip, tokens)
+    _neutralise_unseen_words(clip.clip.text_model.embeddings.token_embedding.weight, tokens)
     clip.eval()
     return loss
+
+
+def _sentences_of(group: Tensor, pool: _Pool, tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers of sentences that hold for frames of these groups, short ones first: of one kind for each class and step,
+    so that few sentences go through the text tower."""
+    kind = torch.randint(pool.kinds.shape[1], (len(pool.class_source),), generator=generator)
+    used = pool.kinds[group, kind[group // PHASES]].unique()
+    return used[(tokens[used] != 0).sum(1).argsort(stable=True)]
 
 
 @torch.no_grad()
@@ -448,16 +567,16 @@ def _optimiser(
 
 
 @torch.no_grad()
-def _neutralise_unseen_words(clip: CLIPBackbone, tokens: Tensor) -> None:
-    """Make words of the vocabulary that no sentence had, random so far, mean "some word" as well."""
-    table = clip.clip.text_model.embeddings.token_embedding.weight
+def _neutralise_unseen_words(table: Tensor, tokens: Tensor) -> None:
+    """Make words of the vocabulary that no sentence had, random so far, mean "some word" as well; their `table` (words,
+    W)."""
     unseen = torch.ones(len(table), dtype=torch.bool)
     unseen[tokens.unique()] = False
     unseen[: len(SPECIAL_TOKENS)] = False
     table[unseen] = table[SPECIAL_TOKENS.index(UNK)].clone()
 
 
-def _encode_sentences(clip: CLIPBackbone, tokens: Tensor, generator: torch.Generator) -> Tensor:
+def _encode_sentences(clip: CLIPBackbone | LockedCLIP, tokens: Tensor, generator: torch.Generator) -> Tensor:
     """Features (m, D) of tokens (m, L) sorted by length: in two halves, so that less work is padding."""
     parts = []
     for ids in tokens.chunk(2):
@@ -515,7 +634,7 @@ def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _prompt_scores(clip: CLIPBackbone, pool: _Pool) -> Callable[[Tensor], Tensor]:
+def _prompt_scores(clip: CLIPBackbone | LockedCLIP, pool: _Pool) -> Callable[[Tensor], Tensor]:
     """Frames of a clip (T, 3, S, S) -> (classes,): cosine of their mean feature and each class' first caption."""
     prompts = [pool.sentences[i] for i in pool.kinds[::PHASES, 0]]
     text = F.normalize(clip.encode_text(prompts), dim=-1)
@@ -558,7 +677,10 @@ def _held_out_top1(
 
 
 def _write(
-    backbone: CLIPBackbone | ResNetBackbone | ElementTimeSformer, report: dict[str, Any], start: float, folder: Path
+    backbone: CLIPBackbone | LockedCLIP | ResNetBackbone | ElementTimeSformer,
+    report: dict[str, Any],
+    start: float,
+    folder: Path,
 ) -> dict[str, Any]:
     """All files of the model, or none: written beside `folder`, then renamed. Returns the report, now with its time."""
     report = {**report, "seconds": round(time.perf_counter() - start, 1)}

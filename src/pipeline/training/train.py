@@ -231,6 +231,11 @@ class Keeper(Hook):
         self.report, self.every, self.stop = report, every, stop
         self.best: dict[str, Any] = {"accuracy": -1.0, "step": 0, "state": {}, "outcome": None}
 
+    def before_train(self, runner: Runner) -> None:
+        """The untrained model, where it counts; a resumed training has seen it."""
+        if self.train.get("untrained_counts") and self.run.selection != "last" and self.best["accuracy"] < 0:
+            self._select(unwrap(runner.model), 0)
+
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
@@ -263,7 +268,8 @@ class Keeper(Hook):
         if is_main_process():
             scores = self.validate(model)
             found = outcome(scores.trained, scores.labels, scores.spread)
-            self.curve.rows[-1]["validation_accuracy"] = found["accuracy"]
+            if step:
+                self.curve.rows[-1]["validation_accuracy"] = found["accuracy"]
             if found["accuracy"] > self.best["accuracy"]:
                 state = {name: value.detach().cpu().clone() for name, value in model.trained_state().items()}
                 self.best = {"accuracy": found["accuracy"], "step": step, "state": state, "outcome": found}
@@ -386,6 +392,11 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
     model = task.build()
     if compiled:
         compile_layers(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"{run.id}: {run.method} has nothing to train on a frozen backbone; set train: {{ steps: 0 }} in its row, "
+            "or give it another backbone"
+        )
     start = 0
     if checkpoint:
         start = int(json.loads((checkpoint / "meta.json").read_text("utf-8"))["step"])

@@ -321,6 +321,19 @@ def test_each_seed_has_its_own_health(make, folder):
     assert found.health == "did not learn: one class for 100 % of the test queries (seed 3)"
 
 
+def test_a_note_says_where_the_untrained_model_was_chosen(make, folder):
+    told = "validation chose the untrained model"
+    for seeds, note in (([0, 3], f"{told} (seed 3)"), ([3], told)):
+        plan = make({"seeds": seeds})
+        (entry,) = plan.table_entries("one", "fig3")
+        for cell in entry.cells:
+            path = folder / "results" / "runs" / cell.run.id / "train.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"selected_step": 0 if cell.run.seed else 20}))
+        (found,) = records(plan, "one", "fig3", folder / "results")
+        assert found.note.split("; ")[-1] == note
+
+
 def test_a_damaged_training_record_is_one_line(make, folder):
     plan = make()
     (entry,) = plan.table_entries("one", "fig3")

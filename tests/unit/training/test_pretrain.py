@@ -1,4 +1,4 @@
-"""Pretraining of nano CLIP and of nano ResNet on a toy of four colours."""
+"""Pretraining of nano CLIP and of nano ResNet, and of words for a frozen image tower, on a toy of four colours."""
 
 from __future__ import annotations
 
@@ -14,26 +14,35 @@ from safetensors.torch import load_file
 from pipeline.errors import UserError
 from pipeline.experiment import Asset
 from pipeline.models.backbones.clip import CLIPBackbone
+from pipeline.models.backbones.locked_clip import LockedCLIP
 from pipeline.models.backbones.resnet import NANO_RESNET, ResNetBackbone
 from pipeline.models.semi.timesformer import ElementTimeSformer
 from pipeline.stages import pretrain_backbone
 from pipeline.training import pretrain as module
-from pipeline.training.pretrain import contrastive_loss, pretrain, pretrain_classifier
+from pipeline.training.pretrain import align, contrastive_loss, pretrain, pretrain_classifier
 from pipeline.workspace import Workspace
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "yellow": (220, 210, 40)}
 SMALL = {"width": 32, "mlp_width": 64, "layers": 3, "image_size": 32, "patch_size": 8, "projection_dim": 32}
+SMALL_TEXT = {"width": 32, "mlp_width": 64, "layers": 2}
 SMALL_RESNET = {"width": 4}
 SMALL_VIT = {"width": 32, "depth": 2, "heads": 4, "patch": 8}
 BOTH = pytest.mark.parametrize(
     "train",
     [
         partial(pretrain, model=SMALL),
+        partial(align, image_size=32, width=8, model=SMALL_TEXT),
         partial(pretrain_classifier, image_size=32, model=SMALL_RESNET),
         partial(pretrain_classifier, kind="vit", words=True, image_size=32, model=SMALL_VIT),
     ],
-    ids=["clip", "resnet", "vit"],
+    ids=["clip", "locked", "resnet", "vit"],
 )
+
+
+@pytest.fixture(autouse=True)
+def colours_for_eyes(monkeypatch):
+    """No package with weights is needed: the image tower of a locked CLIP is `Eyes`."""
+    monkeypatch.setattr("pipeline.models.backbones.locked_clip.EfficientNetBackbone", Eyes)
 
 
 class Store:
@@ -75,6 +84,22 @@ class Corpus:
 
     def global_text(self, name):
         return f"The picture shows a {name} square in front of dark noise."
+
+
+class Eyes(torch.nn.Module):
+    """An image tower that sees the mean colour of each of 16 places."""
+
+    dim, mean, std = 48, (0.5,) * 3, (0.5,) * 3
+
+    def __init__(self, source):
+        super().__init__()
+        self.source = source
+
+    def encode_frames(self, x):
+        return torch.nn.functional.adaptive_avg_pool2d(x.flatten(0, 1), 4).flatten(1).unflatten(0, x.shape[:2])
+
+    def save(self, folder):
+        folder.mkdir(parents=True)
 
 
 @pytest.fixture(scope="module")
@@ -178,13 +203,17 @@ def load_vit(folder):
     return ElementTimeSformer(folder, [1])
 
 
-@pytest.mark.parametrize(("kind", "loads"), [("resnet", ResNetBackbone), ("vit", load_vit), (None, CLIPBackbone)])
+@pytest.mark.parametrize(
+    ("kind", "loads"),
+    [("resnet", ResNetBackbone), ("vit", load_vit), ("locked_clip", LockedCLIP), (None, CLIPBackbone)],
+)
 def test_stage_trains_the_kind_that_the_backbone_has(tmp_path, monkeypatch, kind, loads):
     monkeypatch.setattr("pipeline.datasets.frames.FrameStore", lambda folder: Store(clips=2))
     monkeypatch.setattr("pipeline.text.corpus.load_corpus", lambda path: Corpus())
     spec = {"sources": ["set"], "stores": ["frames"], "texts": [""], "steps": 1, "batch": 4}
-    small = {"resnet": SMALL_RESNET, "vit": SMALL_VIT}
+    small = {"resnet": SMALL_RESNET, "vit": SMALL_VIT, "locked_clip": SMALL_TEXT}
     spec |= {"kind": kind, "model": small[kind], "image_size": 32} if kind else {"model": SMALL}
+    spec |= {"width": 32} if kind == "locked_clip" else {}
     asset = Asset(name="nano", spec=spec)
     config = pretrain_backbone(asset, Workspace(tmp_path), 1)
     assert config == tmp_path / "backbones" / asset.key / "config.json"
@@ -201,7 +230,37 @@ def test_stage_names_what_it_does_not_know(tmp_path, spec, message):
 
 
 def _weights(folder):
-    return (folder / "model.safetensors").read_bytes()
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*.safetensors")))
+
+
+def test_words_for_eyes_that_stay_as_they_are(tmp_path):
+    losses = []
+    report = align(
+        [(Store(), Corpus())], tmp_path / "locked", steps=60, batch=32, held_out=0.2, image_size=32, width=8,
+        model=SMALL_TEXT, progress=lambda step, steps, loss: losses.append(loss),
+    )  # fmt: skip
+    assert len(losses) == 60 and np.mean(losses[-6:]) < np.mean(losses[:6]) - 0.5
+    assert report["retrieval"]["clips"] == 8 and report["retrieval"]["top1"] >= 0.75
+    assert sorted(path.name for path in (tmp_path / "locked").iterdir()) == [
+        "config.json", "image", "pretrain.json", "projection.safetensors", "text",
+    ]  # fmt: skip
+    backbone = LockedCLIP(tmp_path / "locked").train()
+    assert backbone.image.source == tmp_path / "locked" / "image" and not backbone.training
+    assert not [name for name, value in backbone.named_parameters() if value.requires_grad]
+    store, red = Store(), backbone.encode_text(["red square"])
+    frames = torch.from_numpy(np.stack(store.videos)[:, ::3, 2:34, 2:34]).permute(0, 1, 4, 2, 3) / 127.5 - 1
+    seen = backbone.encode_frames(frames)
+    assert seen.shape == (40, 2, 8) and seen.mean((0, 1)).abs().max() < 2  # what all frames share is taken away
+    assert seen.norm(dim=-1).mean() == pytest.approx(10, rel=0.2) and red.norm() == pytest.approx(10, rel=0.2)
+    likest = torch.nn.functional.cosine_similarity(seen.mean(1), red).topk(10).indices
+    assert [store.labels[i] for i in likest].count("red") >= 8
+
+
+def test_a_locked_clip_that_is_not_whole(tmp_path):
+    with pytest.raises(UserError, match=r"80 frames of width 48 give no 64 directions; lower width"):
+        align([(Store(frames=2), Corpus())], tmp_path, held_out=0, image_size=32, width=64, model=SMALL_TEXT)
+    with pytest.raises(UserError, match=r"holds no image tower \(image/\)"):
+        LockedCLIP(tmp_path)
 
 
 @BOTH
@@ -233,6 +292,8 @@ def test_novel_classes_are_never_read(tmp_path, train):
     report = train([(store, Corpus())], tmp_path / "x", steps=1, batch=4)
     assert {store.labels[i] for i in store.read_clips} == {"red", "blue"}
     assert report["settings"]["classes"] == [["blue", "red"]]
+    if train.func is align:
+        assert "yellow" not in LockedCLIP(tmp_path / "x").tokenizer.get_vocab()
     if train.func is pretrain:
         assert "yellow" not in CLIPBackbone(tmp_path / "x").tokenizer.get_vocab()
 

@@ -159,6 +159,40 @@ def test_without_a_report_nothing_is_checkpointed_but_the_result_is_complete(wor
     assert {item.suffix for item in ws.run(run.id).iterdir() if item.is_file()} == {".json", ".csv", ".safetensors"}
 
 
+@pytest.mark.parametrize("counts", [True, False])
+def test_the_untrained_model_is_chosen_where_it_counts_and_is_best(world, tmp_path, monkeypatch, counts):
+    accuracies = iter([50.0] * counts + [40.0, 45.0])
+    real = module.outcome
+    monkeypatch.setattr(module, "outcome", lambda *scores: real(*scores) | {"accuracy": next(accuracies)})
+    train = {"steps": 2, "learning_rate": 1e-2, "checkpoint_every": 1, "untrained_counts": counts}
+    run, ws = world.run(method="otam", train=train), world.elsewhere(tmp_path)
+    record = json.loads(train_run(run, ws, _keep(tmp_path / "kept")).read_text())
+    assert (record["selected_step"], record["validation_accuracy"]) == ((0, 50.0) if counts else (2, 45.0))
+    first = task_of(run, ws).build().trained_state()
+    assert all(torch.equal(value, first[name]) for name, value in _weights(ws, run).items()) == counts
+    assert [float(row["validation_accuracy"]) for row in _curve(ws, run)] == [40.0, 45.0]
+    if counts:  # a training that goes on has looked at it before
+        accuracies = iter([45.0])
+        again = json.loads(train_run(run, ws, None, tmp_path / "kept" / "1").read_text())
+        assert again["selected_step"] == 0
+        assert all(torch.equal(value, first[name]) for name, value in _weights(ws, run).items())
+
+
+def test_the_key_is_part_of_the_identity_where_it_is_on(world):
+    plain, on = world.run(method="otam"), world.run(method="otam", train={"untrained_counts": True})
+    assert world.run(method="otam", train={"untrained_counts": False}).id == plain.id != on.id
+
+
+def test_a_method_with_nothing_to_train(world, tmp_path, monkeypatch):
+    run = world.run(method="otam")
+    build = FewShotTask.build
+    monkeypatch.setattr(FewShotTask, "build", lambda task: build(task).requires_grad_(False))
+    with pytest.raises(
+        UserError, match=f"{run.id}: otam has nothing to train on a frozen backbone; set train: {{ steps"
+    ):
+        train_run(run, world.elsewhere(tmp_path))
+
+
 # ----------------------------------------------------------------------------------------------- workers
 
 

@@ -23,7 +23,7 @@ from pipeline.models.backbones.weights import (
 from pipeline.textfiles import load_json, read_text
 
 if TYPE_CHECKING:
-    from transformers import CLIPConfig, CLIPModel
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class CLIPBackbone(nn.Module):
         if isinstance(source, str | os.PathLike):
             folder = _folder(source)
             self.clip = _load(folder, attention, getattr(torch, dtype))
-            self.tokenizer = _load_tokenizer(folder, self.clip.config)
+            self.tokenizer = load_tokenizer(folder, self.clip.config.text_config)
             self.mean, self.std = read_statistics(folder, (CLIP_MEAN, CLIP_STD))
         else:
             from transformers import CLIPConfig, CLIPModel
@@ -129,23 +129,7 @@ class CLIPBackbone(nn.Module):
         L is `length`, or that of the longest text. A text beyond `max_length` loses its last words, never its
         end-of-text token, and one warning tells how many did.
         """
-        if self.tokenizer is None:
-            raise UserError("a CLIP built from a configuration alone has no tokenizer; give it a folder or a hub name")
-        rows = [self.tokenizer(text, verbose=False)["input_ids"] for text in texts]
-        limit = min(length or self.max_length, self.max_length)
-        long = [i for i, row in enumerate(rows) if len(row) > limit]
-        if long:
-            logger.warning(
-                "%d of %d texts are longer than %d tokens and were cut, the first: %.60r",
-                len(long),
-                len(rows),
-                limit,
-                texts[long[0]],
-            )
-        rows = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in rows]
-        ids = torch.zeros(len(rows), length or max(map(len, rows)), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
+        ids = tokenize(self.tokenizer, texts, length, self.max_length)
         return ids.to(self.clip.text_projection.weight.device)
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -157,6 +141,28 @@ class CLIPBackbone(nn.Module):
             write_statistics(Path(folder), (self.mean, self.std))
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], length: int | None, most: int) -> Tensor:
+    """Token ids as `CLIPBackbone.tokenize`, `most` in a text at most; UserError without a tokenizer."""
+    if tokenizer is None:
+        raise UserError("a CLIP built from a configuration alone has no tokenizer; give it a folder or a hub name")
+    rows = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+    limit = min(length or most, most)
+    long = [i for i, row in enumerate(rows) if len(row) > limit]
+    if long:
+        logger.warning(
+            "%d of %d texts are longer than %d tokens and were cut, the first: %.60r",
+            len(long),
+            len(rows),
+            limit,
+            texts[long[0]],
+        )
+    rows = [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in rows]
+    ids = torch.zeros(len(rows), length or max(map(len, rows)), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    return ids
 
 
 def _folder(source: str | os.PathLike) -> Path:
@@ -189,15 +195,26 @@ def _folder(source: str | os.PathLike) -> Path:
 
 
 def _load(folder: Path, attention: str, dtype: torch.dtype) -> CLIPModel:
-    """The model of a folder; safetensors, or a state dict that torch reads with `weights_only`."""
+    """The model of a folder."""
     from transformers import CLIPModel
 
     _check_config(folder)
+    return load_model(CLIPModel, folder, "a folder with both towers and their projections", attention, dtype)
+
+
+def load_model(
+    kind: Any, folder: Path, wanted: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32
+) -> Any:
+    """A model of class `kind` from safetensors, or a state dict that torch reads with `weights_only`.
+
+    Raises:
+        UserError: weights are missing or broken; `wanted` says what to get.
+    """
     if not any((folder / name).is_file() for name in _WEIGHTS):
         raise UserError(f"no weights in {folder}: model.safetensors is missing; download the whole CLIP folder")
     try:
         with quiet():
-            model, report = CLIPModel.from_pretrained(
+            model, report = kind.from_pretrained(
                 folder,
                 attn_implementation=attention,
                 dtype=dtype,
@@ -212,7 +229,7 @@ def _load(folder: Path, attention: str, dtype: torch.dtype) -> CLIPModel:
         first = sorted(report["missing_keys"])[0]
         raise UserError(
             f"weights in {folder} lack {len(report['missing_keys'])} tensors of CLIP, such as {first}; "
-            "download a folder with both towers and their projections"
+            f"download {wanted}"
         )
     check_finite(model, folder)
     return model
@@ -230,7 +247,7 @@ def _check_config(folder: Path) -> None:
         raise UserError(f"{path} describes a model of type {kind!r}, not 'clip'; give a CLIP folder")
 
 
-def _load_tokenizer(folder: Path, config: CLIPConfig):
+def load_tokenizer(folder: Path, text: CLIPTextConfig) -> Any:
     """The folder's tokenizer, after a check that it marks the end of a text as the model expects."""
     from transformers import AutoTokenizer
 
@@ -247,7 +264,6 @@ def _load_tokenizer(folder: Path, config: CLIPConfig):
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"can't load the tokenizer in {folder} ({reason:.160}); download it again") from error
-    text = config.text_config
     # Old configs say eos_token_id 2, which transformers takes as "the highest id of the sentence".
     end = max(ids) if text.eos_token_id == 2 else text.eos_token_id
     if ids[-1] != end or len(tokenizer) > text.vocab_size:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+    from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 PAD, UNK, BOS, EOS = "<|pad|>", "<|unknown|>", "<|startoftext|>", "<|endoftext|>"
 SPECIAL_TOKENS = (PAD, UNK, BOS, EOS)  # ids 0..3; EOS must not be 2, which transformers reads as "highest id"
@@ -110,19 +110,7 @@ def init_nano(model: CLIPModel, generator: torch.Generator) -> None:
     start. The patch embedding starts as the lowest frequencies of the cosine transform of a patch, position
     embeddings as sines and cosines. `width` must be a multiple of 4.
     """
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5, generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for tower in (model.vision_model, model.text_model):
-        for layer in tower.encoder.layers:
-            scale = (2 * len(tower.encoder.layers)) ** -0.5
-            layer.self_attn.out_proj.weight.mul_(3 * scale)
-            layer.mlp.fc2.weight.mul_(scale)
+    _draw_layers(model, (model.vision_model, model.text_model), generator)
     vision, text = model.vision_model.embeddings, model.text_model.embeddings
     vision.patch_embedding.weight.copy_(_cosine_patches(vision.embed_dim, vision.patch_size))
     grid = vision.image_size // vision.patch_size
@@ -131,11 +119,39 @@ def init_nano(model: CLIPModel, generator: torch.Generator) -> None:
     vision.position_embedding.weight[1:] = 0.1 * table.reshape(grid * grid, -1)
     nn.init.zeros_(vision.position_embedding.weight[:1])
     nn.init.normal_(vision.class_embedding, std=0.5, generator=generator)
+    _draw_words(text, generator)
+    model.logit_scale.fill_(math.log(5))
+
+
+@torch.no_grad()
+def init_nano_text(model: CLIPTextModelWithProjection, generator: torch.Generator) -> None:
+    """As `init_nano`, for a text tower alone."""
+    _draw_layers(model, (model.text_model,), generator)
+    _draw_words(model.text_model.embeddings, generator)
+
+
+def _draw_layers(model: nn.Module, towers: Iterable[nn.Module], generator: torch.Generator) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for tower in towers:
+        for layer in tower.encoder.layers:
+            scale = (2 * len(tower.encoder.layers)) ** -0.5
+            layer.self_attn.out_proj.weight.mul_(3 * scale)
+            layer.mlp.fc2.weight.mul_(scale)
+
+
+def _draw_words(text: nn.Module, generator: torch.Generator) -> None:
+    """The embeddings of a text tower."""
     nn.init.normal_(text.token_embedding.weight, std=0.5, generator=generator)
     text.token_embedding.weight[SPECIAL_TOKENS.index(EOS)] *= 0.1
     length = text.position_embedding.num_embeddings
     text.position_embedding.weight.copy_(0.1 * _sinusoids(length, text.position_embedding.embedding_dim, 1000.0))
-    model.logit_scale.fill_(math.log(5))
 
 
 def _sinusoids(length: int, dim: int, period: float) -> Tensor:

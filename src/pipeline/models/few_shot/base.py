@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pipeline.compat import MODELS
 from pipeline.errors import UserError, unknown
-from pipeline.models.backbones import clip, efficientnet, resnet  # noqa: F401  (registers them)
+from pipeline.models.backbones import clip, efficientnet, locked_clip, resnet  # noqa: F401  (registers them)
 from pipeline.models.pixels import Pixels
 
 Scores = dict[str, Tensor]
@@ -107,18 +107,26 @@ class FewShotModel(BaseModel):
 
     def encode(self, clips: Tensor) -> Tensor:
         """What is worked out once for each video, seen on its own: (B, T, 3, H, W) -> (B, ...), here (B, T, D)."""
-        return self.backbone.encode_frames(clips)
+        return self.seen(clips)
+
+    def seen(self, clips: Tensor) -> Tensor:
+        """The backbone's features (B, T, D) of videos (B, T, 3, H, W), or of the tokens that `trunk` made of them."""
+        return clips.squeeze(2) if clips.dim() == 4 else self.backbone.encode_frames(clips)
 
     def trunk(self, clips: Tensor) -> Tensor:
         """What frozen layers make of each video, (B, T, 3, H, W) -> tokens (B, T, P, W); `encode` takes these too.
 
+        Here a backbone that is frozen as a whole, one token a frame.
+
         Raises:
             UserError: the method has no such layers.
         """
-        raise UserError(
-            f"train.stored_views: {type(self).__name__} trains the layers that see the frames, so there is nothing to "
-            "store; leave it out"
-        )
+        if any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            raise UserError(
+                f"train.stored_views: {type(self).__name__} trains the layers that see the frames, so there is nothing "
+                "to store; leave it out, or give it a frozen backbone (clip_lite0)"
+            )
+        return self.backbone.encode_frames(clips).unsqueeze(2)
 
     def frame_layers(self) -> list[nn.Module]:
         """The layers of the frame tower, which `cluster.compile` compiles; none where the backbone is no CLIP."""

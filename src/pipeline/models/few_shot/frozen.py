@@ -37,18 +37,23 @@ class Frozen(FrameMatching):
     (docs/own-actions.md).
 
     Args:
+        changes: False: the first half alone.
         matcher: otam, ab_mhm (LGA's Eq. 2 on phases found by clustering), bi_mhm, or mean, which knows no order.
     """
 
-    def __init__(self, backbone: dict[str, Any], matcher: str = "otam", lam: float = 0.1, **kwargs: Any) -> None:
+    def __init__(
+        self, backbone: dict[str, Any], matcher: str = "otam", lam: float = 0.1, changes: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(backbone, matcher=matcher, lam=lam, **kwargs)
+        self.changes = changes
         if matcher not in MATCHERS[type(self).__name__]:
             raise unknown("matcher", matcher, MATCHERS[type(self).__name__])
         self.requires_grad_(False)
 
     def encode(self, clips: Tensor) -> Tensor:
-        """(B, T, 3, H, W) -> (B, T, 2D)."""
-        return with_changes(self.backbone.encode_frames(clips).float())
+        """(B, T, 3, H, W) -> (B, T, 2D), or (B, T, D) without changes."""
+        frames = self.seen(clips).float()
+        return with_changes(frames) if self.changes else F.normalize(frames, dim=-1)
 
     def match(self, query: Tensor, prototypes: Tensor, texts: Tensor | None, matcher: str | None = None) -> Scores:
         """{"vv": (E, Q, N)}: minus the mean distance to the K shots of a class."""
@@ -79,12 +84,7 @@ class Tuned(Frozen):
         self.backbone.eval()
         return self
 
-    @torch.no_grad()
-    def trunk(self, clips: Tensor) -> Tensor:
-        """Features of frames: (B, T, 3, H, W) -> (B, T, 1, D)."""
-        return self.backbone.encode_frames(clips).float()[:, :, None]
-
     def encode(self, clips: Tensor) -> Tensor:
         """(B, T, 3, H, W), or what `trunk` made of it -> (B, T, 2D)."""
-        frames = (clips if clips.dim() == 4 else self.trunk(clips))[:, :, 0]
+        frames = self.seen(clips).float()
         return with_changes(frames + self.change(frames))

@@ -133,7 +133,7 @@ class HyRSM(FewShotModel):
 
     def encode(self, clips: Tensor) -> Tensor:
         """(B, T, 3, H, W) -> (B, T, D), the frames related within their video."""
-        return self.frames(self.backbone.encode_frames(clips))
+        return self.frames(self.seen(clips))
 
     def prototypes(self, support: Tensor, texts: Tensor | None = None) -> Tensor:
         """(E, N, K, T, D) -> (E, N, K or 1, T, D)."""

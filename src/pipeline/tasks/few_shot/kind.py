@@ -47,6 +47,10 @@ class FewShotTrain(Train):
         json_schema_extra=OFF,
     )  # fmt: skip
     stored_views: Whole = Field(0, description=VIEWS, json_schema_extra=OFF)
+    untrained_counts: Switch = Field(
+        False, description="the model before its first step is one of those that validation chooses from",
+        json_schema_extra=OFF,
+    )  # fmt: skip
     bn_apart: Switch = Field(
         False, description="supports and queries each have their own batch statistics", json_schema_extra=OFF
     )
