@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.datasets.index import read_index
@@ -77,19 +79,31 @@ def _make(
 ) -> None:
     """Have Snakemake make the tables `files` of some papers, and with the last of them the combined one."""
     targets = [*map(str, files.values()), *([] if variables else [str(results / f"{table_stem(number)}.csv")])]
-    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", "--cores", cores, "--", *targets]
     log = results / "logs" / "demo.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **variables})
-        try:
-            _follow(process, plan, number, files, results, began)
-        except KeyboardInterrupt:  # Snakemake was told too, and ends its jobs
-            process.wait()
-            raise UserError("interrupted; the same command goes on from here") from None
+    with snakemake(["--cores", cores, "--", *targets], log, variables) as process:
+        _follow(process, plan, number, files, results, began)
     if process.returncode:
         lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
         raise UserError(f"{' / '.join(lines[-3:])[:300]}; see {log} and `python -m pipeline status`")
+
+
+@contextmanager
+def snakemake(words: list[str], log: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """Snakemake, called with `words`; what it says goes to `log`. The block follows it, and then it is waited for.
+
+    Raises:
+        UserError: interrupted; Snakemake was told too, and has ended its jobs.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", *words]
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **variables})
+        try:
+            yield process
+        except KeyboardInterrupt:
+            raise UserError("interrupted; the same command goes on from here") from None
+        finally:
+            process.wait()
 
 
 def _follow(
