@@ -30,6 +30,7 @@ from pipeline.steps import STAGES
 from pipeline.workspace import Workspace
 
 OVERLAY = "rehearsal.yaml"  # in config/, and in the folder of a rehearsal as it is given to Snakemake
+RECORD = "rehearsal.json"  # in that folder: size of its networks, and memory of its jobs
 PAPER, TABLE = "rehearsal", "1"  # its sheet, and the table with a row for each family
 DISK = 10e9  # bytes: networks, and two checkpoints of each training while it runs
 SAMPLE_SECONDS = 2.0  # between two looks at the memory of what runs
@@ -38,7 +39,7 @@ MEASURED = ("train", "evaluate")  # the stages of a run that are counted
 
 @dataclass
 class Rehearsal:
-    """One rehearsal: its plan, and what is known of the memory of its jobs.
+    """One rehearsal: its settings, and what is known of the memory of its jobs.
 
     peaks: {stage and run: MB, the largest sum of proportional set sizes over all processes of the job}.
     """
@@ -54,9 +55,10 @@ class Rehearsal:
         """Results, seen from the folder."""
         return Workspace("results")
 
-    def plan(self) -> Plan:
-        """The plan of its tables; keys of data sets hold what lies in the current folder."""
-        return Plan.read(self.config, self.overlay, PAPER)
+    def plan(self, paper: str = "") -> Plan:
+        """The plan of its tables among those of all papers, as Snakemake reads it: they may share runs. Keys of data
+        sets hold what lies in the current folder."""
+        return Plan.read(self.config, self.overlay, paper)
 
 
 def rehearse(
@@ -76,7 +78,7 @@ def rehearse(
     overlay = _overlay(config, methods, gpu, small)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(folder):
-        known = read_json(OVERLAY.replace("yaml", "json")) or {}
+        known = read_json(RECORD) or {}
         if known.get("small", small) != small:
             raise UserError(f"{folder} holds a rehearsal of another size of networks; name another --folder")
         made = Rehearsal(config, Path.cwd(), overlay, small, known.get("peaks", {}))
@@ -112,7 +114,7 @@ def prepare(rehearsal: Rehearsal) -> None:
     from pipeline.rehearsal.layout import SETS, make_data
     from pipeline.rehearsal.weights import HUB, NETWORKS, make_weights
 
-    plan = rehearsal.plan()
+    plan = rehearsal.plan(PAPER)
     places = [value for asset in plan.datasets.values() for value in asset.options.values() if isinstance(value, str)]
     data = {Path(place).parts[1] for place in places if place.startswith("data/")} & set(SETS)
     networks = {asset.options["path"] for asset in plan.backbones.values()}
@@ -174,16 +176,20 @@ def _snakemake(rehearsal: Rehearsal, plan: Plan, where: list[str], targets: list
 
 
 def _say(rehearsal: Rehearsal, plan: Plan) -> None:
-    found = read_status(plan, rehearsal.ws.root)
-    done, total = found["kinds"]["measurements"]
-    shares = ((entry, entry["fraction"]) for entry in found["running"])
-    running = [f"{e['stage']} {e['name']}" + ("" if share is None else f" {100 * share:.0f} %") for e, share in shares]
-    print(f"{done} of {total} runs measured; {', '.join(running) or 'starting'}", file=sys.stderr, flush=True)
+    entries = plan.table_entries(PAPER, TABLE)
+    done = sum(rehearsal.ws.cell(cell.id).is_file() for entry in entries for cell in entry.cells)
+    running = [
+        f"{found['stage']} {found['name']}" + ("" if found["fraction"] is None else f" {100 * found['fraction']:.0f} %")
+        for found in read_status(plan, rehearsal.ws.root)["running"]
+    ]
+    print(
+        f"{done} of {len(entries)} families measured; {', '.join(running) or 'starting'}", file=sys.stderr, flush=True
+    )
     _keep(rehearsal)
 
 
 def _keep(rehearsal: Rehearsal) -> None:
-    write_json(Path(OVERLAY).with_suffix(".json"), {"small": rehearsal.small, "peaks": rehearsal.peaks})
+    write_json(Path(RECORD), {"small": rehearsal.small, "peaks": rehearsal.peaks})
 
 
 def memory_of_jobs(pid: int) -> Iterator[tuple[str, float]]:
@@ -212,11 +218,13 @@ def report(rehearsal: Rehearsal, plan: Plan, seconds: float) -> bool:
     print(f"\n{'family':16} {'run':42} {'seconds':>7} {'memory':>7}  cell")
     for entry in entries:
         (cell,) = entry.cells
-        spent, peak = cost_of(cell.run, plan, rehearsal)
+        spent, peak = cost_of(cell.run, rehearsal)
         record = read_json(ws.cell(cell.id))
         done += record is not None
-        said = f"{record['value']:.1f} ± {record['ci95']:.1f}" if record else f"failed: {_reason(cell.run, failed)}"
-        print(f"{entry.row.name:16} {cell.run.id:42} {spent:7.0f} {peak:4.1f} GB  {said}")
+        said = (
+            f"{record['value']:.1f} ± {record['ci95']:.1f}" if record else f"not measured: {_reason(cell.run, failed)}"
+        )
+        print(f"{entry.row:16} {cell.run.id:42} {spent:7.0f} {peak:4.1f} GB  {said}")
     table = ws.table(PAPER, f"table{TABLE}")
     whole = done == len(entries) and table.is_file()
     where = (
@@ -226,25 +234,22 @@ def report(rehearsal: Rehearsal, plan: Plan, seconds: float) -> bool:
     return whole
 
 
-def cost_of(run: Run, plan: Plan, rehearsal: Rehearsal) -> tuple[float, float]:
-    """Seconds of a run's training and measurements, and GB of memory that the larger of these jobs had at most.
+def cost_of(run: Run, rehearsal: Rehearsal) -> tuple[float, float]:
+    """Seconds of a run's training and measurements, and GB of memory that the largest of these jobs had at most.
 
     Memory is looked at every `SAMPLE_SECONDS`, or by Snakemake, half a minute apart, where the job ran elsewhere.
     """
-    jobs = [("train", {"run": run.id})]
-    jobs += [("evaluate", {"job": job}) for job, (measured, _) in plan.measured_together.items() if measured == run.id]
     seconds, peak = 0.0, 0.0
-    for stage, names in jobs:
-        line = _benchmark(STAGES[stage].benchmark(rehearsal.ws, **names))
-        seconds += line.get("s", 0.0)
-        peak = max(peak, line.get("max_pss", 0.0), rehearsal.peaks.get(f"{stage}-{run.id}", 0.0))
+    for stage in MEASURED:
+        peak = max(peak, rehearsal.peaks.get(f"{stage}-{run.id}", 0.0))
+        for path in STAGES[stage].benchmark(rehearsal.ws).parent.glob(f"{run.id}*.tsv"):
+            line = _benchmark(path)
+            seconds, peak = seconds + line.get("s", 0.0), max(peak, line.get("max_pss", 0.0))
     return seconds, peak / 1000
 
 
 def _benchmark(path: Path) -> dict[str, float]:
     """The numbers of a file of Snakemake's."""
-    if not path.is_file():
-        return {}
     with path.open(newline="", encoding="utf-8") as file:
         (line,) = csv.DictReader(file, delimiter="\t")
     return {key: float(value) for key, value in line.items() if value.replace(".", "").isdecimal()}

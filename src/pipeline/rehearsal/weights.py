@@ -1,8 +1,9 @@
 """Networks with random weights, in the folders and formats of their publishers.
 
-CLIP, ResNet-50 and ViT-S have their full size. DeBERTa and Vicuna have all their layers and heads and are narrow: they
-are read as they are, and a wide one would do the same for longer. Tokenizers are trained on a few sentences; a word
-that they do not know is spelt.
+CLIP, ResNet-50 and ViT-S have their full size. DeBERTa and Vicuna have all their layers and heads and are narrow:
+nothing in them is trained, and wide ones would do the same for longer. Their publishers give them as pickles with files
+of sentencepiece, these are safetensors with a `tokenizer.json`. Tokenizers are trained on a few sentences; a word that
+they do not know is spelt.
 """
 
 from __future__ import annotations
@@ -50,11 +51,12 @@ def _clip(folder: Path, small: bool) -> None:
 
     known = _byte_pairs(CLIP_END, ends="</w>", rules=normalizers.Lowercase(), splits=pre_tokenizers.WhitespaceSplit())
     model = json.loads(known.to_str())["model"]
-    words: dict[str, int] = {word: i for i, word in enumerate(sorted(model["vocab"]))}
+    words: dict[str, int] = {word: i for i, word in enumerate(sorted(set(model["vocab"]) - {CLIP_END}))}
     words |= {f"<|unused{i}|>": i for i in range(len(words), CLIP_WORDS - 2)}
     words |= {CLIP_START: CLIP_WORDS - 2, CLIP_END: CLIP_WORDS - 1}
     models.BPE(words, [tuple(pair) for pair in model["merges"]]).save(str(folder))  # vocab.json, merges.txt
-    CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+    tokenizer.save_pretrained(folder)
     tower = SMALL_TOWER if small else {}
     vision = {**tower, "patch_size": 56 if small else 16}
     CLIPModel(CLIPConfig(vision_config=vision, text_config=tower)).save_pretrained(folder)
