@@ -22,7 +22,7 @@ def test_a_row_from_the_publishers_files_to_the_table(repo, tmp_path):
     done = subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=900)
     folder = tmp_path / "rehearsal"
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    assert "1 of 1 families in " in done.stdout and f"table: {folder}/results/rehearsal/table1.md" in done.stdout
+    assert "1 of 1 families in " in done.stdout and f"; in {folder}, table: results/rehearsal/table1.md" in done.stdout
     with (folder / "results/rehearsal/table1.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert (row["status"], row["scale"], row["selection"], row["n"]) == ("measured", "paper", "val", "20")

@@ -231,7 +231,7 @@ def test_each_family_has_a_line_and_what_is_not_measured_its_reason(config, plan
     (first,) = [line for line in out.splitlines() if line.startswith("LGA")]
     assert first.split() == ["LGA", lga.id, "90", "3.0", "GB", "62.5", "±", "12.3"]
     assert f"{molo.id:42}       0  0.0 GB  not measured: train: UserError: no room" in out
-    assert f"1 of 2 families in 0 s; see {tmp_path}/here/results/logs" in out
+    assert f"1 of 2 families in 0 s; in {tmp_path}/here, what Snakemake said: results/logs/rehearsal.log" in out
     (command,) = commands
     assert command[command.index("--cores") + 1] == "3" and command[-1] == "rehearsal_tables"
     given = yaml.safe_load((tmp_path / "here" / "rehearsal.yaml").read_text())

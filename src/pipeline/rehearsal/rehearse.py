@@ -31,6 +31,7 @@ from pipeline.workspace import Workspace
 
 OVERLAY = "rehearsal.yaml"  # in config/, and in the folder of a rehearsal as it is given to Snakemake
 RECORD = "rehearsal.json"  # in that folder: size of its networks, and memory of its jobs
+LOG = Path("results/logs/rehearsal.log")  # of Snakemake, in that folder
 PAPER, TABLE = "rehearsal", "1"  # its sheet, and the table with a row for each family
 DISK = 10e9  # bytes: networks, and two checkpoints of each training while it runs
 SAMPLE_SECONDS = 2.0  # between two looks at the memory of what runs
@@ -163,7 +164,7 @@ def _snakemake(rehearsal: Rehearsal, plan: Plan, where: list[str], targets: list
     words = ["-s", str(rehearsal.config.parent / "Snakefile"), *where, "--configfile", OVERLAY]
     # Nothing is downloaded, and the hub's cache is the one here.
     variables = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(Path("hub").resolve())}
-    with snakemake([*words, "--", *targets], Path("results/logs/rehearsal.log"), variables) as process:
+    with snakemake([*words, "--", *targets], LOG, variables) as process:
         said = time.monotonic()
         while process.poll() is None:
             for name, megabytes in memory_of_jobs(process.pid):
@@ -227,10 +228,8 @@ def report(rehearsal: Rehearsal, plan: Plan, seconds: float) -> bool:
         print(f"{entry.row:16} {cell.run.id:42} {spent:7.0f} {peak:4.1f} GB  {said}")
     table = ws.table(PAPER, f"table{TABLE}")
     whole = done == len(entries) and table.is_file()
-    where = (
-        f"table: {rehearsal.folder / table.with_suffix('.md')}" if whole else f"see {rehearsal.folder / ws.root}/logs"
-    )
-    print(f"{done} of {len(entries)} families in {span(seconds)}; {where}", flush=True)
+    place = f"table: {table.with_suffix('.md')}" if whole else f"what Snakemake said: {LOG}"
+    print(f"{done} of {len(entries)} families in {span(seconds)}; in {rehearsal.folder}, {place}", flush=True)
     return whole
 
 
