@@ -6,13 +6,14 @@ LLM := .venv/.llm
 # Two processes, each with files of its own; the longest files come first (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-all test-cluster cluster-packages bench lint docs clean
+.PHONY: help setup demo test test-all test-cluster cluster-packages rehearse bench lint docs clean
 
 help:
 	@echo "make demo   set up, then measure Table 4 at demo scale (no download, no GPU)"
 	@echo "make test   set up, then run the tests (PYTEST_ADDOPTS=--durations=25 adds what took longest)"
 	@echo "make test-all   the same with some slow tests of faults (a killed sweep, a lost node's worker)"
 	@echo "make test-cluster   run the tests on a real two-node Slurm that they build here (root, Debian)"
+	@echo "make rehearse  set up, then run a row of every family at paper scale on generated data (two cores, no download)"
 	@echo "make bench  set up, then compare the fast ways with the plain ones (about ten minutes on two cores)"
 	@echo "make lint   check style of code and workflow"
 	@echo "make docs   set up, then write the documentation as a site to site/"
@@ -51,6 +52,9 @@ cluster-packages:
 	@command -v slurmctld slurmd munged > /dev/null || test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null || \
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	    slurmctld slurmd slurm-client munge iproute2 > /dev/null; }
+
+rehearse: setup
+	@$(BIN)/python -m pipeline rehearse
 
 bench: setup
 	$(BIN)/python -W ignore -m benchmarks

@@ -78,7 +78,7 @@ def _make(plan: Plan, number: str, files: dict[str, Path], results: Path, cores:
     def watch(process: subprocess.Popen) -> None:
         _follow(process, plan, number, files, results)
 
-    if call_workflow(["--prioritize", targets[0], "--", *targets], cores, log, watch):
+    if call_workflow(["--cores", cores, "--prioritize", targets[0], "--", *targets], log, watch):
         raise UserError(last_words(log))
 
 

@@ -1,27 +1,31 @@
-"""Snakemake as a process of a command that follows it: `demo` and `adapt`."""
+"""Snakemake as a process of a command that follows it: `demo`, `adapt` and `rehearse`."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
 
 
-def call_workflow(arguments: Sequence[str], cores: str, log: Path, watch: Callable[[subprocess.Popen], None]) -> int:
+def call_workflow(
+    arguments: Sequence[str], log: Path, watch: Callable[[subprocess.Popen], None],
+    variables: Mapping[str, str] | None = None,
+) -> int:  # fmt: skip
     """Run Snakemake with `arguments` (targets after `--`), its output in `log`; returns its exit status.
 
-    `watch` gets the process and returns when it has ended.
+    `watch` gets the process and returns when it has ended; variables: more of the environment.
 
     Raises:
         UserError: the user interrupted it.
     """
-    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", "--cores", cores, *arguments]
+    command = [sys.executable, "-m", "snakemake", "--quiet", "rules", *arguments]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(variables or {})})
         try:
             watch(process)
         except KeyboardInterrupt:  # Snakemake was told too, and ends its jobs

@@ -22,7 +22,7 @@ FLOORS = (  # from the ground up; what stands on one floor may import from its o
     "figures",
     "pose",
     "stages",
-    "workflow report actions demo",
+    "workflow report actions demo rehearsal",
     "cli",
     "__main__",
 )

@@ -15,7 +15,7 @@ FOLDERS = {"datasets": "dataset.json", "methods": "method.json", "scales": "conf
 
 def _files(repo):
     files = [path for folder in FOLDERS for path in sorted((repo / "config" / folder).glob("*.yaml"))]
-    return [repo / "config" / "config.yaml", *files]
+    return [repo / "config" / "config.yaml", repo / "config" / "rehearsal.yaml", *files]
 
 
 def test_the_files_are_up_to_date(repo):

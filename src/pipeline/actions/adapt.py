@@ -313,9 +313,18 @@ def _make(plan: Plan, config: Path, settings: Path, cores: str) -> None:
     if all(step.done for step in steps):
         return
     targets = [str(path) for step in steps for path in step.outputs]
-    settled = ["-s", str(config.parent / "Snakefile"), "--configfile", str(settings), "--rerun-incomplete", "--"]
+    settled = [
+        "--cores",
+        cores,
+        "-s",
+        str(config.parent / "Snakefile"),
+        "--configfile",
+        str(settings),
+        "--rerun-incomplete",
+        "--",
+    ]
     log = RESULTS / "logs" / "adapt.log"
-    if call_workflow([*settled, *targets], cores, log, lambda process: _follow(process, plan)):
+    if call_workflow([*settled, *targets], log, lambda process: _follow(process, plan)):
         raise UserError(_reason(plan) or last_words(log))
 
 

@@ -123,3 +123,26 @@ def demo(
     from pipeline.plan import Plan
 
     run_demo(Plan.read("config", {"scale": "demo"}, number=number), number, Path("results"), cores)
+
+
+@app.command()
+def rehearse(
+    methods: Annotated[
+        list[str] | None, typer.Argument(help="Methods of the families (default: all of config/rehearsal.yaml).")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where everything of it goes.")] = Path("results/rehearsal"),
+    config: ConfigFolder = Path("config"),
+    cores: Annotated[str, typer.Option(help="CPU cores, in Snakemake's form: so many trainings at a time.")] = "2",
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Each training has a GPU and its threads, as at paper scale.")
+    ] = False,
+    profile: Annotated[str, typer.Option(help="Of Snakemake, such as slurm, in place of this machine's cores.")] = "",
+    small: Annotated[bool, typer.Option("--small", help="A CLIP of narrow layers, and only the table.")] = False,
+) -> None:
+    """Run one row of every family at paper scale on generated data and random weights, and say what each took.
+
+    Exits with status 1 if one of them is not measured; the same command goes on from there.
+    """
+    from pipeline.rehearsal.rehearse import rehearse as run
+
+    raise typer.Exit(0 if run(config, folder, methods or (), cores, gpu, profile, small) else 1)
