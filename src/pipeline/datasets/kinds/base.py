@@ -265,6 +265,10 @@ class DataSet:
         """Print the counts of its published lists beside those of the papers; returns the differences, one a line."""
         raise NotImplementedError
 
+    def offsets(self) -> Iterator[str]:
+        """Labels, as far as they are here, that are counted from another number than the names of their classes."""
+        yield from ()
+
     def faults(self, run: Run) -> Iterator[str]:
         """What of a training on it cannot be as its paper says."""
         yield from ()
