@@ -142,8 +142,8 @@ class Skeletons(DataSet):
         numbers = {n - first + 1 for n in novel if isinstance(n, int)}
         if named and numbers and named != numbers:
             yield (
-                f"first_class {first} makes the protocol's novel classes A{min(numbers):03d} to A{max(numbers):03d}, and "
-                f"the exemplars are A{min(named):03d} to A{max(named):03d}; NTU's are counted from 1: set "
+                f"first_class {first} makes the protocol's novel classes A{min(numbers):03d} to A{max(numbers):03d}, "
+                f"and the exemplars are A{min(named):03d} to A{max(named):03d}; NTU's are counted from 1: set "
                 "first_class: 1"
             )
         root = Path(given.root).expanduser()
