@@ -67,7 +67,9 @@ class Definition(Frozen):
         {}, description="further texts by name: a file, a folder of GAP's, or settings of a language model"
     )
     describe: Annotated[Any, HERE] = Field(None, description="true, or settings: a language model writes the texts")
-    expected: Annotated[dict[str | int, Any], HERE] = Field({}, description="published counts, shown beside those here")
+    expected: Annotated[dict[str | int, Any], HERE] = Field(
+        {}, description="published counts, shown beside those here; frames: mean of a clip"
+    )
     min_coverage: Annotated[float, HERE] = Field(
         0.9, ge=0, le=1, strict=True, description="share of each split's listed clips that must be there"
     )
