@@ -37,6 +37,11 @@ class Cluster(BaseModel):
         -1, ge=-1, description="processes that read clips ahead for each training; -1: as many as its threads allow"
     )
     compile: bool = Field(False, description="compile the layers of CLIP's frame tower (torch.compile)")
+    precision: dict[str, Literal["float32", "tf32", "bf16"]] = Field(
+        {},
+        description="method -> in what its trainings compute on a GPU that can. bf16: the layers of CLIP's frame tower "
+        "in bfloat16; tf32: products of matrices with factors of 10 bits; float32, of methods not named: neither",
+    )
     gpus: float = Field(0, ge=0, description="GPUs of each training; a fraction packs several on one GPU")
     workers: int = Field(1, ge=1, description="processes of one training, which share its episodes")
     nodes: int = Field(1, ge=1, description="nodes of a Slurm job over which Ray and its workers are spread")

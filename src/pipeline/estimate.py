@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.experiment import store_key
+from pipeline.experiment import Asset, Run, store_key
 from pipeline.plan import Plan
 from pipeline.progress import span
+from pipeline.rates import Rates, rates_for
 from pipeline.sheets import table_stem
 from pipeline.steps import Step, steps_of
-from pipeline.tasks.costs import GPU_FLOPS, Cost, clips_of
+from pipeline.tasks.costs import bases_of, clips_of, frame_size
 from pipeline.workspace import Workspace
 
-FRAMES_OF_CLIP, BYTES_OF_FRAME = 100, 30_000  # of a real clip, and of a frame of 256 x 256 as JPEG; assumptions
+FRAMES_OF_CLIP = 100  # of a set whose definition says no `expected.frames`, a guess
+BYTES_OF_FRAME = 25_400  # of 256 x 256 as JPEG of quality 95, of three films: `python -m benchmarks.store`
 MOST_MEMORY = 6  # methods whose memory is printed
 GENERATED, STORED, PRETRAINED, FETCHED, WRITTEN = 18.0, 11.0, 91.0, 3.0, 0.6  # a set, its frames, a backbone, a table
 
@@ -46,11 +49,45 @@ def _seconds(plan: Plan, step: Step) -> float:
     return {"videos": GENERATED, "frames": STORED}.get(step.stage, 0.0)
 
 
-def wall_hours(costs: Iterable[Cost], gpus: int) -> float:
-    """Hours until `gpus` GPUs have done all runs, each on one of them, the longest first."""
+@dataclass
+class Hours:
+    """Hours of a run, or of all runs of a method.
+
+    arithmetic: until a GPU has done all operations. decoding: until the processes of a training have read its clips
+    beside. bound: the longer of the two, run by run. longest: of a single run.
+    """
+
+    runs: int
+    computes: str
+    arithmetic: float
+    decoding: float
+    bound: float
+    longest: float
+
+    def __add__(self, other: Hours) -> Hours:
+        computes = " or ".join(sorted({*self.computes.split(" or "), *other.computes.split(" or ")}))
+        return Hours(
+            self.runs + other.runs, computes, self.arithmetic + other.arithmetic, self.decoding + other.decoding,
+            self.bound + other.bound, max(self.longest, other.longest),
+        )  # fmt: skip
+
+
+def hours_of(plan: Plan, run: Run, rates: Rates) -> Hours:
+    """Hours of a run on one GPU, with the processes that read ahead on a training's threads."""
+    kind, dataset, cluster = plan.kind(run), plan.datasets[run.dataset], plan.config.settings.cluster
+    cost = kind.cost(run, clips_of(dataset) | bases_of(dataset))
+    computes = kind.computes(run, cluster.precision.get(run.method, "float32"))
+    arithmetic = (cost.training / rates.computed(computes) + cost.testing / rates.computed("float32")) / 3600
+    decoding = cost.reading / rates.frames / max(cluster.threads - 1, 1) / 3600
+    bound = max(arithmetic, decoding)
+    return Hours(1, computes, arithmetic, decoding, bound, bound)
+
+
+def wall_hours(hours: Iterable[float], gpus: int) -> float:
+    """Hours until `gpus` GPUs have done runs of so many hours, each on one of them, the longest first."""
     ends = [0.0] * gpus
-    for hours in sorted((cost.training + cost.testing for cost in costs), reverse=True):
-        heapq.heappushpop(ends, ends[0] + hours)
+    for longest in sorted(hours, reverse=True):
+        heapq.heappushpop(ends, ends[0] + longest)
     return max(ends)
 
 
@@ -60,7 +97,13 @@ def disk_bytes(plan: Plan, ws: Workspace | None = None) -> int:
     videos = [asset for asset in read if plan.data(asset).decoded and not plan.data(asset).whole]
     if ws is not None:
         videos = [a for a in videos if not ws.manifest(a.key, store_key(plan.frames(a))).is_file()]
-    return sum(sum(clips_of(asset).values()) * FRAMES_OF_CLIP * BYTES_OF_FRAME for asset in videos)
+    return round(sum(_stored_frames(asset) * frame_size(plan.frames(asset)) * BYTES_OF_FRAME for asset in videos))
+
+
+def _stored_frames(asset: Asset) -> int:
+    """Frames of all clips of a data set; `expected.frames` is the mean of a clip."""
+    expected = asset.options.get("expected") or {}
+    return sum(clips_of(asset).values()) * int(expected.get("frames", FRAMES_OF_CLIP))
 
 
 def memory_needed(plan: Plan) -> dict[str, float]:
@@ -88,8 +131,11 @@ def language_calls(plan: Plan) -> int:
     return total
 
 
-def print_plan(plan: Plan, results: Path, gpus: int = 8) -> None:
-    """Print cells, distinct trainings, sweeps, and what paper scale costs, with what is done already."""
+def print_plan(plan: Plan, results: Path, gpus: int = 8, rate: str = "") -> None:
+    """Print cells, distinct trainings, sweeps, and what paper scale costs, with what is done already.
+
+    rate: as `rates_for` takes it.
+    """
     ws, console = Workspace(results), Console()
     table = Table(title=f"plan at scale {plan.config.settings.scale}")
     for heading in ("paper", "table", "places", "cells", "measured", "trainings", "published only"):
@@ -114,7 +160,7 @@ def print_plan(plan: Plan, results: Path, gpus: int = 8) -> None:
         console.print(f"sweep {sweep.name}: {len(sweep.runs)} values of {sweep.axis}, {len(own)} trained by Ray Tune")
     if plan.config.settings.scale != "paper":
         _print_small(plan, ws, console)
-    _print_paper(plan if plan.config.settings.scale == "paper" else _paper(plan), console, gpus)
+    _print_paper(plan if plan.config.settings.scale == "paper" else _paper(plan), console, gpus, rates_for(ws, rate))
 
 
 def _print_small(plan: Plan, ws: Workspace, console: Console) -> None:
@@ -125,20 +171,36 @@ def _print_small(plan: Plan, ws: Workspace, console: Console) -> None:
     )
 
 
-def _print_paper(plan: Plan, console: Console, gpus: int) -> None:
-    costs = [plan.kind(run).cost(run, clips_of(plan.datasets[run.dataset])) for run in plan.runs.values()]
-    hours = sum(c.training for c in costs), sum(c.testing for c in costs)
+def _print_paper(plan: Plan, console: Console, gpus: int, rates: Rates) -> None:
+    each = [(run.method, hours_of(plan, run, rates)) for run in plan.runs.values()]
+    _print_methods(each, console)
+    bounds, threads = [hours.bound for _, hours in each], plan.config.settings.cluster.threads
     console.print(
-        f"at paper scale about {sum(hours):.0f} GPU hours ({hours[0]:.0f} training, {hours[1]:.1f} testing) at "
-        f"{GPU_FLOPS / 1e12:.0f} TFLOP/s sustained, without reading the videos: {wall_hours(costs, gpus):.0f} hours on "
-        f"{gpus} GPUs; {disk_bytes(plan) / 1e12:.1f} TB of frames; {language_calls(plan)} questions to language models"
+        f"at paper scale about {sum(bounds):.0f} GPU hours, {wall_hours(bounds, gpus):.0f} hours on {gpus} GPUs, at "
+        f"{rates}, with {max(threads - 1, 1)} processes a training that read {rates.frames:,.0f} frames a second each; "
+        f"{disk_bytes(plan) / 1e12:.1f} TB of frames; {language_calls(plan)} questions to language models"
     )
     if needed := memory_needed(plan):
         most = [f"{method} {gigabytes:.0f}" for method, gigabytes in list(needed.items())[:MOST_MEMORY]]
         console.print(
-            f"GPU memory for the activations of a step in float32, GB: {', '.join(most)}; less with train.amp, and "
+            f"GPU memory for the activations of a step in float32, GB: {', '.join(most)}; less in bf16, and "
             "a seventh with model.activation_checkpointing (CLIP, SeFAR)"
         )
+
+
+def _print_methods(each: Iterable[tuple[str, Hours]], console: Console) -> None:
+    """What bounds the trainings of each method; methods of less than an hour are left out."""
+    methods: dict[str, Hours] = {}
+    for method, hours in each:
+        methods[method] = methods[method] + hours if method in methods else hours
+    table = Table(title="GPU hours at paper scale")
+    for heading in ("method", "runs", "computes in", "arithmetic", "decoding", "bound", "longest run"):
+        table.add_column(heading, justify="left" if heading in ("method", "computes in") else "right", overflow="fold")
+    for method, hours in sorted(methods.items(), key=lambda item: -item[1].bound):
+        if hours.bound >= 1:
+            numbers = (hours.arithmetic, hours.decoding, hours.bound, hours.longest)
+            table.add_row(method, str(hours.runs), hours.computes, *(f"{number:.1f}" for number in numbers))
+    console.print(table)
 
 
 def _paper(plan: Plan) -> Plan:

@@ -204,16 +204,20 @@ def files_faults(plan: Plan, ws: Workspace) -> Iterator[str]:
 
 
 def list_faults(data: DataSet) -> Iterator[str]:
-    """Counts of a set's lists that are not the papers': another version of the lists."""
-    lists = data.asset.options.get("lists") or data.asset.options.get("available")
-    if data.whole or not data.countable or not (isinstance(lists, str) and Path(lists).exists()):
+    """Labels of a set's lists that are counted otherwise than its names, and counts that are not the papers': another
+    version of the lists."""
+    name, options = data.asset.name, data.asset.options
+    lists = next((options[key] for key in ("lists", "labels", "available") if options.get(key)), "")
+    if data.whole:
         return
     try:
-        differ = data.count(Console(file=io.StringIO()))
-    except UserError:
-        return  # what of them cannot be read is said where class names are looked for
-    for line in differ:
-        yield f"{data.asset.name}: {lists} is another version of the lists than the paper's: {line}"
+        yield from (f"{name}: {line}" for line in data.offsets())
+        if data.countable and isinstance(lists, str) and Path(lists).exists():
+            for line in data.count(Console(file=io.StringIO())):
+                yield f"{name}: {lists} is another version of the lists than the paper's: {line}"
+    except UserError as error:
+        if "text" not in data.stages:  # of others this is said where class names are looked for
+            yield f"{name}: {error}"
 
 
 def weights_faults(asset: Asset) -> Iterator[str]:

@@ -111,6 +111,8 @@ class Plan:
             self.config.entry("datasets", name, f"{where}, key substitute")
         for name in [*settings.substitute_backbone, *settings.substitute_backbone.values()]:
             self.config.backbone(name, f"{where}, key substitute_backbone")
+        for name in settings.cluster.precision:
+            self.method(name, f"{where}, key cluster.precision")
         for name, budget in settings.budgets.items():
             recipe, kind = self.method(name, f"{where}, key budgets")
             keys = kind.keys(recipe.get("train", {}))

@@ -82,6 +82,11 @@ class Workspace:
                 found.append(cell)
         return found
 
+    @property
+    def rates(self) -> Path:
+        """How fast this machine is (`pipeline.rates`)."""
+        return self.root / "gpu.json"
+
     def inspection(self, run_id: str) -> Path:
         """File of what was seen inside a trained run."""
         return self.root / "inspect" / f"{run_id}.npz"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.estimate import (
     BYTES_OF_FRAME,
-    FRAMES_OF_CLIP,
     disk_bytes,
+    hours_of,
     language_calls,
     memory_needed,
+    print_plan,
     small_work,
     wall_hours,
 )
 from pipeline.plan import Plan
-from pipeline.tasks.costs import Cost, clips_of, kept_gb
+from pipeline.rates import STATED, Rates, keep, measure, rates_for
+from pipeline.tasks.costs import bases_of, clips_of, kept_gb
 from pipeline.tasks.few_shot.kind import SMALL
 from pipeline.workspace import Workspace
 
@@ -49,21 +52,90 @@ def test_memory_of_the_activations_of_a_step(repo, paper):
 
 
 def test_wall_time_on_some_gpus():
-    costs = [Cost(hours, 0.0) for hours in (4, 3, 3, 2, 2, 2)]
-    assert wall_hours(costs, 1) == 16
-    assert wall_hours(costs, 2) == 8
-    assert wall_hours(costs, 3) == 6  # 4 + 2, 3 + 2, 3 + 2
-    assert wall_hours(costs, 100) == 4  # a training is on one
+    hours = (4, 3, 3, 2, 2, 2)
+    assert wall_hours(hours, 1) == 16
+    assert wall_hours(hours, 2) == 8
+    assert wall_hours(hours, 3) == 6  # 4 + 2, 3 + 2, 3 + 2
+    assert wall_hours(hours, 100) == 4  # a training is on one
     assert wall_hours([], 4) == 0
+
+
+RATES = Rates(device="a test's", gpu=True, flops={"float32": 1e13, "bf16": 1e14}, frames=1000)
+
+
+def _of(plan, method, **wanted):
+    """Hours of the first run of a method with such settings of its training."""
+    runs = (run for run in plan.runs.values() if run.method == method and wanted.items() <= run.train.items())
+    return hours_of(plan, next(runs), RATES)
+
+
+def test_hours_are_those_of_operations_and_of_what_is_read(paper):
+    """Counted by hand: frames that are shown, times operations of a frame, in the numbers of the method."""
+    lga = next(run for run in paper.runs.values() if run.method == "lga" and run.train["shot"] == 1)
+    train = lga.train
+    frames = train["steps"] * train["episodes_per_step"] * train["way"] * (1 + train["query"]) * 8
+    tested = 8 * 33.7e9 * 2 * clips_of(paper.datasets[lga.dataset])["test"] / 1e13
+    found = hours_of(paper, lga, RATES)
+    assert found.computes == "bf16" and found.arithmetic * 3600 == pytest.approx(3 * frames * 33.7e9 / 1e14 + tested)
+    assert found.decoding * 3600 == pytest.approx(frames / 1000 / 7) and found.bound == max(
+        found.arithmetic, found.decoding
+    )
+    # half of Task-Adapter's layers are frozen; a ResNet-50 is not a ViT; skeletons count; two networks of LTG
+    assert {_of(paper, name).computes for name in ("task_adapter_pp", "clip_fsar", "sefar_qa")} == {"bf16"}
+    assert {_of(paper, name).computes for name in ("hyrsm", "sefar", "motionbert", "ltg")} == {"float32"}
+    (run, *_) = (run for run in paper.runs.values() if (run.method, run.train.get("base_set")) == ("motionbert", "20%"))
+    clips = bases_of(paper.datasets[run.dataset])["20%"], clips_of(paper.datasets[run.dataset])["test"]
+    operations = 287e9 * (3 * run.train["epochs"] * clips[0] + clips[1])
+    assert hours_of(paper, run, RATES).arithmetic * 3600 == pytest.approx(operations / 1e13)
+    both = _of(paper, "lga") + _of(paper, "hyrsm")
+    assert both.computes == "bf16 or float32" and both.runs == 2 and both.longest < both.bound
+
+
+def test_rates_are_measured_or_stated(tmp_path):
+    ws = Workspace(tmp_path)
+    assert rates_for(ws) is STATED and rates_for(ws, "300").computed("tf32") == 3e14
+    with pytest.raises(UserError, match="--rate measured: there is no .*bench-gpu"):
+        rates_for(ws, "measured")
+    for wrong in ("fast", "-1", "inf", "nan"):
+        with pytest.raises(UserError, match="give TFLOP/s above 0"):
+            rates_for(ws, wrong)
+    keep(ws, RATES)
+    assert rates_for(ws) == RATES and RATES.computed("tf32") == 1e13
+    keep(ws, RATES.model_copy(update={"gpu": False}))
+    assert rates_for(ws) is STATED and rates_for(ws, "measured").frames == 1000
+    (tmp_path / "gpu.json").write_text('{"device": "x"}')
+    with pytest.raises(UserError, match="gpu.json: key gpu is missing"):
+        rates_for(ws)
+
+
+def test_this_machine_is_measured(tmp_path):
+    tiny = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "image_size": 32, "patch_size": 16,
+            "num_hidden_layers": 1}  # fmt: skip
+    found = measure(seconds=0.0, vision=tiny, frames=2, side=16)
+    assert not found.gpu and found.flops.keys() == found.products.keys() == {"float32", "bf16"}
+    assert found.frames > 0 and found.copied > 0 and "CPU" in found.device
+
+
+def test_the_bounds_are_printed_by_method(repo, paper, tmp_path, capsys):
+    keep(Workspace(tmp_path), RATES)
+    print_plan(Plan.read(repo / "config", {"scale": "paper"}, "lga", "4"), tmp_path)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "arithmetic" in out and "decoding" in out and "bf16 100 TFLOP/s (a test's)" in out
 
 
 def test_disk_counts_each_set_of_videos_once_and_no_skeletons(paper):
     read = paper.datasets_read()
     videos = [key for key in read if paper.datasets[key].spec["kind"] not in ("skeletons", "synthetic")]
     assert len(videos) < len(read)
-    clips = sum(sum(clips_of(paper.datasets[key]).values()) for key in videos)
-    assert clips > 400_000  # SSv2 twice, Gym
-    assert disk_bytes(paper) == clips * FRAMES_OF_CLIP * BYTES_OF_FRAME
+    assert sum(sum(clips_of(paper.datasets[key]).values()) for key in videos) > 400_000  # SSv2 twice, Gym
+    one = Plan.read(paper.config.folder, {"scale": "paper"}, "lga", "5")
+    sizes = {one.datasets[key].name: sum(clips_of(one.datasets[key]).values()) for key in one.datasets_read()}
+    lengths = {"hmdb51": 95, "ucf101": 180, "kinetics100": 300, "ssv2_small": 46, "ssv2_full": 46}
+    assert disk_bytes(one) == sum(clips * lengths[name] * BYTES_OF_FRAME for name, clips in sizes.items()) > 0
+    larger = {"scale": "paper", "frames": {"store": {"size": 320}}}  # the short side of 4:3
+    assert disk_bytes(Plan.read(paper.config.folder, larger, "lga", "5")) == pytest.approx(
+        disk_bytes(one) * 320**2 * 4 / 3 / 256**2
+    )
     demo = Plan.read(paper.config.folder)
     assert disk_bytes(demo) < disk_bytes(paper) / 100
 

@@ -17,7 +17,7 @@ FLOORS = (  # from the ground up; what stands on one floor may import from its o
     "text",
     "models",
     "tasks",
-    "plan training evaluation inspection",
+    "plan training evaluation inspection rates",
     "tables status estimate doctor paper reference steps",
     "figures",
     "pose",

@@ -10,6 +10,8 @@ from collections import defaultdict
 import pytest
 
 from pipeline import paper
+from pipeline.config import Config
+from pipeline.datasets.kinds.registry import defined
 from pipeline.estimate import disk_bytes
 from pipeline.experiment import Asset
 from pipeline.paper import check_plan, files_faults, list_faults, print_check, weights_faults
@@ -127,6 +129,13 @@ def test_lists_of_another_version(repo, reference_data, tmp_path):
     plan = Plan.read(repo / "config", {"scale": "paper", "datasets": overlay}, number="1")
     whole, short = (list(list_faults(plan.data(_asset(plan, name)))) for name in ("kinetics100", "hmdb51"))
     assert whole == [] and len(short) == 1 and "hmdb51 is another version" in short[0] and "1285" in short[0]
+
+
+def test_labels_of_the_published_lists_are_counted_as_their_names(repo, reference_data):
+    fewshot, names = reference_data / "lists" / "fewshot", ("hmdb51", "ucf101", "kinetics100", "ssv2_small")
+    overlay = {name: {"lists": str(fewshot / name)} for name in names}
+    config = Config(repo / "config", {"datasets": overlay})
+    assert [list(defined(config, name, "the test").offsets()) for name in names] == [[]] * len(names)
 
 
 def _asset(plan, name):

@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: plan, status, doctor, dashboard."""
+"""Commands that look: plan, status, doctor, dashboard, and what measures this machine."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ def plan(
     check: Annotated[
         bool, typer.Option("--check", help="Show each training's texts, frames, length, labels and what is wrong.")
     ] = False,
+    rate: Annotated[
+        str,
+        typer.Option(help="TFLOP/s by which hours are worked out, or measured: `bench-gpu`'s, even those of a CPU."),
+    ] = "",
 ) -> None:
     """Show what the tables need: cells, trainings, sweeps, time; at paper scale also GPU hours, disk and questions."""
     from pipeline.estimate import print_plan
@@ -42,7 +46,24 @@ def plan(
         found.faults += files_faults(planned, Workspace(results))
         print_check(found)
         raise typer.Exit(1 if found.faults else 0)
-    print_plan(planned, results, gpus)
+    print_plan(planned, results, gpus, rate)
+
+
+@app.command(name="bench-gpu")
+def bench_gpu(results: Results = Path("results")) -> None:
+    """Measure for a minute how fast this machine computes, reads frames and copies; `plan` takes its hours by that."""
+    from pipeline import rates
+
+    ws, found = Workspace(results), rates.measure()
+    rates.keep(ws, found)
+    print(f"{found.device}: forwards and backwards through a layer of ViT-B/16, and products of matrices, TFLOP/s")
+    for name, flops in found.flops.items():
+        print(f"  {name}: {flops / rates.TERA:.3g}, {found.products[name] / rates.TERA:.3g}")
+    print(f"stored frames of 256 x 256 that a core reads: {found.frames:,.0f} a second")
+    print(f"copy of an item's frames to the device: {found.copied / 1e9:.1f} GB a second")
+    print(ws.rates)
+    if not found.gpu:
+        print("no GPU was found, so these are the CPU's: `plan` keeps its stated rates, unless told --rate measured")
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,8 +178,7 @@ def prepare_semi(spec: Mapping[str, Any], out_folder: str | Path) -> Path:
         clips = [replace(clip, label=_stripped(clip.label, strip)) for clip in _shares(root, spec["clips"])]
         write_text(folder / LABELLED, "{}\n")
         return write_index(folder / "index.csv", clips)
-    clips, rates = _published(Path(spec["lists"])) if spec.get("lists") else (_table(required(spec, "labels")), {})
-    clips = [replace(clip, label=_stripped(clip.label, strip)) for clip in clips]
+    clips, rates = _listed(spec)
     clips = _held_out(clips, float(spec.get("validation", 0)), {name for names in rates.values() for name in names})
     both = list(zip(clips, find_listed(root, [clip.path for clip in clips], folder), strict=True))
     placed = [replace(clip, path=place.path or clip.path) for clip, place in both]
@@ -192,6 +191,37 @@ def prepare_semi(spec: Mapping[str, Any], out_folder: str | Path) -> Path:
     index = write_prepared(folder, root, placed, missing, 1)
     _report(placed, rates, spec.get("expected", {}))
     return index
+
+
+def _listed(spec: Mapping[str, Any]) -> tuple[list[Clip], dict[str, set[str]]]:
+    """Videos of the lists or of the table, and names of the labelled ones by rate."""
+    clips, rates = _published(Path(spec["lists"])) if spec.get("lists") else (_table(required(spec, "labels")), {})
+    return [replace(clip, label=_stripped(clip.label, spec.get("strip", ""))) for clip in clips], rates
+
+
+def count_listed(spec: Mapping[str, Any], console: Console) -> list[str]:
+    """Print the counts of lists beside the published ones (`expected`), with no video looked for; returns what differs.
+
+    spec: as of `prepare_semi`. Raises UserError when a list is missing or wrong.
+    """
+    return _report(*_listed(spec), spec.get("expected", {}), console)
+
+
+def label_offsets(folder: Path, classes: int) -> Iterator[str]:
+    """Lists of label rates below `folder` whose labels are not those of `classes` classes counted from 0; one a line.
+
+    classes: 0 where it is not known how many there are. Raises UserError when a list is missing or wrong.
+    """
+    for file in (_find(rate, part) for rate in _rates(folder) for part in ("train", "unlabel", "test")):
+        labels = {video.label for video in read_video_list(file)}
+        low, high = min(labels), max(labels)
+        if (classes and high >= classes) or (low and _part(file) == "test"):  # few labels need not show every class
+            wanted = f"those of {classes} classes from 0 to {classes - 1}" if classes else "those of the lists from 0"
+            yield f"{file}: its labels run from {low} to {high}, {wanted}" + (low == 1) * "; take 1 from each"
+
+
+def _part(file: Path) -> str:
+    return file.name.partition(".")[0]
 
 
 def _stripped(label: str, pattern: str) -> str:
@@ -219,17 +249,22 @@ def _name(path: str) -> str:
     return f"{Path(path).parent.name}/{video_stem(path)}"
 
 
-def _published(folder: Path) -> tuple[list[Clip], dict[str, set[str]]]:
-    """All videos of the published lists, and the names of the labelled ones by rate."""
-    rates = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+def _rates(folder: Path) -> list[Path]:
+    """Folders of lists, one a label rate."""
+    rates = sorted(entry for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
     if not rates:
         raise UserError(f"{folder} has no folder of lists named by a label rate, such as 5; fetch the lists")
+    return rates
+
+
+def _published(folder: Path) -> tuple[list[Clip], dict[str, set[str]]]:
+    """All videos of the published lists, and the names of the labelled ones by rate."""
     clips: dict[str, Clip] = {}
     labelled: dict[str, set[str]] = {}
-    for rate in rates:
-        split = read_semi_lists(folder / rate)
-        unlabelled = read_video_list(_find(folder / rate, "unlabel"))
-        labelled[rate] = {_name(video.path) for video in split.labelled}
+    for rate in _rates(folder):
+        split = read_semi_lists(rate)
+        unlabelled = read_video_list(_find(rate, "unlabel"))
+        labelled[rate.name] = {_name(video.path) for video in split.labelled}
         for part, videos in (("train", (*split.labelled, *unlabelled)), ("test", split.test)):
             for video in videos:
                 clip = Clip(_name(video.path), video.path, f"class {video.label:03d}", part)
@@ -260,9 +295,15 @@ def _held_out(clips: Sequence[Clip], share: float, labelled: set[str]) -> list[C
     return [replace(clip, split="val") if clip.clip in held else clip for clip in clips]
 
 
-def _report(clips: Sequence[Clip], rates: Mapping[str, Iterable[str]], expected: Mapping[str, int]) -> None:
-    """Print what was found beside the published counts, and the rates whose labels leave classes out."""
-    console, label_of = Console(), {clip.clip: clip.label for clip in clips}
+def _report(
+    clips: Sequence[Clip], rates: Mapping[str, Iterable[str]], expected: Mapping[str | int, int],
+    console: Console | None = None,
+) -> list[str]:  # fmt: skip
+    """Print what was found beside the published counts, and the rates whose labels leave classes out.
+
+    Returns the counts that differ, one a line.
+    """
+    console, label_of = console or Console(), {clip.clip: clip.label for clip in clips}
     tested = {clip.label for clip in clips if clip.split == "test"}
     found = {
         "classes": len(set(label_of.values())),
@@ -270,10 +311,14 @@ def _report(clips: Sequence[Clip], rates: Mapping[str, Iterable[str]], expected:
         "test": sum(clip.split == "test" for clip in clips),
         **{str(rate): len(set(names)) for rate, names in rates.items()},
     }
+    published, differ = {str(key): value for key, value in expected.items()}, []
     for what, count in found.items():
-        wanted = {str(key): value for key, value in expected.items()}.get(what)
+        wanted = published.get(what)
         name = f"labelled at {what} %" if what in rates else what
         console.print(f"{name}: {count}" + (f" (published: {wanted})" if wanted is not None else ""), highlight=False)
+        if wanted not in (None, count):
+            differ.append(f"{name}: {count}, published {wanted}")
     for rate, names in rates.items():
         if absent := tested - {label_of[name] for name in names}:
             console.print(f"the published labels at {rate} % leave {len(absent)} tested classes without any")
+    return differ

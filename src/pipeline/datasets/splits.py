@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pipeline.datasets.index import SPLITS, Clip, read_index, write_prepared
 from pipeline.datasets.located import Placed, locate, report_map, video_stem, without_suffix
 from pipeline.errors import UserError, unknown
 from pipeline.guarded import Failure
-from pipeline.names import match_names, told
+from pipeline.names import match_names, normal, told
 from pipeline.textfiles import load_json, load_yaml, read_lines, read_text, slashed
 
 NAMING = ("*.list", "*.list.gz", "*train.json*", "*validation.json*")  # files that name the class of a video
@@ -265,11 +265,41 @@ def read_lists(spec: Mapping[str, Any], numbered: bool = False) -> tuple[list[Li
     spec: `lists` and `names_from` as in `prepare_list`. numbered: classes that nothing names are called by their
     numbers, which is enough to count. Raises UserError when lists are missing or wrong.
     """
+    listed, given, named = _read_files(spec)
+    return listed, class_names(listed, given, named, numbered)
+
+
+def _read_files(spec: Mapping[str, Any]) -> tuple[list[ListedClip], dict[str, list[str]], dict[str, str]]:
+    """The lines of few-shot lists, names by split and, by videos, names of classes."""
     files, named_files = _list_files(required(spec, "lists"), spec.get("names_from"))
     listed = [clip for split in SPLITS if split in files for clip in read_few_shot_list(files[split])]
     given = _read_names(files["class_names"]) if "class_names" in files else {}
     named = {clip: name for file in named_files for clip, name in read_named_list(file).items()}
-    return listed, class_names(listed, given, named, numbered)
+    return listed, given, named
+
+
+def label_offsets(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Splits of few-shot lists whose classes are not counted from 0, or whose names stand a place off; one a line.
+
+    spec: as of `read_lists`. A name stands off where the videos of a class say, by their folder or by a list of names,
+    what the class next to it is called. Raises UserError when lists are missing or wrong.
+    """
+    listed, given, named = _read_files(spec)
+    for split in SPLITS:
+        said = {clip.label: normal(_name_of(clip, named)) for clip in listed if clip.split == split}
+        if not said:
+            continue
+        if first := min(said):
+            yield f"the {split} list counts its classes from {first} to {max(said)}; they are to be counted from 0"
+            continue
+        names = dict(enumerate(map(normal, given.get(split, ()))))
+        fits = {by: sum(names.get(label + by) == name for label, name in said.items()) for by in (0, -1, 1)}
+        by = max(fits, key=lambda by: fits[by])
+        if by:
+            yield (
+                f"the names of the {split} classes stand one place {'later' if by > 0 else 'earlier'} than the labels "
+                f"of the list say: by their videos, {fits[by]} of {len(said)} classes are called so"
+            )
 
 
 def required(spec: Mapping[str, Any], key: str) -> Any:

@@ -59,8 +59,9 @@ class LastLoss(BaseModel):
 
 
 class Training(BaseModel):
-    """What `train.json` says of its own health; an older one says nothing."""
+    """What `train.json` says of its own health, and in what it computed; an older one says nothing."""
 
+    precision: str = "float32"
     last_loss: LastLoss | None = None
     validation: Outcome | None = None
     selected_step: int | None = None

@@ -222,7 +222,8 @@ def _record(plan: Plan, entry: Entry, ws: Workspace, found: list[CellFile] | Non
     value, half = _pool(found)
     delta = None if entry.published is None else value - entry.published
     numbers = {"value": _round(value), "ci95": _round(half), "delta": _round(delta)}
-    note = "; ".join(filter(None, [entry.note, *_origin(plan, entry), *_remarks(entry, found), *_untrained(runs, ws)]))
+    remarks = [*_remarks(entry, found), *_untrained(runs, ws), *_lowered(entry, ws)]
+    note = "; ".join(filter(None, [entry.note, *_origin(plan, entry), *remarks]))
     health = "; ".join(_health(entry, ws, found))
     n = sum(cell.n for cell in found)
     return Record(**place, **made, **numbers, n=n, status="measured", health=health, note=note)
@@ -239,6 +240,12 @@ def _health(entry: Entry, ws: Workspace, found: list[CellFile]) -> list[str]:
         of_seed = f" (seed {cell.run.seed})" if len(found) > 1 else ""
         notes += [f"{text}{of_seed}" for text in verdict(training, outcomes, bool(cell.run.train))]
     return notes
+
+
+def _lowered(entry: Entry, ws: Workspace) -> list[str]:
+    """In what the trainings computed, where it was not float32."""
+    used = {read_training(ws.run(cell.run.id) / "train.json").precision for cell in entry.cells if cell.run.train}
+    return [f"trained in {name}" for name in sorted(used - {"float32"})]
 
 
 def _pool(found: list[CellFile]) -> tuple[float, float | None]:

@@ -63,8 +63,12 @@ class Kind:
             raise UserError(f"{where}: measure.one_shot is of tests of skeletons; {kind} has none, leave it out")
 
     def cost(self, run: Run, clips: Mapping[str, int]) -> Cost:
-        """GPU hours at paper scale, on a data set with `clips` in each split."""
+        """Its work at paper scale, on a data set with `clips` in each split and in each named set of base classes."""
         raise NotImplementedError
+
+    def computes(self, run: Run, asked: str) -> str:
+        """In what numbers a training computes on a GPU where `asked` (`cluster.precision`) are wanted."""
+        return "float32" if asked == "bf16" else asked  # bf16 is of CLIP's frame tower
 
     def memory(self, run: Run) -> float:
         """About the GB that the activations of a training step take on a GPU, in float32; 0 where they are few."""

@@ -70,7 +70,8 @@ def _train(run: Run, ws: Workspace, report: Any, config: dict[str, Any]) -> None
     from pipeline.training.train import train_run
 
     try:
-        train_run(run, ws, report, latest_checkpoint(ws, run.id), config["tracker"], config["compile"])
+        precision = config["precision"].get(run.method, "float32")
+        train_run(run, ws, report, latest_checkpoint(ws, run.id), config["tracker"], config["compile"], precision)
     except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
         said = system_error(error, ws.root) if isinstance(error, OSError) else None
         if said is None and shutil.disk_usage(ws.root).free < FULL:
@@ -80,7 +81,7 @@ def _train(run: Run, ws: Workspace, report: Any, config: dict[str, Any]) -> None
         raise UserError(f"{run.id}: {said}") from error
 
 
-FOR_WORKERS = {"threads", "loaders", "tracker", "compile"}  # settings that the process of a training reads
+FOR_WORKERS = {"threads", "loaders", "tracker", "compile", "precision"}  # settings that the process of a training reads
 
 
 def _prepare_worker(config: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ from pipeline.experiment import Run
 from pipeline.files import new_file, write_json
 from pipeline.models.build import WEIGHTS
 from pipeline.models.few_shot.compiled import compile_layers
+from pipeline.models.few_shot.precision import use_precision
 from pipeline.progress import Bar, bar
 from pipeline.scores import EpisodeScores, outcome
 from pipeline.tasks.base import Task
@@ -347,7 +348,7 @@ def unwrap(model: torch.nn.Module) -> BaseModel:
 
 def train_run(
     run: Run, ws: Workspace, report: Report | None = None, checkpoint: Path | None = None, tracker: str = "",
-    compiled: bool = False,
+    compiled: bool = False, precision: str = "float32", anywhere: bool = False,
 ) -> Path:  # fmt: skip
     """Train `run` and leave weights, curve and record in its folder; returns the record `train.json`.
 
@@ -356,6 +357,7 @@ def train_run(
         checkpoint: a checkpoint folder of the same run to continue from.
         tracker: where the curve goes beside TensorBoard (`pipeline.training.trackers`).
         compiled: the layers of the frame tower pass `torch.compile`, where the method has such.
+        precision, anywhere: as of `use_precision`; the record says in what was computed.
 
     Raises:
         UserError: the data, the backbone or a setting is wrong.
@@ -370,7 +372,11 @@ def train_run(
     record |= task.counts()
     record["nodes"] = sorted(set(all_gather_object(here)))
     if run.train:
-        record |= _fit(task, report, checkpoint, tracker, compiled)
+        model = task.build()
+        record["precision"] = "amp" if run.train["amp"] else use_precision(model, precision, anywhere)
+        if compiled:
+            compile_layers(model)
+        record |= _fit(task, model, report, checkpoint, tracker)
     barrier()
     if is_main_process():
         write_json(folder / "run.json", run.model_dump(mode="json"))
@@ -380,7 +386,7 @@ def train_run(
     return folder / "train.json"
 
 
-def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: str, compiled: bool) -> dict[str, Any]:
+def _fit(task: Task, model: BaseModel, report: Report | None, checkpoint: Path | None, tracker: str) -> dict[str, Any]:
     run, train, world = task.run, task.schedule(), get_world_size()
     if train["items"] % world:
         raise UserError(
@@ -389,9 +395,6 @@ def _fit(task: Task, report: Report | None, checkpoint: Path | None, tracker: st
         )
     every = train["items"] // world  # iterations of each worker that make one step
     folder = task.ws.run(run.id)
-    model = task.build()
-    if compiled:
-        compile_layers(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(
             f"{run.id}: {run.method} has nothing to train on a frozen backbone; set train: {{ steps: 0 }} in its row, "

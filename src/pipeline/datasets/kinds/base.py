@@ -67,7 +67,9 @@ class Definition(Frozen):
         {}, description="further texts by name: a file, a folder of GAP's, or settings of a language model"
     )
     describe: Annotated[Any, HERE] = Field(None, description="true, or settings: a language model writes the texts")
-    expected: Annotated[dict[str | int, Any], HERE] = Field({}, description="published counts, shown beside those here")
+    expected: Annotated[dict[str | int, Any], HERE] = Field(
+        {}, description="published counts, shown beside those here; frames: mean of a clip"
+    )
     min_coverage: Annotated[float, HERE] = Field(
         0.9, ge=0, le=1, strict=True, description="share of each split's listed clips that must be there"
     )
@@ -264,6 +266,10 @@ class DataSet:
     def count(self, console: Console) -> list[str]:
         """Print the counts of its published lists beside those of the papers; returns the differences, one a line."""
         raise NotImplementedError
+
+    def offsets(self) -> Iterator[str]:
+        """Labels, as far as they are here, that are counted from another number than the names of their classes."""
+        yield from ()
 
     def faults(self, run: Run) -> Iterator[str]:
         """What of a training on it cannot be as its paper says."""

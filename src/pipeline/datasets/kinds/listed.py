@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,3 +53,10 @@ class Listed(DataSet):
         listed, names = read_lists(self.definition.model_dump(), numbered=True)
         clips = [Clip(clip.path, clip.path, names[clip.split, clip.label], clip.split) for clip in listed]
         return check_counts(clips, self.definition.expected, console)
+
+    def offsets(self) -> Iterator[str]:
+        """Of its lists, where they are files of a folder that is here."""
+        from pipeline.datasets.splits import label_offsets
+
+        if isinstance(self.definition.lists, str) and Path(self.definition.lists).is_dir():
+            yield from label_offsets(self.definition.model_dump())

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.datasets.kinds.base import CONTENT, DATASET, HERE, DataSet, VideoDefinition
 from pipeline.experiment import Frozen, Run
 from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Shares(Frozen):
@@ -55,6 +58,24 @@ class Semi(DataSet):
     def validated(self) -> bool:
         """Where videos are held out, or clips of a generated set are."""
         return bool(self.definition.validation or self.definition.clips.val)
+
+    @property
+    def countable(self) -> bool:
+        """Where lists or a table say which video has which label."""
+        return bool(self.definition.lists or self.definition.labels)
+
+    def count(self, console: Console) -> list[str]:
+        """Classes, videos of training and test, and labels of each rate."""
+        from pipeline.datasets.semi import count_listed
+
+        return count_listed(self.definition.model_dump(), console)
+
+    def offsets(self) -> Iterator[str]:
+        """Of its lists, where they are here."""
+        from pipeline.datasets.semi import label_offsets
+
+        if self.definition.lists and Path(self.definition.lists).is_dir():
+            yield from label_offsets(Path(self.definition.lists), int(self.definition.expected.get("classes", 0)))
 
     def make_splits(self, ws: Workspace, workers: int) -> Path:
         """Find the videos, and note which are labelled at which rate."""

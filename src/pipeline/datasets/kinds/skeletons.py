@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,3 +128,26 @@ class Skeletons(DataSet):
 
         made = SkeletonDefinition.read({**self.asset.spec, **self.asset.options}, self.place)
         return count_published(made, self.definition.available, console)
+
+    def offsets(self) -> Iterator[str]:
+        """Of its protocol and of its pickle, beside what names of NTU RGB+D say: A007 is class 7, counted from 1."""
+        from pipeline.datasets.skeletons.ntu import parse_name
+        from pipeline.datasets.skeletons.readers import first_annotations, named_otherwise
+
+        given, protocol = self.definition, self.definition.protocol
+        first = 1 if given.format == "ntu" else given.first_class
+        exemplars = protocol.exemplars if isinstance(protocol.exemplars, list) else []
+        named = {found.action for name in exemplars if (found := parse_name(name))}
+        novel = protocol.novel if isinstance(protocol.novel, list) else []
+        numbers = {n - first + 1 for n in novel if isinstance(n, int)}
+        if named and numbers and named != numbers:
+            yield (
+                f"first_class {first} makes the protocol's novel classes A{min(numbers):03d} to A{max(numbers):03d}, "
+                f"and the exemplars are A{min(named):03d} to A{max(named):03d}; NTU's are counted from 1: set "
+                "first_class: 1"
+            )
+        root = Path(given.root).expanduser()
+        if given.format == "pyskl" and isinstance(given.classes, list) and given.classes and root.is_file():
+            labels = ((str(note["frame_dir"]), note.get("label")) for note in first_annotations(root))
+            wrong = (named_otherwise(name, label + first) for name, label in labels if isinstance(label, int))
+            yield from (f"{root}: {line}" for line in islice(filter(None, wrong), 1))

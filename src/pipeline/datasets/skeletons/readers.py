@@ -436,12 +436,9 @@ class PysklSource(Source):
 
     def _agrees(self, clip: str, number: int) -> None:
         """Raises UserError where a name of NTU RGB+D (S001C002P003R002A013) says another class than the label."""
-        parsed = ntu.parse_name(clip) if isinstance(self.spec.classes, list) and self.spec.classes else None
-        if parsed and parsed.action != number:
-            raise UserError(
-                f"{self.root}: {clip} is class {number} by its label and {parsed.action} by its name; labels of "
-                "pickles start at 0 and names at A001: set first_class: 1, or give `classes` as {label: name}"
-            )
+        listed = isinstance(self.spec.classes, list) and self.spec.classes
+        if listed and (said := named_otherwise(clip, number)):
+            raise UserError(f"{self.root}: {said}")
 
     def read(self, path: str) -> Pose:
         note = self._notes[path]
@@ -456,6 +453,17 @@ class PysklSource(Source):
                 raise Unreadable("keypoint_score does not fit keypoint")
             joints = np.concatenate([joints, score[..., None]], axis=-1, dtype=np.float32)
         return Pose(self._check(joints), _size_of(note))
+
+
+def named_otherwise(clip: str, number: int) -> str:
+    """What is wrong where a name of NTU RGB+D says another class than `number`, its label as names count; or ""."""
+    parsed = ntu.parse_name(clip)
+    if not parsed or parsed.action == number:
+        return ""
+    return (
+        f"{clip} is class {number} by its label and {parsed.action} by its name; labels of pickles start at 0 and "
+        "names at A001: set first_class: 1, or give `classes` as {label: name}"
+    )
 
 
 def _array(value: Any) -> np.ndarray | None:
@@ -512,8 +520,8 @@ def _allowed() -> dict[tuple[str, str], Any]:
     return allowed
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Unpickler for files that others made: a pickle can name any function of Python, this one refuses."""
+class _Plain:
+    """For files that others made: a pickle can name any function of Python, these unpicklers refuse."""
 
     known = _allowed()
 
@@ -525,6 +533,38 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError("it refers to things outside of it")
+
+
+class _PlainUnpickler(_Plain, pickle.Unpickler):
+    """The quick one, which reads a pickle as a whole."""
+
+
+class _Found(Exception):
+    """The first annotations of a pickle."""
+
+
+class _FirstUnpickler(_Plain, pickle._Unpickler):
+    """Stops at the first annotations: a list is pickled a thousand entries at a time."""
+
+    def _append(self) -> None:
+        entries = self.pop_mark()
+        if entries and isinstance(entries[0], dict) and "frame_dir" in entries[0]:
+            raise _Found(entries)
+        self.stack[-1].extend(entries)
+
+    dispatch = pickle._Unpickler.dispatch | {pickle.APPENDS[0]: _append}
+
+
+def first_annotations(path: Path) -> list[dict[str, Any]]:
+    """Some of the annotations of a pickle of pyskl, without reading the gigabytes of the others; none if it is none."""
+    try:
+        with path.open("rb") as file:
+            _FirstUnpickler(file, encoding="latin1").load()
+    except _Found as found:
+        return found.args[0]
+    except Exception:  # damaged, or no pickle: said when it is read as a whole
+        return []
+    return []
 
 
 def load_pickle(path: str | Path) -> Any:

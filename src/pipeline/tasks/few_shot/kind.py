@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.errors import UserError
 from pipeline.experiment import Measure, Run
-from pipeline.tasks.costs import LAYERS, Cost, Seconds, hours, kept_gb
+from pipeline.tasks.costs import LAYERS, Cost, Seconds, frame_flop, frames_read, kept_gb
 from pipeline.tasks.kind import Kind
 from pipeline.tasks.recipe import OFF, Count, Recipe, Share, Switch, Train, Whole
 
@@ -93,19 +93,24 @@ class FewShot(Kind):
             )
 
     def cost(self, run: Run, clips: Mapping[str, int]) -> Cost:
-        train, frames = run.train, run.frames["number"]
-        shown = 0
-        if train:
-            shown = train["steps"] * train["episodes_per_step"] * train["way"] * (train["shot"] + train["query"])
-        return Cost(3 * hours(frames * shown), hours(frames * 2 * clips["test"]))
+        """Frozen layers are not gone back through."""
+        train, clip = run.train, run.frames["number"] * frame_flop(run.backbone)
+        tests = clip * 2 * clips["test"]
+        if not train:
+            return Cost(0.0, tests)
+        shown = train["steps"] * train["episodes_per_step"] * train["way"] * (train["shot"] + train["query"])
+        back = 2 * _trained_layers(run) / LAYERS
+        return Cost((1 + back) * clip * shown, tests, shown * frames_read(run.frames))
+
+    def computes(self, run: Run, asked: str) -> str:
+        return asked if run.backbone.startswith("clip") else super().computes(run, asked)
 
     def memory(self, run: Run) -> float:
         train, model = run.train, run.model
         if not train:
             return 0.0
         frames = train["way"] * (train["shot"] + train["query"]) * run.frames["number"]
-        layers = model.get("layers", LAYERS) if model.get("finetune") == "adapters" else LAYERS
-        return kept_gb(run.backbone, frames, model.get("activation_checkpointing", False), layers)
+        return kept_gb(run.backbone, frames, model.get("activation_checkpointing", False), _trained_layers(run))
 
     def seconds(self, run: Run) -> Seconds:
         train = run.train
@@ -119,6 +124,11 @@ class FewShot(Kind):
         from pipeline.tasks.few_shot.look import look
 
         return look(task, model, **shown)
+
+
+def _trained_layers(run: Run) -> int:
+    """Layers of the frame tower that are trained, or lie above one that is."""
+    return run.model.get("layers", LAYERS) if run.model.get("finetune") == "adapters" else LAYERS
 
 
 def _by_shots(value: Any, shot: int, where: str) -> Any:

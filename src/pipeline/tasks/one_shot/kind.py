@@ -10,7 +10,7 @@ from pydantic import Field
 from pipeline.config import parse
 from pipeline.errors import unknown
 from pipeline.experiment import Measure, Run
-from pipeline.tasks.costs import MOTIONBERT_GB, Cost, Seconds
+from pipeline.tasks.costs import CLIP_FLOP, MOTIONBERT_GB, SKELETON_FRAMES, Cost, Seconds
 from pipeline.tasks.kind import Kind
 from pipeline.tasks.recipe import Count, Epochs, Recipe, Whole
 
@@ -57,7 +57,9 @@ class OneShot(Kind):
         parse(Calibration, measure.one_shot.get("calibration", {}), f"{place}.calibration")
 
     def cost(self, run: Run, clips: Mapping[str, int]) -> Cost:
-        return Cost(0.0, 0.0)  # a thousandth of a video's work
+        clip, train = CLIP_FLOP.get(run.model.get("encoder", ""), CLIP_FLOP["infogcn"]), run.train
+        shown = train["epochs"] * clips.get(train["base_set"], clips["train"]) if train else 0
+        return Cost(3 * clip * shown, clip * clips["test"], SKELETON_FRAMES * shown)
 
     def memory(self, run: Run) -> float:
         transformer = run.train and run.frames.get("feed", {}).get("kind") == "motionbert"

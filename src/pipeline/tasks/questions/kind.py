@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.experiment import Run
-from pipeline.tasks.costs import GPU_FLOPS, Cost, Seconds
+from pipeline.tasks.costs import Cost, Seconds
 from pipeline.tasks.kind import Kind
 from pipeline.tasks.recipe import Checked, Count, Epochs, Recipe
 from pipeline.tasks.semi.kind import Percent
@@ -52,9 +52,12 @@ class Questions(Kind):
 
     def cost(self, run: Run, clips: Mapping[str, int]) -> Cost:
         """Gradients go back through the language model, which is frozen; four options at test."""
-        hours, train = LANGUAGE_PARAMETERS * QUESTION_TOKENS * 2 / GPU_FLOPS / 3600, run.train
+        question, train = LANGUAGE_PARAMETERS * QUESTION_TOKENS * 2, run.train
         shown = train.get("epochs", 0) * clips["train"] * train.get("label_rate", 0) / 100
-        return Cost(2 * hours * shown, 4 * hours * clips["test"])
+        return Cost(2 * question * shown, 4 * question * clips["test"])
+
+    def computes(self, run: Run, asked: str) -> str:
+        return "bf16"  # as the language model is loaded
 
     def seconds(self, run: Run) -> Seconds:
         return Seconds(SMALL.start if run.train else 0.0, (run.train.get("steps") or 0) * SMALL.step, SMALL.tests)

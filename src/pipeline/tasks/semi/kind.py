@@ -8,13 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.experiment import Run
-from pipeline.tasks.costs import Cost, Seconds, hours, kept_gb
+from pipeline.tasks.costs import Cost, Seconds, frame_flop, frame_size, kept_gb
 from pipeline.tasks.kind import Kind
 from pipeline.tasks.recipe import OFF, Checked, Count, Epochs, Recipe, Share, Switch, Whole
 
 SMALL = Seconds(1.5, 0.045, 2.0)
 UNLABELLED = 0.03  # seconds of a step for each unlabelled clip beside a labelled one
-OF_BASE = {"vit_s16": 0.26, "r2d3d18": 0.035}  # operations on a frame over those of a base ViT
 Percent = Annotated[float, Field(gt=0, le=100)]
 
 
@@ -75,18 +74,20 @@ class Semi(Kind):
     metrics = ("opposite_pct", "teacher_time_share_pct", "teacher_spread_pct")
 
     def cost(self, run: Run, clips: Mapping[str, int]) -> Cost:
-        """The student on labelled, perturbed and mixed clips, the teacher on the weak ones."""
-        train = run.train
-        clip = hours(frames_shown(run)) * next((x for name, x in OF_BASE.items() if run.backbone.startswith(name)), 1.0)
+        """The student on labelled, perturbed and mixed clips, the teacher on the weak ones; LTG has two networks."""
+        train, two = run.train, run.model["type"] == "LTG"
+        clip = frames_shown(run) * frame_flop(run.backbone) * (1 + two)
         if not train:
             return Cost(0.0, clip * clips["test"])
         labelled = train["epochs"] * clips["train"] * train["label_rate"] / 100
-        share = 1 - train["warm_epochs"] / train["epochs"]
-        views = (1 + bool(run.model.get("mixing", 10))) * 3 + 1  # forward passes' worth
+        if train.get("steps"):
+            labelled = train["steps"] * train["labelled_per_step"]
         if pretraining := train.get("pretraining"):
-            everything = pretraining["epochs"] * clips["train"]
-            return Cost(clip * (everything + labelled) * 3, clip * clips["test"])
-        return Cost(clip * labelled * (3 + share * train["unlabelled"] * views), clip * clips["test"])
+            labelled += pretraining["epochs"] * clips["train"]  # of which it does not see the labels
+        unlabelled = labelled * (1 - train["warm_epochs"] / train["epochs"]) * train["unlabelled"]
+        views = (1 + (not two and bool(run.model.get("mixing", 10)))) * 3 + 1  # forward passes' worth
+        read = (labelled + 2 * unlabelled) * frames_shown(run) * frame_size(run.frames)
+        return Cost(clip * (3 * labelled + views * unlabelled), clip * clips["test"], read)
 
     def memory(self, run: Run) -> float:
         """Of the student: labelled videos, and unlabelled ones perturbed and, with mixing, mixed as well."""
