@@ -75,7 +75,7 @@ class Soak:
             while (line := driver.stdout.readline()) and line != "up\n":
                 said += line
             if not line:
-                self.faults.append(f"job: {said.strip()[-300:]}")
+                self._fault(f"job: {said.strip()[-300:]}")
         self.seconds.append(time.monotonic() - began)
         ports = []
         for head in [path for root in roots for path in (root / "ray" / "jobs").glob("*/head.json")]:
@@ -92,10 +92,14 @@ class Soak:
             try:
                 out, _ = process.communicate(timeout=SECONDS)
             except subprocess.TimeoutExpired:
-                self.faults.append(f"{what}: has not ended after {SECONDS:.0f} s")
+                self._fault(f"{what}: has not ended after {SECONDS:.0f} s")
                 continue
             if process.returncode:
-                self.faults.append(f"{what}: exit status {process.returncode}: {out.strip()[-300:]}")
+                self._fault(f"{what}: exit status {process.returncode}: {out.strip()[-300:]}")
+
+    def _fault(self, what: str) -> None:
+        self.faults.append(what)
+        print(f"fault: {what}", flush=True)
 
     def look(self, what: str, roots: list[Path], ports: list[str]) -> None:
         """Note what is left: processes, folders, files of a cluster, ports."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -231,7 +232,9 @@ def test_each_family_has_a_line_and_what_is_not_measured_its_reason(config, plan
     (first,) = [line for line in out.splitlines() if line.startswith("LGA")]
     assert first.split() == ["LGA", lga.id, "90", "3.0", "GB", "62.5", "±", "12.3"]
     assert f"{molo.id:42}       0  0.0 GB  not measured: train: UserError: no room" in out
-    assert f"1 of 2 families in 0 s; in {tmp_path}/here, what Snakemake said: results/logs/rehearsal.log" in out
+    assert re.search(
+        r"^1 of 2 families in \d+ s; in .*/here, what Snakemake said: results/logs/rehearsal.log$", out, re.M
+    )
     (command,) = commands
     assert command[command.index("--cores") + 1] == "3" and command[-1] == "rehearsal_tables"
     given = yaml.safe_load((tmp_path / "here" / "rehearsal.yaml").read_text())

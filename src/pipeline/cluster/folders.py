@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from pipeline.errors import UserError
 
 PREFIX = "actions-"
@@ -72,7 +74,7 @@ def sweep(base: str | Path | None = None) -> None:
                 continue
             with (own / "lock").open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(own, ignore_errors=True)
+                _remove(own)
 
 
 def _base(wanted: str) -> str:
@@ -91,9 +93,22 @@ def too_long(base: str) -> int:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder in which a process that is ending may still write."""
+    """End the processes whose temporary folder this is, and remove it: one of Ray's that started while the others were
+    ended would make it anew."""
     for _ in range(50):
+        if users := list(_users(folder)):
+            psutil.wait_procs(users, 1)
+            continue
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
         time.sleep(0.1)
+
+
+def _users(folder: Path) -> Iterator[psutil.Process]:
+    """Processes with this TMPDIR, which have been sent SIGKILL."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get("TMPDIR") == str(folder):
+                process.kill()
+                yield process

@@ -84,7 +84,7 @@ FILMS = {
     "ucf101": Film("mpeg4", 320, 240, 25, {"qscale": "5"}),
     "kinetics100": Film("libx264", 340, 256, 30, {"preset": "veryfast", "crf": "24"}),
     "ssv2_small": Film("libvpx-vp9", 426, 240, 12, {"deadline": "realtime", "cpu-used": "8", "crf": "34", "b": "0"}),
-    "finegym": Film("libx264", 1280, 720, 25, {"preset": "veryfast", "crf": "26"}),
+    "finegym": Film("libx264", 640, 360, 25, {"preset": "veryfast", "crf": "26"}),
 }
 
 

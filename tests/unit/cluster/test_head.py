@@ -221,6 +221,16 @@ def test_nobody_else_enters_the_folder_of_ray(base):
         folders.check_private(base / "link")
 
 
+def test_no_process_makes_the_folder_anew(base):
+    """One that Ray started while the others were ended is nobody's child any more."""
+    code = "import os, sys, time; os.fork() and os._exit(0)\nwhile True: os.makedirs(sys.argv[1], exist_ok=True)"
+    with folders.ray_folder() as inside:
+        command = [sys.executable, "-c", code, f"{inside}/logs"]
+        subprocess.run(command, env={**os.environ, "TMPDIR": str(Path(inside).parent)}, check=True)
+        assert list(folders._users(Path(inside).parent / "another")) == []
+    assert not list(base.iterdir()) and not list(folders._users(Path(inside).parent))
+
+
 def test_folders_of_killed_processes_are_swept_and_those_of_living_ones_stay(base):
     code = (
         "import sys; from pipeline.cluster import folders; folders.SOCKET = 500\n"
