@@ -14,6 +14,7 @@ from pipeline.tasks.recipe import OFF, Checked, Count, Epochs, Recipe, Share, Sw
 
 SMALL = Seconds(1.5, 0.045, 2.0)
 UNLABELLED = 0.03  # seconds of a step for each unlabelled clip beside a labelled one
+OF_PHASES = 0.25  # seconds of a step of a training in two phases
 Percent = Annotated[float, Field(gt=0, le=100)]
 
 
@@ -101,6 +102,9 @@ class Semi(Kind):
         train = run.train
         if not train:
             return Seconds(0.0, 0.0, SMALL.tests)
+        if pretraining := train.get("pretraining"):
+            steps = (pretraining["steps"] or 0) + (train["steps"] or 0)
+            return Seconds(SMALL.start, steps * OF_PHASES, SMALL.tests)
         step = SMALL.step + train["unlabelled"] * UNLABELLED
         return Seconds(SMALL.start, (train["steps"] or 0) * step, SMALL.tests)
 

@@ -47,9 +47,9 @@ def test_all_videos_come_without_labels_before_the_labelled_ones(semi):
 def test_each_phase_has_its_own_rates_and_decay(semi, tmp_path, monkeypatch):
     told = []
 
-    def listen(hook, runner, *rest):
+    def listen(hook, runner, **rest):
         before = len(runner.optim_wrapper.optimizer.state)
-        act(hook, runner, *rest)
+        act(hook, runner, **rest)
         groups, inside = runner.optim_wrapper.optimizer.param_groups, hook.backbone
         rates = {id(g["params"][0]) in inside: g["lr"] for g in groups}
         (decay,) = {g["weight_decay"] for g in groups}
