@@ -60,6 +60,13 @@ def measure(
     return lines + fed + decoding(folder / "films", repeats=2 * repeats) + waiting(world, steps, loader_workers)
 
 
+def feed(folder: Path, clips_per_class: int = 2, length: tuple[int, int] = (70, 90), side: int = 320) -> list[Line]:
+    """Lines of a training's items and of the time that a step waits for them, of generated videos as in `measure`."""
+    index = generate("scene", folder / "videos", clips_per_class, frames=length, size=side, workers=1, splits=("test",))
+    build_frame_store(index, index.parent, folder / "jpeg", FramePolicy((SIDE, SIDE), 0), 1)
+    return feeding.measure(folder / "jpeg")
+
+
 def decoding(folder: Path, count: int = 150, size: tuple[int, int] = (320, 240), repeats: int = 5) -> list[Line]:
     """What a frame of a film costs when a store of 32 JPEGs a clip is built, beside decord, which seeks to each.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ TOPIC = "4 data"
 CHEAPER, JITTERED, SMALLER, TWICE, WAIT = 3.0, 5.0, 4.0, 1.8, 5.0
 FRAMES, STEP = 8, 0.08
 """Frames of a clip, and seconds of a step of a model that keeps a GPU busy."""
+LOADERS = 8
+"""Processes that read ahead."""
 
 
 class Regrouped(FrameStore):
@@ -35,9 +39,10 @@ class Regrouped(FrameStore):
         return Regrouped, (self.folder,)
 
 
-def measure(folder: str, crop: int = 224, items: int = 3, videos: int = 400, steps: int = 12) -> list[Line]:
+def measure(folder: Path, crop: int = 224, items: int = 3, videos: int = 400, steps: int = 12) -> list[Line]:
     """Lines of the frame store in `folder`. Seconds of an item are the processor's: of one core."""
     store = Regrouped(folder)
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores are meant
     queries = len(store) // 3 - 1
     episodes = partial(
         EpisodeDataset, store, "train", way=3, shot=1, query=queries, episodes=10_000, seed=0, frames=FRAMES,
@@ -135,23 +140,25 @@ def _feed(items: EpisodeDataset, processes: int) -> Iterator[Any]:
 
 def _waiting(items: EpisodeDataset, steps: int) -> Iterator[Line]:
     """The share of time that a model waits which takes `STEP` seconds of a device a step, and none of this one."""
-    shares = [_wait_share(_feed(items, processes), steps) for processes in (0, 1, 2)]
-    for processes, share in ((1, shares[1]), (2, shares[2])):
+    shares = [_wait_share(_feed(items, processes), steps, 2 * processes) for processes in (0, 1, 2, LOADERS)]
+    for processes, share in zip((1, 2, LOADERS), shares[1:], strict=True):
         yield Line(TOPIC, f"a step of {1000 * STEP:.0f} ms waits: items read by its process, or by {processes} others",
                    shares[0], share, unit="%", targets=(("fast", WAIT),))  # fmt: skip
     seconds = _cpu([items.__getitem__], 2)[0]
     clips = items.sampler.way * (items.sampler.shot + items.sampler.query)
-    worst = 30 / clips * seconds / 8  # LGA's items have 30 clips
+    worst = 30 / clips * seconds / LOADERS  # LGA's items have 30 clips
     share = 100 * max(worst - STEP, 0.0) / max(worst, STEP)
-    yield Line(TOPIC, "the same for LGA's item of 240 frames and 8 processes, computed", None, share, unit="%",
-               targets=(("fast", WAIT),), note=f"an item every {1000 * worst:.0f} ms")  # fmt: skip
+    yield Line(TOPIC, f"the same for LGA's item of 240 frames and {LOADERS} processes with a core each, computed", None,
+               share, unit="%", targets=(("fast", WAIT),), note=f"an item every {1000 * worst:.0f} ms")  # fmt: skip
 
 
-def _wait_share(feed: Iterator[Any], steps: int) -> float:
+def _wait_share(feed: Iterator[Any], steps: int, first: int) -> float:
+    """Per cent of the time of `steps` steps, after the `first` ones, while which the processes start."""
     next(feed)
-    time.sleep(4 * STEP)
     waited, began = 0.0, time.perf_counter()
-    for _ in range(steps):
+    for step in range(first + steps):
+        if step == first:
+            waited, began = 0.0, time.perf_counter()
         waited += timed(lambda: next(feed))[0]
         time.sleep(STEP)
     return 100 * waited / (time.perf_counter() - began)

@@ -19,21 +19,24 @@ from benchmarks.world import World, make_world
 from pipeline.files import write_json
 
 TOPICS = ("matching", "testing", "training", "data", "teacher", "skeletons", "workflow", "scaling", "floor")
+ALONE = ("feeding",)  # parts of a topic, which are measured with it, on their own
 NEEDS_WORLD = {"testing", "data", "workflow", "scaling"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"of {', '.join(TOPICS)}; all without")
+    parser.add_argument(
+        "topics", nargs="*", metavar="TOPIC", help=f"of {', '.join(TOPICS)}, all without; or {', '.join(ALONE)}"
+    )
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 2))
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of bench.json, bench.md and bench/")
     given = parser.parse_args(arguments)
-    if odd := sorted(set(given.topics) - set(TOPICS)):
-        parser.error(f"unknown topic {odd[0]!r}; known: {', '.join(TOPICS)}")
+    if odd := sorted(set(given.topics) - {*TOPICS, *ALONE}):
+        parser.error(f"unknown topic {odd[0]!r}; known: {', '.join((*TOPICS, *ALONE))}")
     torch.set_num_threads(given.threads)
     console, began = Console(), time.monotonic()
-    wanted = [name for name in TOPICS if name in (given.topics or TOPICS)]
+    wanted = [name for name in (*TOPICS, *ALONE) if name in (given.topics or TOPICS)]
     lines: list[Line] = []
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=given.out) as folder:
@@ -67,6 +70,7 @@ def _works(wanted: list[str], folder: Path, plots: Path) -> dict[str, Callable[[
         "testing": lambda: testing.measure(world),
         "training": training.measure,
         "data": lambda: data.measure(world, folder / "data"),
+        "feeding": lambda: data.feed(folder / "feeding"),
         "teacher": teacher.measure,
         "skeletons": lambda: skeletons.measure(folder / "skeletons"),
         "workflow": lambda: workflow.measure(world),

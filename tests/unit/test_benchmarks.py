@@ -18,11 +18,13 @@ from benchmarks import (
     floor,
     kills,
     matching,
+    precision,
     reference,
     run,
     sandbox,
     scaling,
     skeletons,
+    store,
     teacher,
     testing,
     training,
@@ -32,6 +34,7 @@ from benchmarks.lines import Line, least, markdown, peak, timed
 from benchmarks.world import World
 from pipeline.cluster.queue import QueueServer
 from pipeline.datasets import frames as decoding
+from pipeline.evaluation.health import read_training
 from pipeline.models.backbones.nano_clip import nano_config
 from pipeline.plan import Plan
 from pipeline.progress import lives, this_process
@@ -115,11 +118,34 @@ def test_data(small, tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "guarded_map", lambda function, jobs, *_: (function(job) for job in jobs))
     monkeypatch.setattr(data, "SIDE", 32)
     lines = data.measure(small, tmp_path, 1, (12, 14), 64, steps=2, repeats=1, loader_workers=0, videos=70)
-    assert [line.equal for line in lines] == [True, None, True, None, True, True, *[None] * 10]
+    assert [line.equal for line in lines] == [True, None, True, None, True, True, *[None] * 11]
     assert lines[6].ratio == 4 and "goes to the device" in lines[6].what
     assert "KB a clip (13 frames of 32 pixels)" in lines[0].note and all(
         line.fast > 0 or "computed" in line.what for line in lines
     )
+
+
+def test_forms_of_the_store(monkeypatch):
+    """Fewer bytes at lower quality, and the frames that are sought in a video are those that were asked for."""
+    forms = ("JPEG, quality 95", "JPEG, quality 75", "H.264, key frames, crf 18")
+    monkeypatch.setattr(store, "FORMS", {name: store.FORMS[name] for name in forms})
+    shades = np.linspace(20, 230, 12).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    ground = np.kron(rng.integers(0, 20, (32, 32, 1), np.uint8), np.ones((8, 8, 3), np.uint8))
+    rows = list(store.compare([[ground + shade for shade in shades]], draws=2))
+    size, likeness = ([float(row[i]) for row in rows] for i in (1, 5))
+    assert [row[0] for row in rows] == list(forms) and size[1] < size[0] and all(value > 30 for value in likeness)
+
+
+def test_decisions_in_both_precisions(world, tmp_path):
+    cell = world.cell(method="otam", train={"steps": 1, "validate_every": 1})
+    said = []
+    for name, numbers in (("one", "float32"), ("two", "bf16")):
+        ws = world.elsewhere(tmp_path / name)
+        classes, right = precision.decisions(cell.run, cell.measure, ws, numbers)
+        said.append(classes)
+        assert classes.shape == right.shape and read_training(ws.trained(cell.run.id)).precision == numbers
+    assert (said[0] == said[1]).mean() > 0.8
 
 
 def test_the_teacher():

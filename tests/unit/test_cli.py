@@ -207,7 +207,8 @@ def test_text_is_utf_8_in_every_locale(monkeypatch):
 STAGES = (
     "videos", "splits", "text", "frames", "pretrain", "train", "sweep", "evaluate", "inspect", "table", "figure",
     "curves", "report", "show", "plan", "status", "cluster", "describe", "split", "download", "predict", "adapt",
-    "runs", "embed", "export", "doctor", "pose", "poses", "dashboard", "demo", "rehearse", "schema", "effects", "bench-gpu",
+    "runs", "embed", "export", "doctor", "pose", "poses", "dashboard", "demo", "rehearse", "schema", "effects",
+    "bench-gpu",
 )  # fmt: skip
 
 

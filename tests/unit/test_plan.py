@@ -83,7 +83,8 @@ def test_scales_differ_in_budgets_and_data(plans):
     assert {kind: kinds.count(kind) for kind in kinds} == {"list": 5, "skeletons": 5, "semi": 13}
     assert {asset.name for asset in demo.datasets.values()} == {f"synthetic_{name}" for name in (*SYNTHETIC, "fine")}
     given = {"clip_vit_b16", "resnet50", "resnet18", "vit_s16", "vit_s16_scratch", "vit_b16", "vicuna_7b",
-             "llava_15_7b", "qwen25_vl_7b", "r3d18", "r2d3d18", "clip_vit_l14", "eva_clip_vit_g14", "dinov2_vit_l14"}  # fmt: skip
+             "llava_15_7b", "qwen25_vl_7b", "r3d18", "r2d3d18", "clip_vit_l14", "eva_clip_vit_g14",
+             "dinov2_vit_l14"}  # fmt: skip
     assert {asset.name for asset in paper.backbones.values()} == given
     assert not set(demo.runs) & set(quick.runs) and not set(quick.runs) & set(paper.runs)
     of_cells = {(c.run.method, c.measure.episodes) for c in paper.cells.values() if c.measure.metric == "accuracy_pct"}
