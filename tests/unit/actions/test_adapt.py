@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -157,64 +158,61 @@ def here(plan, config, settings, cores):
         evaluate_run(run, [plan.cells[cell] for cell in plan.cells_of[run.id]], ws)
 
 
-@pytest.fixture
-def adapted(monkeypatch, capsys, repo, own, tmp_path):
-    """What a call without the workflow prints, and its folder."""
-    root, clip, _ = own
-    monkeypatch.setattr(adapting, "_make", here)
-    words = ("--support", root, "--backbone", clip, "--steps", "2", "--query", next(root.iterdir()), "--out", "answers")
-    return call(monkeypatch, capsys, repo, tmp_path, *words), tmp_path
+@pytest.fixture(scope="module")
+def adapted(repo, own, tmp_path_factory):
+    """What a call without the workflow finds and says, and its folder."""
+    folder, said = tmp_path_factory.mktemp("adapted"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(adapting, "_make", here)
+        found, _ = adapting.adapt(Wanted(own[0], backbone=str(own[1]), steps=2), repo / "config", say=said.append)
+        # The table is the only file that this process has not made.
+        plan = Plan.read(repo / "config", overlay_in(folder), paper=next(folder.glob("results/my_*")).name)
+        (table,) = (path for step in adapting._steps(plan) for path in step.outputs if not path.is_file())
+        table.touch()
+    return found, said, folder, plan
 
 
-def test_a_folder_is_trained_on_measured_and_labelled(repo, own, adapted):
-    (status, shown, errors), folder = adapted
-    assert status == 0, errors
-    root = own[0]
-    assert "28 clips of 7 classes: 3 to train on, 2 to choose the best step, 2 held out (" in shown
-    (record,) = (folder / "results").glob("my_actions_*_tuned/adapted.json")
-    found = json.loads(record.read_text())
-    assert [gain["shot"] for gain in found["gains"]] == [1, 2] and found["run"].startswith("tuned-my_actions_")
+def overlay_in(folder):
+    return yaml.safe_load(next(folder.glob("results/my_actions_*_tuned/overlay.yaml")).read_text("utf-8"))
+
+
+def test_a_folder_is_trained_on_and_measured(own, adapted):
+    found, said, folder, plan = adapted
+    assert said[0].startswith("28 clips of 7 classes: 3 to train on, 2 to choose the best step, 2 held out (")
+    assert found.run.startswith("tuned-my_actions_") and [gain.shot for gain in found.gains] == [1, 2]
     ws = Workspace(folder / "results")
-    run = ws.read_run(found["run"])
-    assert run.train["steps"] == 2 and run.train["way"] == 3 and run.scale == "own"
-    labels = {clip.label: clip.split for clip in read_index(ws.index(run.dataset))}
-    assert {name: split for split, names in found["splits"].items() for name in names} == labels
-    overlay = yaml.safe_load((record.parent / "overlay.yaml").read_text("utf-8"))
-    plan = Plan.read(repo / "config", overlay, paper=record.parent.name)
-    frozen, trained = (next(run for run in plan.runs.values() if run.method == name) for name in ("frozen", "tuned"))
+    trained = ws.read_run(found.run)
+    (frozen,) = (run for run in plan.runs.values() if run.method == "frozen")
+    assert trained.train["steps"] == 2 and trained.train["way"] == 3 and trained.scale == "own"
     assert frozen.backbone == trained.backbone and frozen.frames == trained.frames and not frozen.train
-    cells = [[plan.cells[cell] for cell in plan.cells_of[one.id]] for one in (frozen, trained)]
-    for before, after, gain in zip(*cells, found["gains"], strict=True):
-        assert Gain(**gain) == gain_of(before, after, ws)
-        assert gain["clips"] == 2 * CLIPS and gain["gained"] == pytest.approx(gain["trained"] - gain["frozen"])
+    labels = {clip.label: clip.split for clip in read_index(ws.index(trained.dataset))}
+    assert {name: split for split, names in found.splits.items() for name in names} == labels
+    cells = [[plan.cells[cell] for cell in plan.cells_of[run.id]] for run in (frozen, trained)]
+    for before, after, gain in zip(*cells, found.gains, strict=True):
+        assert gain == gain_of(before, after, ws) and gain.clips == 2 * CLIPS
+        assert gain.gained == pytest.approx(gain.trained - gain.frozen)
         scores = EpisodeScores.load(scores_path(ws, trained, after.measure.settled(), "test"))
         assert scores.labels.shape == (1000, 2)
         # Every class is asked as often, and so is, on average, every clip.
-        assert right_of_clips(after, ws).mean() == pytest.approx(gain["trained"], abs=2)
-    answers = json.loads((folder / "answers" / "predictions.json").read_text())
-    taken = found["run"] if found["better"] else f"frozen {own[1].name}, otam"
-    assert answers["run"] == taken and len(answers["queries"]) == CLIPS
-    word = "training helps: " if found["better"] else "label with the frozen backbone: "
-    assert f"{word}`python -m pipeline predict --support '{root}' --" in shown and " --query CLIPS`" in shown
+        assert right_of_clips(after, ws).mean() == pytest.approx(gain.trained, abs=2)
+    record = json.loads(next(folder.glob("results/my_*/adapted.json")).read_text("utf-8"))
+    assert record["better"] is found.better and record["gains"] == [asdict(gain) for gain in found.gains]
 
 
-def test_what_is_there_is_only_read(monkeypatch, capsys, repo, own, adapted):
-    (_, shown, _), folder = adapted
-    monkeypatch.undo()
-    monkeypatch.chdir(folder)
+def test_what_is_there_is_only_read_and_labels(monkeypatch, capsys, repo, own, adapted):
+    found, said, folder, _ = adapted
     monkeypatch.setattr(adapting, "call_workflow", lambda *arguments: pytest.fail("nothing is to be made"))
-    # The table is the only file that this process has not made.
-    (overlay,) = (folder / "results").glob("my_actions_*_tuned/overlay.yaml")
-    plan = Plan.read(repo / "config", yaml.safe_load(overlay.read_text("utf-8")), paper=overlay.parent.name)
-    missing = [path for step in adapting._steps(plan) for path in step.outputs if not path.is_file()]
-    assert [path.name for path in missing] == ["table1.csv"]
-    for path in missing:
-        path.touch()
-    status, again, errors = call(
-        monkeypatch, capsys, repo, folder, "--support", own[0], "--backbone", own[1], "--steps", "2"
-    )
+    root, clip, _ = own
+    words = ("--support", root, "--backbone", clip, "--steps", "2", "--query", next(root.iterdir()), "--out", "answers")
+    status, shown, errors = call(monkeypatch, capsys, repo, folder, *words)
     assert status == 0, errors
-    assert set(again.splitlines()) <= set(shown.splitlines()) and len(again.splitlines()) == 6
+    assert shown.splitlines()[: len(said)] == said and len(said) == 6
+    answers = json.loads((folder / "answers" / "predictions.json").read_text())
+    assert answers["run"] == (found.run if found.better else f"frozen {clip.name}, otam")
+    assert len(answers["queries"]) == CLIPS
+    word = "training helps: " if found.better else "label with the frozen backbone: "
+    assert f"{word}`python -m pipeline predict --support '{root}' --" in said[-1] and " --query CLIPS`" in said[-1]
 
 
 @pytest.mark.parametrize("gained, half, better, words", [
