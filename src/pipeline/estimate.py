@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -193,9 +194,10 @@ def _print_methods(each: Iterable[tuple[str, Hours]], console: Console) -> None:
     methods: dict[str, Hours] = {}
     for method, hours in each:
         methods[method] = methods[method] + hours if method in methods else hours
-    table = Table(title="GPU hours at paper scale")
-    for heading in ("method", "runs", "computes in", "arithmetic", "decoding", "bound", "longest run"):
-        table.add_column(heading, justify="left" if heading in ("method", "computes in") else "right", overflow="fold")
+    table = Table(title="GPU hours at paper scale", box=SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("method", "runs", "in", "arithmetic", "decoding", "bound", "longest"):
+        words = heading in ("method", "in")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=heading != "in")
     for method, hours in sorted(methods.items(), key=lambda item: -item[1].bound):
         if hours.bound >= 1:
             numbers = (hours.arithmetic, hours.decoding, hours.bound, hours.longest)

@@ -441,6 +441,8 @@ def _parameter_groups(model: BaseModel, train: dict[str, Any]) -> dict[str, dict
     if getattr(model, "norms_undecayed", False):
         norms = (name for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm))
         groups |= {f"{name}.": {"decay_mult": 0.0} for name in norms if not name.startswith("backbone.")}
+    if train.get("pretraining"):  # after which the backbone may learn at another rate
+        groups |= {"network.backbone.": {"lr_mult": 1.0}}
     if train.get("head_learning_rate"):
         factor = train["head_learning_rate"] / train["learning_rate"]
         groups |= {prefix: {"lr_mult": factor} for prefix in model.head_prefixes}
@@ -514,7 +516,7 @@ def _runner(
             cfg=dict(
                 model_wrapper_cfg=dict(
                     type="MMDistributedDataParallel",
-                    find_unused_parameters=getattr(model, "phases", False),  # a phase may leave some alone
+                    find_unused_parameters=bool(train.get("pretraining")),  # a phase may leave some alone
                     **({} if torch.cuda.is_available() else {"device_ids": None}),  # MMEngine gives CPUs one too
                 )
             ),

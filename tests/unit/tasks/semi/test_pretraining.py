@@ -15,7 +15,7 @@ from pipeline.tasks.kinds import task_of
 from pipeline.tasks.semi.task import Phases, after_pretraining
 from pipeline.training.train import StepFactors, train_run
 
-SGD = {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.01}
+SGD = {"optimizer": "sgd", "learning_rate": 0.01}
 PHASES = {"epochs": 3, "steps": 3, "milestones": [2], "weight_decay": 1e-5, "backbone_rate": 0.1}
 
 
