@@ -120,7 +120,7 @@ def test_the_bounds_are_printed_by_method(repo, paper, tmp_path, capsys):
     keep(Workspace(tmp_path), RATES)
     print_plan(Plan.read(repo / "config", {"scale": "paper"}, "lga", "4"), tmp_path)
     out = " ".join(capsys.readouterr().out.split())
-    assert "arithmetic" in out and "decoding" in out and "bf16 100 TFLOP/s (a test's)" in out
+    assert "arithmetic" in out and "decoding" in out and "bf16 100, float32 10 TFLOP/s (a test's)" in out
 
 
 def test_disk_counts_each_set_of_videos_once_and_no_skeletons(paper):
