@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pipeline.evaluation.health import read_training
 from pipeline.models.few_shot import precision
 from pipeline.models.few_shot.precision import use_precision
 from pipeline.plan import Plan
+from pipeline.tables.records import _lowered
 from pipeline.tasks.kinds import task_of
 from pipeline.training.ray_train import FOR_WORKERS
 from pipeline.training.train import train_run
@@ -31,11 +33,11 @@ def _seen(model, clips):
     return seen[0], features.dtype
 
 
-@pytest.mark.parametrize("method", ["otam", "task_adapter_pp"])
-def test_the_tower_alone_computes_in_bfloat16_and_in_training_alone(world, method):
-    run = world.run(method=method, train=TRAIN)
+@pytest.mark.parametrize(("method", "settings"), [("otam", {}), ("task_adapter_pp", {"layers": 1})])
+def test_the_tower_alone_computes_in_bfloat16_and_in_training_alone(world, method, settings):
+    run = world.run(method=method, model=settings, train=TRAIN)
     model, plain = (task_of(run, world.ws).build().train() for _ in range(2))
-    clips = torch.randn(2, 2, 3, *[model.backbone.clip.config.vision_config.image_size] * 2)
+    clips = torch.randn(2, run.frames["number"], 3, *[model.backbone.clip.config.vision_config.image_size] * 2)
     assert use_precision(model, "bf16", anywhere=True) == "bf16"
     assert _seen(model, clips) == (torch.bfloat16, torch.float32) and _seen(plain, clips)[0] == torch.float32
     lower, exact = model.encode(clips), plain.encode(clips)
@@ -63,15 +65,17 @@ def test_products_of_ten_bits_are_asked_for_by_the_training_that_wants_them(monk
 
 
 def test_a_training_says_in_what_it_computed(world, tmp_path):
-    run, losses = world.run(method="otam", train=TRAIN), []
+    cell, losses, said = world.cell(method="otam", train=TRAIN), [], []
+    run = cell.run
     for name, wanted in (("exact", "float32"), ("lower", "bf16")):
         ws = world.elsewhere(tmp_path / name)
         record = train_run(run, ws, precision=wanted, anywhere=True)
         assert read_training(record).precision == wanted
+        said += _lowered(SimpleNamespace(cells=[cell]), ws)
         with (ws.run(run.id) / "curve.csv").open() as file:
             losses.append([float(row["loss"]) for row in csv.DictReader(file)])
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
-    assert json.loads(record.read_text())["run"] == run.id  # one identity
+    assert json.loads(record.read_text())["run"] == run.id and said == ["trained in bf16"]  # one identity
 
 
 def test_paper_scale_names_the_methods_and_no_id_depends_on_it(repo):
