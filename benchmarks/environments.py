@@ -27,7 +27,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.sandbox import MODES, REPO, TinyTable, kill, sandbox
+from benchmarks.sandbox import MODES, REPO, TinyTable, difference, kill, sandbox
 from pipeline.files import read_json
 
 SECONDS = 3000.0  # for a table
@@ -274,8 +274,7 @@ def attempt(name: str, mode: str, wanted: bytes | None) -> tuple[list[str], byte
             seconds = time.monotonic() - began
             faults = [f"status {status}: {table.last_words()}"] if status else []
             csv = table.csv.read_bytes() if table.csv.is_file() else b""
-            if wanted not in (None, csv):
-                faults.append("another table")
+            faults += [] if wanted is None else difference(wanted, csv)
             faults += watch.faults() + table.left(GRACE)
             faults += [] if watch.tokens else ["no token was seen"]
         said = [] if wanted is None else ["the same table"]

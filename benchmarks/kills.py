@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from benchmarks.sandbox import MODES, Sandbox, TinyTable, kill, sandbox
+from benchmarks.sandbox import MODES, Sandbox, TinyTable, difference, kill, sandbox
 
 TARGETS = ("everything", "snakemake", "worker", "head")
 """All processes at once; Snakemake and what it has started; the process of a training; Ray's head."""
@@ -103,8 +103,7 @@ def attempt(one: Kill, seconds: float, wanted: bytes) -> list[str]:
         status = table.start().wait(SECONDS)
         again = time.monotonic() - began
         faults = [f"the same call ended with status {status}: {table.last_words()}"] if status else []
-        if not status and table.csv.read_bytes() != wanted:
-            faults.append("another table")
+        faults += [] if status else difference(wanted, table.csv.read_bytes())
         faults += table.left(GRACE)
         said = "; ".join(faults) or "the same table, nothing left"
         print(
@@ -125,8 +124,9 @@ def main() -> None:
     found = {mode: undisturbed(mode) for mode in dict.fromkeys(one.mode for one in kills)}
     for mode, (seconds, _) in found.items():
         print(f"{mode}, undisturbed: {seconds:.0f} s", flush=True)
-    if len({table for _, table in found.values()}) > 1:
-        raise SystemExit("the modes make different tables")
+    (_, first), *others = found.values()
+    if other := [line for _, table in others for line in difference(first, table)]:
+        raise SystemExit(f"the modes make different tables without any kill: {'; '.join(other)}")
     faulty = [one for one in kills if attempt(one, *found[one.mode])]
     print(f"{len(kills)} kills, seed {asked.seed}: {len(kills) - len(faulty)} times the same table, and nothing left")
     sys.exit(bool(faulty))

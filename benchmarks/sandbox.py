@@ -114,6 +114,12 @@ def kill(processes: Sequence[psutil.Process]) -> None:
     psutil.wait_procs(processes, 10)
 
 
+def difference(wanted: bytes, found: bytes) -> list[str]:
+    """What is wrong with a table: its lines that are not those of the wanted one."""
+    other = sorted(set(found.decode("utf-8").splitlines()) ^ set(wanted.decode("utf-8").splitlines()))
+    return [f"another table: {' / '.join(other)}"] if found != wanted else []
+
+
 class TinyTable:
     """The tiny table in a folder of its own, as `snakemake` makes it in one of the `MODES`.
 

@@ -204,6 +204,11 @@ def test_the_tiny_table_is_planned(repo):
     assert len({cell.run.id for entry in plan.table_entries("tiny", "0") for cell in entry.cells}) == 2
 
 
+def test_tables_differ_by_their_lines():
+    assert sandbox.difference(b"a\nb\n", b"a\nb\n") == []
+    assert sandbox.difference(b"a\nb\n", b"a\nc\n") == ["another table: b / c"]
+
+
 def test_kills_are_those_of_the_seed_and_of_every_kind():
     drawn = kills.draw(16, 3)
     assert drawn == kills.draw(16, 3) != kills.draw(16, 4)
