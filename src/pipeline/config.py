@@ -72,6 +72,20 @@ class LLM(BaseModel):
     price: dict[Literal["input", "output"], float] = Field({}, description="of a million tokens, to print the cost")
 
 
+PLACES = ("cluster", "resources", "site", "mirror")  # settings that say where and how fast something is done
+ANSWERED_BY = ("model", "parameters", "prompts")  # of `LLM`: what decides the answers
+
+
+def without_places(overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an overlay decides results."""
+    kept = {key: value for key, value in overlay.items() if key not in PLACES}
+    if isinstance(kept.get("llm"), Mapping):
+        kept["llm"] = {key: value for key, value in kept["llm"].items() if key in ANSWERED_BY}
+        if not kept["llm"]:
+            del kept["llm"]
+    return kept
+
+
 class Settings(BaseModel):
     """`config/config.yaml`, checked."""
 

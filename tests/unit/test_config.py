@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from pipeline.config import Cluster, Config, check, merge, read_yaml
+from pipeline.config import Cluster, Config, check, merge, read_yaml, without_places
 from pipeline.errors import UserError, unknown
+from pipeline.plan import Plan
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_errors_name_the_file_that_they_are_in(folder):
     ("overlay", "message"),
     [
         ({"scale": "demos"}, "unknown scale 'demos' in settings of the command line, key scale; did you mean 'demo'?"),
-        ({"scale": "xyz"}, "known: demo, paper, quick"),
+        ({"scale": "xyz"}, "known: demo, own, paper, quick"),
         ({"seeds": []}, "command line: key seeds: .*at least 1"),
         ({"seeds": ["x"]}, r"command line: key seeds\.0: .*got 'x'"),
         ({"selection": "best"}, "command line: key selection: .*'val', 'last' or 'test'"),
@@ -163,3 +164,16 @@ def test_a_second_config_on_the_command_line_is_no_silence(tmp_path):
     assert said(f"--profile={tmp_path}", "--config", "seeds=[0]") == [note]
     assert not said(*profile) and not said(*profile, "--config", "scale=demo", scale="demo")
     assert not said("--profile", str(tmp_path / "none"), "--config", "seeds=[0]")
+
+
+def test_what_says_where_and_how_fast_is_left_out_and_no_id_with_it(repo):
+    decides = {"seeds": [0, 1], "datasets": {"hmdb51": {"describe": True}}}
+    places = {"cluster": {"slots": 1}, "resources": {"train": {"mem_mb": 1}}, "mirror": "/m", "site": {}}
+    asked = {"model": "m", "base_url": "http://127.0.0.1:1/v1", "price": {"input": 1.0}, "concurrency": 9}
+    assert without_places(decides | places | {"llm": asked}) == decides | {"llm": {"model": "m"}}
+    assert without_places({"llm": {"price": {"input": 1.0}}}) == {}
+    plans = [
+        Plan.read(repo / "config", overlay | {"scale": "paper"}, "lga", "4")
+        for overlay in (decides | {"llm": asked}, without_places(decides | {"llm": asked}), decides)
+    ]
+    assert plans[0].runs.keys() == plans[1].runs.keys() != plans[2].runs.keys()

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.config import check_command_line
+from pipeline.config import check_command_line, without_places
 from pipeline.errors import UserError
 from pipeline.files import read_json, system_error
 from pipeline.plan import Plan
@@ -40,10 +40,7 @@ PLAN = read_plan()
 WORKSPACE = Workspace("results")
 CLUSTER = PLAN.config.settings.cluster
 # What only says where and how fast something is done is no parameter of a rule: another value makes nothing anew.
-WHERE = ("cluster", "resources", "site", "mirror", "llm")
-OVERLAY_JSON = json.dumps(
-    {key: value for key, value in config.items() if key not in WHERE}, sort_keys=True
-)
+OVERLAY_JSON = json.dumps(without_places(config), sort_keys=True)
 
 
 def made(stage, **names):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.config import LLM, Config, merge, parse, read_yaml
+from pipeline.config import ANSWERED_BY, LLM, Config, merge, parse, read_yaml
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Frozen, digest
 from pipeline.text.corpus import STAGES
@@ -70,7 +70,7 @@ def resolve(config: Config, given: Any, prompts: Sequence[str], where: str) -> d
 
 def identity(asked: Mapping[str, Any]) -> str:
     """Short hash of what decides the answers: model, parameters and prompts."""
-    return digest({key: asked[key] for key in ("model", "parameters", "prompts")})
+    return digest({key: asked[key] for key in ANSWERED_BY})
 
 
 @dataclass(frozen=True)
