@@ -211,6 +211,17 @@ def test_video_shows_what_was_drawn(small):
     assert np.abs(read[0].astype(float) - read[note.boundaries[1]]).max() > 60
 
 
+def test_the_same_images_are_the_same_bytes(tmp_path):
+    """Of a hundred films, x264 left to itself makes about four others."""
+    images = writer.draw_clip(writer.Request("scene", 1, (24, 40), 96, 12, 0, ("train",), 1.0),
+                              grammar.classes("scene", "train")[0], 0).images  # fmt: skip
+    made = Counter()
+    for _ in range(100):
+        writer.write_video(tmp_path / "film.mp4", images, 12)
+        made[hashlib.sha256((tmp_path / "film.mp4").read_bytes()).hexdigest()] += 1
+    assert len(made) == 1
+
+
 def test_joints_lie_inside_the_image():
     request = writer.Request("fine", 1, (24, 40), 96, 12, 0, ("test",), 1.0)
     for label in synthetic.classes("fine", "test"):
