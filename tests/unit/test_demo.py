@@ -21,7 +21,7 @@ class Snakemake:
     def __init__(self, files, status=0, says=""):
         self.files, self.status, self.says, self.returncode, self.commands = list(files), status, says, None, []
 
-    def __call__(self, command, stdout, stderr):
+    def __call__(self, command, stdout, stderr, env):
         self.commands.append(command)
         self.returncode = None
         stdout.write(self.says)

@@ -176,6 +176,8 @@ def test_families_are_chosen_by_method(config):
 class Snakemake:
     """Stands for the process: it has ended, and has made what `makes` makes."""
 
+    returncode = 0
+
     def __init__(self, makes):
         self.makes, self.commands = makes, []
 
