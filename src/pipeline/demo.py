@@ -21,6 +21,7 @@ from pipeline.workflow import call_workflow, last_words
 from pipeline.workspace import Workspace
 
 FIRST = "lga"
+KEEP = {"PIPELINE_KEEP_CLUSTER": "1"}  # the shared cluster goes on for the tables to come
 LINE_SECONDS = 20.0  # between two lines that say how far it is
 CLASSES, EXAMPLES, QUERIES = 5, 2, 2  # of the clips that a reader can try `predict` with
 
@@ -33,7 +34,9 @@ def run_demo(plan: Plan, number: str, results: Path, cores: str) -> None:
     """
     papers = sorted((paper for paper, key in plan.tables() if key == number), key=lambda paper: paper != FIRST)
     files = {paper: results / paper / f"{table_stem(number)}.csv" for paper in papers}
-    _make(plan, number, files, results, cores)
+    began = time.time()
+    _make(plan, number, {FIRST: files.pop(FIRST)}, results, cores, began, KEEP)
+    _make(plan, number, files, results, cores, began, {})
     print(f"\ntables: {results / FIRST / table_stem(number)}.md, {results / table_stem(number)}.csv and others beside")
     if command := try_next(plan, results):
         print(f"next, clips that it has not seen, of classes that it has not learnt:\n  {command}", flush=True)
@@ -70,22 +73,26 @@ def try_next(plan: Plan, results: Path) -> str:
     return ""
 
 
-def _make(plan: Plan, number: str, files: dict[str, Path], results: Path, cores: str) -> None:
-    """Have Snakemake make the tables `files` of the papers and the combined one; jobs of the first go before others."""
-    targets = [*map(str, files.values()), str(results / f"{table_stem(number)}.csv")]
+def _make(
+    plan: Plan, number: str, files: dict[str, Path], results: Path, cores: str, began: float, variables: dict[str, str]
+) -> None:
+    """Have Snakemake make the tables `files` of some papers, and with the last of them the combined one."""
+    targets = [*map(str, files.values()), *([] if variables else [str(results / f"{table_stem(number)}.csv")])]
     log = results / "logs" / "demo.log"
 
     def watch(process: subprocess.Popen) -> None:
-        _follow(process, plan, number, files, results)
+        _follow(process, plan, number, files, results, began)
 
-    if call_workflow(["--cores", cores, "--prioritize", targets[0], "--", *targets], log, watch):
+    if call_workflow(["--cores", cores, "--", *targets], log, watch, variables):
         raise UserError(last_words(log))
 
 
-def _follow(process: subprocess.Popen, plan: Plan, number: str, files: dict[str, Path], results: Path) -> None:
+def _follow(
+    process: subprocess.Popen, plan: Plan, number: str, files: dict[str, Path], results: Path, began: float
+) -> None:
     """Say how far it is, and print each table once it is written, until `process` ends."""
     ws, slots = Workspace(results), plan.config.settings.cluster.slots
-    began, at_start = time.time(), small_work(plan, ws)[1]
+    at_start, before = small_work(plan, ws)[1], time.time()
     _say(plan, ws, f"about {span(at_start / slots)} to go on two cores" if at_start else "everything is there")
     waiting, said = dict(files), time.monotonic()
     while waiting:
@@ -100,7 +107,7 @@ def _follow(process: subprocess.Popen, plan: Plan, number: str, files: dict[str,
         if time.monotonic() - said >= LINE_SECONDS:
             said, left = time.monotonic(), small_work(plan, ws)[1]
             done = 1 - left / at_start if at_start else 1.0
-            spent = time.time() - began
+            spent = time.time() - before
             _say(plan, ws, f"{100 * done:.0f} %" + (f", {span(spent * (1 - done) / done)} left" if done > 0.1 else ""))
         time.sleep(0.5)
     process.wait()

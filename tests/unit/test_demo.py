@@ -22,14 +22,14 @@ class Snakemake:
         self.files, self.status, self.says, self.returncode, self.commands = list(files), status, says, None, []
 
     def __call__(self, command, stdout, stderr, env):
-        self.commands.append(command)
+        self.commands.append((command[command.index("--") + 1 :], "PIPELINE_KEEP_CLUSTER" in env))
         self.returncode = None
         stdout.write(self.says)
         return self
 
     def poll(self):
-        if self.files:
-            path = self.files.pop(0)
+        if self.files and (path := self.files[0]).parent.name in str(self.commands[-1][0]):
+            del self.files[0]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("made")
         else:
@@ -64,10 +64,9 @@ def test_tables_are_printed_as_they_come_the_first_one_first(monkeypatch, plan, 
     process = Snakemake([tmp_path / paper / "table4.csv" for paper in order])
     _run(monkeypatch, plan, tmp_path, process)
     assert shown == order
-    (command,) = process.commands
-    targets = command[command.index("--") + 1 :]
-    assert command[command.index("--prioritize") + 1] == targets[0] == str(tmp_path / "lga" / "table4.csv")
-    assert targets[-1] == str(tmp_path / "table4.csv") and len(targets) == 5
+    (first, kept), (rest, kept_then) = process.commands
+    assert first == [str(tmp_path / "lga" / "table4.csv")] and kept and not kept_then
+    assert rest[-1] == str(tmp_path / "table4.csv") and len(rest) == 4
     out, err = capsys.readouterr()
     assert out.count("after ") == 4 and "0 of 51 trainings, 0 of 75 numbers: about " in err
 

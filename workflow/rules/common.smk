@@ -222,10 +222,13 @@ def encoder_files(run):
 
 
 def stop_cluster():
-    """End the shared cluster that the stages have started here; one in a Slurm job is the user's."""
+    """End the shared cluster that the stages have started here; one in a Slurm job is the user's.
+
+    `make demo` calls Snakemake twice and keeps it in between.
+    """
     record = read_json("results/ray/cluster.json") or {"job": ""}
     here = "job" not in record and record.get("host") == socket.gethostname()
-    if here:
+    if here and not os.environ.get("PIPELINE_KEEP_CLUSTER"):
         shell("python -m pipeline cluster stop > /dev/null || true")
 
 
