@@ -118,8 +118,9 @@ def encode_sentences(
 
 def _lsa(sentences: Sequence[str]) -> Tensor:
     """(n, D): left singular vectors times singular values of the sentences' TF-IDF matrix, each row of length 1."""
-    from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.utils.extmath import svd_flip
+    from threadpoolctl import threadpool_limits
 
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     try:
@@ -129,7 +130,9 @@ def _lsa(sentences: Sequence[str]) -> Tensor:
     rank = min(LSA_DIMENSIONS, min(matrix.shape) - 1)
     if rank < 1:
         return torch.from_numpy(matrix.toarray().astype(np.float32))
-    vectors = TruncatedSVD(rank, algorithm="arpack", random_state=0).fit_transform(matrix)
+    with threadpool_limits(1):  # and no ARPACK, whose restarts are random: it gave others each time, in the sixth digit
+        left, singular, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
+    vectors = svd_flip(left[:, :rank], right[:rank], u_based_decision=False)[0] * singular[:rank]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
     return torch.from_numpy(vectors.astype(np.float32))
 
