@@ -17,12 +17,11 @@ from pipeline.plan import Plan
 from pipeline.progress import span
 from pipeline.sheets import table_stem
 from pipeline.tables.console import print_table
-from pipeline.workflow import call_workflow, last_words
+from pipeline.workflow import LINE_SECONDS, call_workflow, last_words
 from pipeline.workspace import Workspace
 
 FIRST = "lga"
 KEEP = {"PIPELINE_KEEP_CLUSTER": "1"}  # the shared cluster goes on for the tables to come
-LINE_SECONDS = 20.0  # between two lines that say how far it is
 CLASSES, EXAMPLES, QUERIES = 5, 2, 2  # of the clips that a reader can try `predict` with
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 
+LINE_SECONDS = 20.0  # between two lines that say how far it is
+
 
 def call_workflow(
     arguments: Sequence[str], log: Path, watch: Callable[[subprocess.Popen], None],

@@ -36,7 +36,7 @@ from pipeline.progress import line, read_job
 from pipeline.status import read_status
 from pipeline.steps import Step, steps_of
 from pipeline.text.corpus import load_corpus
-from pipeline.workflow import call_workflow, last_words
+from pipeline.workflow import LINE_SECONDS, call_workflow, last_words
 from pipeline.workspace import Workspace
 
 Say = Callable[[str], None]
@@ -47,7 +47,6 @@ CLASSES = {"train": 3, "val": 2, "test": 2}  # at least
 CLIPS = 4  # of each class at least
 WAY, SHOTS = 5, 5  # of episodes, at most
 RESULTS = Path("results")  # where the workflow puts them
-LINE_SECONDS = 20.0  # between two lines that say how far it is
 SERVES = {"train": "to train on", "val": "to choose the best step", "test": "held out"}
 DOES = {
     "splits": "opening the clips", "text": "reading the texts", "frames": "storing frames", "train": "training",

@@ -20,7 +20,6 @@ import psutil
 import yaml
 
 from pipeline.config import merge, read_yaml
-from pipeline.demo import LINE_SECONDS
 from pipeline.errors import UserError, unknown
 from pipeline.experiment import Run
 from pipeline.files import read_json, write_json, write_text
@@ -28,7 +27,7 @@ from pipeline.plan import Plan
 from pipeline.progress import bar, span
 from pipeline.status import read_status
 from pipeline.steps import STAGES
-from pipeline.workflow import call_workflow
+from pipeline.workflow import LINE_SECONDS, call_workflow
 from pipeline.workspace import Workspace
 
 OVERLAY = "rehearsal.yaml"  # in config/, and in the folder of a rehearsal as it is given to Snakemake

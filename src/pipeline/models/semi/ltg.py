@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from pipeline.compat import MODELS
 from pipeline.datasets.elements import parse_elements
-from pipeline.errors import UserError, unknown
+from pipeline.errors import UserError
 from pipeline.models.backbones.resnet import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.models.semi.model import Elements, SeFARModel
+from pipeline.models.semi.model import Elements, SeFARModel, shape_of
 from pipeline.models.semi.timesformer import ElementTimeSformer
 
 SHAPE = {"width": 64, "image_size": 224}
@@ -119,11 +119,7 @@ class LTG(SeFARModel):
         unlabelled_from: float = 1 / 6,
     ) -> None:
         BaseModel.__init__(self)
-        source = backbone["source"]
-        if not isinstance(source, Mapping) or set(source) - set(SHAPE):
-            odd = min(set(source) - set(SHAPE)) if isinstance(source, Mapping) else str(source)
-            raise unknown("key", odd, SHAPE, "the shape of a 3D-ResNet-18, which starts from random weights")
-        shape = SHAPE | dict(source)
+        shape = shape_of(backbone["source"], SHAPE, "a 3D-ResNet-18")
         self.lengths = parse_elements(elements)
         if len(self.lengths) != 1:
             raise UserError(f"LTG sees one element, and model.elements is {elements!r}; give a number of frames")

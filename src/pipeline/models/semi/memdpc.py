@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pipeline.compat import MODELS
 from pipeline.datasets.elements import parse_elements
 from pipeline.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD, UNCHANGED, change_colours, draw_some_colours
-from pipeline.errors import UserError, unknown
-from pipeline.models.semi.model import Elements, SeFARModel
+from pipeline.errors import UserError
+from pipeline.models.semi.model import Elements, SeFARModel, shape_of
 
 SHAPE = {"width": 64, "image_size": 128}
 CHANGES = 4  # of brightness, contrast, saturation and hue
@@ -198,10 +198,7 @@ class MemDPC(SeFARModel):
         test_normalised: bool = True,
     ) -> None:
         BaseModel.__init__(self)
-        source = backbone["source"]
-        if not isinstance(source, Mapping) or set(source) - set(SHAPE):
-            odd = min(set(source) - set(SHAPE)) if isinstance(source, Mapping) else str(source)
-            raise unknown("key", odd, SHAPE, "the shape of MemDPC's ResNet-18, which starts from random weights")
+        shape = shape_of(backbone["source"], SHAPE, "MemDPC's ResNet-18")
         self.lengths = parse_elements(elements)
         if len(self.lengths) != 1 or blocks < 1 or self.lengths[0] % blocks:
             raise UserError(
@@ -210,7 +207,6 @@ class MemDPC(SeFARModel):
             )
         if not 0 < steps < blocks:
             raise UserError(f"model.steps is {steps}; of {blocks} blocks (model.blocks) 1 to {blocks - 1} are foretold")
-        shape = SHAPE | dict(source)
         self.network = ForetellingNetwork(shape["width"], slots, state_dropout)
         width = 2 * self.network.dim
         self.classifier = nn.Sequential(nn.BatchNorm1d(width), nn.Dropout(dropout), nn.Linear(width, classes))

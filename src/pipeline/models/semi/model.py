@@ -30,6 +30,18 @@ Elements = Sequence[Tensor]
 """The elements of B videos, the context last: each (B, T, 3, H, W), normalised."""
 
 
+def shape_of(source: Any, usual: Mapping[str, int], network: str) -> dict[str, int]:
+    """The `source` of a backbone that starts from random weights: the `usual` shape of a network with what differs.
+
+    Raises:
+        UserError: it is no shape, or has an unknown key.
+    """
+    if not isinstance(source, Mapping) or set(source) - set(usual):
+        odd = min(set(source) - set(usual)) if isinstance(source, Mapping) else str(source)
+        raise unknown("key", odd, usual, f"the shape of {network}, which starts from random weights")
+    return {**usual, **source}
+
+
 class Draws(NamedTuple):
     """All that is random in the losses of a step on B unlabelled videos, but for dropout.
 

@@ -90,7 +90,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(semi, tmp_path, a
 
 
 @pytest.mark.slow
-def test_two_workers_train_what_one_does(semi, tmp_path):
+def test_two_workers_train_both_phases(semi, tmp_path):
     """Either phase leaves some parameters without a gradient."""
     run = semi.cell("memdpc", train={"pretraining": PHASES}, model={"recolour": False}, selection="last").run
     pair = semi.elsewhere(tmp_path / "pair")
