@@ -102,7 +102,7 @@ def disk_bytes(plan: Plan, ws: Workspace | None = None) -> int:
 
 
 def _stored_frames(asset: Asset) -> int:
-    """Frames of all clips of a data set; `expected.frames` is the mean of a clip."""
+    """Frames of all clips of a data set; `expected.frames` is about the mean of a clip, stated and not counted."""
     expected = asset.options.get("expected") or {}
     return sum(clips_of(asset).values()) * int(expected.get("frames", FRAMES_OF_CLIP))
 
