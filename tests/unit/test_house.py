@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -103,3 +104,9 @@ def _unsaid(path: Path) -> Iterator[int]:
 def test_text_is_utf_8_whatever_the_locale():
     found = [f"{path.relative_to(SRC)}:{line}" for path in _modules().values() for line in _unsaid(path)]
     assert not found
+
+
+def test_no_two_files_of_tests_share_a_name(repo):
+    """pytest imports them by name alone: of two that are called alike the second one's tests never run."""
+    names = Counter(path.name for path in (repo / "tests").rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []
