@@ -57,7 +57,11 @@ def victims(target: str, snakemake: int, processes: Sequence[psutil.Process]) ->
     words = [(process, _words(process)) for process in processes]
     if target == "worker":
         return [process for process, said in words if said.startswith("ray::") and "TrainWorker" in said][:1]
-    return [process for process, said in words if "gcs_server" in said.split(" ")[0] or "/ray start --head" in said]
+    return [
+        process
+        for process, said in words
+        if "gcs_server" in said.split(" ")[0] or "ray.scripts.scripts start --block" in said
+    ]
 
 
 def _words(process: psutil.Process) -> str:

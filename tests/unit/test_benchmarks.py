@@ -218,7 +218,8 @@ def test_kills_are_those_of_the_seed_and_of_every_kind():
 
 def test_victims_are_told_by_their_commands():
     said = {
-        1: "python -m snakemake", 2: "python /x/bin/ray start --head --block", 3: "/x/gcs/gcs_server --log_dir=/t",
+        1: "python -m snakemake", 2: "python -P -m ray.scripts.scripts start --block --head",
+        3: "/x/gcs/gcs_server --log_dir=/t",
         4: "ray::TrainController", 5: "ray::RayTrainWorker", os.getpid(): "python -m pipeline train",
     }  # fmt: skip
     processes = [types.SimpleNamespace(pid=pid, cmdline=words.split) for pid, words in said.items()]

@@ -110,7 +110,8 @@ def start_ray(
 ) -> subprocess.Popen:
     """Start Ray on this machine, as one of its addresses; it ends with this process. given_ports: see `start_head`."""
     command = [
-        str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-ip-address={address}",
+        sys.executable, "-P", "-m", "ray.scripts.scripts",  # an environment laid over another one has no bin/ray
+        "start", "--block", f"--node-ip-address={address}",
         f"--temp-dir={temporary}", f"--num-cpus={cpus}", "--object-store-memory=160000000", "--disable-usage-stats",
         "--include-log-monitor=false",  # it sends what workers print to drivers, which do not listen
         *options,
