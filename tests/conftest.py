@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 # Two processes test at a time, and each starts others: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if find_spec("torchvision"):  # which transformers takes, and beside a torch of another build cannot without this
+    import pipeline.compat  # noqa: F401
 
 
 def pytest_collection_modifyitems(items):
