@@ -1,4 +1,5 @@
-# From publishers' files, or from nothing, to decoded frames.
+# From publishers' files, or from nothing, to decoded frames. These come before trainings that could run too: otherwise a
+# step that asks for all cores waits for the last training of what is ready, and the next trainings for it.
 
 
 rule generate_videos:
@@ -8,6 +9,7 @@ rule generate_videos:
         log_of("videos"),
     benchmark:
         benchmark_of("videos")
+    priority: 1
     conda:
         "../envs/pipeline.yaml"
     threads: cores("generate", 2)
@@ -24,6 +26,7 @@ rule extract_poses:
         log_of("poses"),
     benchmark:
         benchmark_of("poses")
+    priority: 1
     conda:
         "../envs/pipeline.yaml"
     threads: cores("poses", 2)
@@ -42,6 +45,7 @@ rule split_classes:
         log_of("splits"),
     benchmark:
         benchmark_of("splits")
+    priority: 1
     conda:
         "../envs/pipeline.yaml"
     threads: 2
@@ -64,6 +68,7 @@ rule describe_classes:
         log_of("text"),
     benchmark:
         benchmark_of("text")
+    priority: 1
     conda:
         "../envs/pipeline.yaml"
     resources:
@@ -83,6 +88,7 @@ rule extract_frames:
         log_of("frames"),
     benchmark:
         benchmark_of("frames")
+    priority: 1
     conda:
         "../envs/pipeline.yaml"
     threads: cores("frames", 2)

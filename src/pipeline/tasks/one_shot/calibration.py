@@ -14,6 +14,8 @@ from pipeline.errors import UserError
 from pipeline.experiment import Frozen
 
 KEY = "measure.one_shot.calibration"  # where its settings stand
+# A dozen are enough for a network that has learnt; on the features of one that has not there may be no end.
+NEWTON_STEPS = 50
 
 
 class Calibration(Frozen):
@@ -133,4 +135,4 @@ def predict_calibrated(
     known = np.concatenate([exemplars, *drawn])
     labels = np.concatenate([places, np.repeat(places, settings.samples)])
     with threadpool_limits(1):  # products this small are slower on several threads, and trainings run beside it
-        return LogisticRegression(solver="newton-cg", max_iter=1000).fit(known, labels).predict(queries)
+        return LogisticRegression(solver="newton-cg", max_iter=NEWTON_STEPS).fit(known, labels).predict(queries)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.tasks.one_shot import calibration
 from pipeline.tasks.one_shot.calibration import (
     BaseStatistics,
     Calibration,
@@ -90,6 +91,28 @@ def test_a_covariance_without_full_rank_can_be_drawn_from():
     exemplars = np.eye(5)[:2]
     got = predict_calibrated(exemplars, exemplars, flat, Calibration(samples=20), np.random.default_rng(0))
     np.testing.assert_array_equal(got, [0, 1])
+
+
+def test_features_of_any_size_come_to_an_end(monkeypatch):
+    """Those of a network that has learnt nothing can be thousands wide; the optimum is then never reached."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    steps, fit = [], LogisticRegression.fit
+
+    def counted(self, known, labels):
+        fit(self, known, labels)
+        steps.append(int(self.n_iter_[0]))
+        return self
+
+    monkeypatch.setattr(LogisticRegression, "fit", counted)
+    monkeypatch.setattr(calibration, "NEWTON_STEPS", 9)  # this small example would end after 30
+    rng = np.random.default_rng(0)
+    base = base_statistics(3e4 * rng.standard_normal((160, 16)), np.repeat(np.arange(4), 40))
+    exemplars = 3e4 * rng.standard_normal((4, 16))
+    with pytest.warns(ConvergenceWarning):
+        predict_calibrated(exemplars, exemplars, base, Calibration(samples=100), np.random.default_rng(0))
+    assert steps == [9]
 
 
 def test_what_cannot_be_calibrated(base):
