@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -101,8 +102,10 @@ def attempt(one: Kill, seconds: float, wanted: bytes) -> list[str]:
             return attempt(one, 0.7 * seconds, wanted)
         done = strike(one, box, call)
         first = call.wait(SECONDS)
-        if first < 0:  # Snakemake was killed, and has left its lock
+        if table.locked:  # Snakemake was killed
             table.start("--unlock").wait(SECONDS)
+            for folder in box.temporary.glob("snakemake*"):  # its own, which nobody else removes
+                shutil.rmtree(folder)
         began = time.monotonic()
         status = table.start().wait(SECONDS)
         again = time.monotonic() - began

@@ -144,6 +144,11 @@ class TinyTable:
         """The table."""
         return self.folder / CSV
 
+    @property
+    def locked(self) -> bool:
+        """Whether Snakemake holds the folder, or was killed there."""
+        return any((self.folder / ".snakemake" / "locks").glob("*"))
+
     def start(self, *more: str) -> subprocess.Popen:
         """`snakemake`, as a user calls it from the folder."""
         command = [*self.before, sys.executable, "-m", "snakemake", "--snakefile", str(REPO / "Snakefile")]
