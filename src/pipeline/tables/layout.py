@@ -154,9 +154,10 @@ def _measured(records: list[Record]) -> str:
     made = [record for record in records if record.status != "published-only"]
     if not made:
         return "Printed values only."
-    seeds = made[0].seeds.split(";")
-    text = f"Scale {made[0].scale}, checkpoint selection {made[0].selection}, "
-    text += f"training seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}."
+    seeds = sorted({int(seed) for record in made for seed in record.seeds.split(";") if seed})  # frozen rows have one
+    selections = " or ".join(dict.fromkeys(record.selection for record in made))
+    text = f"Scale {made[0].scale}, checkpoint selection {selections}, "
+    text += f"training seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."
     if missing := sum(record.status == "missing" for record in made):
         text += f" {missing} of {len(made)} places are not measured yet ({MISSING})."
     if made[0].scale != "paper":

@@ -86,3 +86,13 @@ def test_pandas_is_imported_where_a_table_is_made(repo):
         env={**os.environ, "PYTHONPATH": str(repo / "src")},
     )  # fmt: skip
     assert done.stdout.strip() == "False True", done.stderr
+
+
+def test_the_line_above_a_table_speaks_of_all_its_rows():
+    """A frozen row has one seed and no checkpoint to choose, whatever the others have."""
+    rows = [
+        _record(0, 0, 50.0, 1.0, 10, scale="demo", selection="last", seeds="0;0;0"),
+        _record(1, 0, 60.0, 1.0, 30, scale="demo", selection="val", seeds="0;1;2"),
+    ]
+    said = layout(TABLE, rows).measured
+    assert said.startswith("Scale demo, checkpoint selection last or val, training seeds 0, 1, 2. ")
