@@ -115,6 +115,7 @@ def test_targets_that_the_pages_name_exist(repo):
     plan = Plan.read(repo / "config")
     own = {
         "mine",
+        *yaml.safe_load((repo / "config" / "rehearsal.yaml").read_text())["tables"],
         *(paper for name in EXAMPLES for paper in yaml.safe_load((DOCS / name).read_text()).get("tables", {})),
     }
     pages = [repo / "README.md", *DOCS.rglob("*.md"), *(DOCS / name for name in EXAMPLES)]
