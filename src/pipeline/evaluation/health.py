@@ -115,7 +115,7 @@ def verdict(training: Training, outcomes: Sequence[Outcome], trained: bool) -> l
     of_tests = list(dict.fromkeys(", ".join(_faults(outcome, "test")) for outcome in outcomes))
     of_training = _faults(training.validation, "validation") if training.validation else []
     fine = "" in of_tests if of_tests else training.validation and not of_training
-    if (loss := training.last_loss) and loss.value >= loss.chance:
+    if (loss := training.last_loss) and 0 < loss.chance <= loss.value:  # 0: it has no weight in this training
         of_training.insert(0, f"training loss {loss.value:.2f} (chance {loss.chance:.2f})")
     notes = [f"{'doubtful' if fine else label}: {', '.join(of_training)}"] if of_training else []
     return notes + [f"{label}: {text}" for text in of_tests if text]

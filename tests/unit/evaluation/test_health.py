@@ -63,6 +63,7 @@ def test_a_training_that_shows_nothing_for_itself():
     bad = LOSS | {"value": 2.61, "chance": math.log(10)}
     assert said({"last_loss": bad}) == ["did not learn: training loss 2.61 (chance 2.30)"]
     assert said({"last_loss": LOSS | {"value": math.log(5)}}) != []  # at it is not below it
+    assert said({"last_loss": LOSS | {"value": 0.0, "chance": 0.0}}) == []  # of a loss without weight nothing is known
     at_chance = FINE | {"accuracy": 21, "most_said": 1.0}
     note = "training loss 2.61 (chance 2.30), validation 21.0 ± 4.7 (chance 20.0), "
     note += "one class for 100 % of the validation queries"
