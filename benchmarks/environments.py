@@ -125,6 +125,8 @@ def user(table: TinyTable) -> Iterator[None]:
     try:
         who = pwd.getpwnam(USER)
         table.before = ["setpriv", f"--reuid={who.pw_uid}", f"--regid={who.pw_gid}", "--clear-groups", "--"]
+        caches = str(table.box.folder / "caches")  # as `doctor` advises: Snakemake itself needs a folder for them
+        table.variables |= {"XDG_CACHE_HOME": caches, "HF_HOME": caches}
         table.variables |= {"HOME": "/nonexistent", "USER": USER, "LOGNAME": USER}
         for path in (table.box.folder, *table.box.folder.rglob("*")):
             shutil.chown(path, USER, USER)
