@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from pipeline.metrics import METRICS, MetricName
 
 NO_SEARCH = {"alpha_grid": (), "val_episodes": 0}  # of a measurement that does not choose its alpha
+VALIDATION_SEED = 2  # of the episodes that choose alpha: other ones than those that select the checkpoint
 UNUSED = {"alpha": 1.0, "episodes": 0, **NO_SEARCH}  # where a metric has no use for them; of other keys the default
 
 
@@ -160,6 +161,11 @@ class Measure(Frozen):
     def scoring(self) -> dict[str, Any]:
         """The part that decides which episodes are scored, and how: the key of the cached scores."""
         return self.model_dump(include={"way", "shot", "query", "episodes", "episode_seed", "matcher", "one_shot"})
+
+    def scoring_on(self, split: str) -> dict[str, Any]:
+        """What the scores on `split` depend on beside the run."""
+        chosen = {"episodes": self.val_episodes, "episode_seed": VALIDATION_SEED} if split == "val" else {}
+        return {**self.scoring, "split": split} | chosen
 
     @property
     def scored(self) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.experiment import Measure
 from pipeline.intervals import ci95
 
 SAME = 1e-5  # logits that differ by no more are the same but for rounding
@@ -165,14 +164,3 @@ def calibration_error(certain: np.ndarray, right: np.ndarray) -> float:
     place = np.minimum((np.asarray(certain) * BINS).astype(int), BINS - 1)
     gaps = [abs(np.mean(right[place == i]) - np.mean(certain[place == i])) * (place == i).mean() for i in set(place)]
     return float(sum(gaps))
-
-
-VALIDATION_SEED = 2  # of the episodes that choose alpha: other ones than those that select the checkpoint
-
-
-def scoring_of(measure: Measure, split: str) -> dict[str, Any]:
-    """What the scores of `measure` on `split` depend on beside the run."""
-    scoring = {**measure.scoring, "split": split}
-    if split == "val":
-        scoring |= {"episodes": measure.val_episodes, "episode_seed": VALIDATION_SEED}
-    return scoring

@@ -248,7 +248,7 @@ def test_status_of_a_dead_cluster(monkeypatch, capsys, tmp_path):
 
 def test_evaluate_prints_numbers_with_and_without_an_interval(monkeypatch, capsys, repo, tmp_path):
     """A count of parameters has none. Everything is measured already, so no cluster is asked."""
-    from pipeline.evaluation.evaluate import value_path
+    from pipeline.evaluation.needed import value_path
     from pipeline.files import write_json
 
     plan, ws = Plan.read(repo / "config"), Workspace(tmp_path)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 FLOORS = (  # from the ground up; what stands on one floor may import from its own, as long as there is no circle
@@ -74,13 +78,19 @@ def test_no_files_import_each_other_in_a_circle():
     assert not left, f"each of these imports another of them: {sorted(left)}"
 
 
-def test_the_plan_is_read_without_what_is_heavy(repo):
-    """Snakemake reads it at the start of every job."""
-    import subprocess
-    import sys
-
-    code = (
-        "import sys; from pipeline.plan import Plan; Plan.read('config'); "
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("from pipeline.plan import Plan; Plan.read('config')", id="Snakemake, at the start of every job"),
+        pytest.param(
+            "import pipeline.__main__, pipeline.cluster.client, pipeline.evaluation.needed",
+            id="train and evaluate, which hand their work to the cluster",
+        ),
+    ],
+)
+def test_what_is_heavy_stays_out_of(repo, code):
+    code += (
+        "; import sys; "
         "print([name for name in ('torch', 'ray', 'numpy', 'pandas', 'mmengine', 'cv2') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)

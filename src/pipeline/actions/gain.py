@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.datasets.frames import FrameStore
-from pipeline.evaluation.evaluate import scores_path
+from pipeline.evaluation.needed import scores_path
 from pipeline.experiment import Cell
 from pipeline.files import read_json
 from pipeline.intervals import ci95

@@ -90,7 +90,7 @@ def evaluate(
 
     A cell that is newer than the training and the data is not measured again.
     """
-    from pipeline.evaluation.evaluate import measure_run, needed_work, search_in_process
+    from pipeline.evaluation.needed import needed_work
 
     ws, cluster = Workspace(results), settings_of(settings)
     spec = ws.read_run(run)
@@ -99,6 +99,8 @@ def evaluate(
     by_tune = any(cell.measure.settled().alpha == "val" for cell in todo)
     name = cells[0] if cells else spec.id
     if not needed_work(todo, ws) and not by_tune:
+        from pipeline.evaluation.evaluate import measure_run, search_in_process
+
         measure_run(spec, todo, ws, search_in_process)
     elif cluster.mode == "shared":
         from pipeline.cluster.client import Client

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.index import COLUMNS, LISTED, SPLITS, Clip, read_index
-from pipeline.datasets.located import MISSING
 from pipeline.errors import UserError
 from pipeline.experiment import digest
 from pipeline.files import read_json, write_csv
 
 COVERAGE = "coverage.csv"
+MISSING = "the file is missing"
 Failures = Sequence[tuple[Clip, str]]
 """Clips of an index that could not be read, with the reason."""
 

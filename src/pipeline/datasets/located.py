@@ -7,13 +7,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.datasets.coverage import MISSING
 from pipeline.datasets.duplicates import same_files
 from pipeline.datasets.index import SPLITS, Clip
 from pipeline.datasets.videos import IMAGE_SUFFIXES, VIDEO_SUFFIXES, natural_key
 from pipeline.files import write_csv
 from pipeline.names import TIME_RANGE, Key, Names, ambiguous, folded, normal
-
-MISSING = "the file is missing"
 
 
 def video_stem(path: str) -> str:
@@ -110,4 +109,4 @@ def report_map(folder: Path, paths: Sequence[str], placed: Sequence[Placed]) -> 
         )
 
 
-__all__ = ["MISSING", "Placed", "locate", "report_map", "video_stem", "without_suffix"]
+__all__ = ["Placed", "locate", "report_map", "video_stem", "without_suffix"]

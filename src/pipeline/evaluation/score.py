@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.evaluation.evaluate import measure_run, needed_scores, needed_values
+from pipeline.evaluation.evaluate import measure_run
+from pipeline.evaluation.needed import needed_scores, needed_values
 from pipeline.experiment import Cell, Run
 from pipeline.files import exclusive, write_json
 from pipeline.metrics import METRICS

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.config import read_yaml
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import scores_path
+from pipeline.evaluation.needed import scores_path
 from pipeline.experiment import Cell
 from pipeline.files import write_csv, write_text
 from pipeline.intervals import ci95, pool

@@ -20,7 +20,7 @@ from pipeline.actions.clips import OwnClip, labelled_clips
 from pipeline.actions.gain import Gain, gain_of, right_of_clips, told
 from pipeline.datasets.index import read_index
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import scores_path
+from pipeline.evaluation.needed import scores_path
 from pipeline.models.backbones import efficientnet
 from pipeline.plan import Plan
 from pipeline.scores import EpisodeScores

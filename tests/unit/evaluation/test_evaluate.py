@@ -11,14 +11,8 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.evaluation import score as score_module
-from pipeline.evaluation.evaluate import (
-    measure_run,
-    needed_scores,
-    needed_work,
-    scores_path,
-    search_in_process,
-    value_path,
-)
+from pipeline.evaluation.evaluate import measure_run, search_in_process
+from pipeline.evaluation.needed import needed_scores, needed_work, scores_path, value_path
 from pipeline.evaluation.score import score_run
 from pipeline.experiment import Cell, Measure
 from pipeline.metrics import METRICS, TEST, Metric

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import scores_path
+from pipeline.evaluation.needed import scores_path
 from pipeline.intervals import ci95
 from pipeline.plan import Plan
 from pipeline.scores import EpisodeScores

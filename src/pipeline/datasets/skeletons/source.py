@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets.located import FILE_KEYS, MISSING
+from pipeline.datasets.coverage import MISSING
+from pipeline.datasets.located import FILE_KEYS
 from pipeline.datasets.skeletons import ntu
 from pipeline.datasets.skeletons.definition import JOINTS, SourceSpec
 from pipeline.datasets.skeletons.ntu import Recording

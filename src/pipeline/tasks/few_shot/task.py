@@ -13,7 +13,7 @@ from pipeline.datasets.transforms import ClipTransform, draw_colours, draw_some_
 from pipeline.experiment import Measure, Run
 from pipeline.models.build import build_model
 from pipeline.models.few_shot.base import FewShotModel
-from pipeline.scores import EpisodeScores, scoring_of
+from pipeline.scores import EpisodeScores
 from pipeline.tasks.base import SELECTION_SEED, Task, TimesTasks
 from pipeline.tasks.few_shot.episodes import EpisodeDataset
 from pipeline.tasks.few_shot.scoring import score_split, split_features, time_tasks
@@ -100,7 +100,7 @@ class FewShotTask(Task, TimesTasks):
     def scores(self, model: FewShotModel, measure: Measure, split: str, keep: bool = False) -> EpisodeScores:
         if split not in self._features:
             self._features[split] = split_features(self.run, model, self.ws, self.store, split, keep)
-        scoring = scoring_of(measure, split)
+        scoring = measure.scoring_on(split)
         return score_split(
             self.run, model, self.ws, self.store, split, way=scoring["way"], shot=scoring["shot"],
             query=scoring["query"], episodes=scoring["episodes"], seed=scoring["episode_seed"],

@@ -13,8 +13,9 @@ from semi_world import SemiWorld
 from tiny import CONFIG
 
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import measure_run, needed_scores, needed_values, search_in_process
+from pipeline.evaluation.evaluate import measure_run, search_in_process
 from pipeline.evaluation.health import read_training
+from pipeline.evaluation.needed import needed_scores, needed_values
 from pipeline.evaluation.score import score_run
 from pipeline.models.build import WEIGHTS, load_weights
 from pipeline.plan import Plan
