@@ -92,6 +92,7 @@ def _prepare_worker(config: dict[str, Any]) -> None:
 
     os.chdir(config["folder"])  # Ray gives its workers folders of their own, and the settings may name relative paths
     torch.set_num_threads(config["threads"])
+    torch.set_flush_denormal(True)  # numbers below 1e-38 are slow: InfoGCN's trainings take a fifth less, and end alike
     threadpool_limits(config["threads"])  # numpy and scikit-learn take every core otherwise; slots run side by side
     use_loaders(config["loaders"])
     logging.getLogger("mmengine").setLevel(logging.ERROR)

@@ -183,19 +183,24 @@ class SeFARModel(BaseModel):
         dropped = [drop_channels(x, kept, self.channel_dropout) for x, kept in zip(clean, draws.kept, strict=True)]
         patches = self.network.patches(dropped)
         ramp = ramp_up(progress) if self.ramp else 1.0
-        logits = self.network.head(self.network.feature(patches))
-        losses = {
-            "loss_unlabelled": ramp * self.unlabelled_weight * unlabelled_loss(logits, pseudo.labels, weight),
-            "confidence": pseudo.confidence.mean(),
-            "weight": weight.mean(),
-        }
+        encoded = patches
         if self.mixing:
             # The partner is perturbed but has all its colours, as in the released code of SVFormer and SeFAR.
             others = [x[partner] for x, partner in zip(self.network.patches(clean), draws.partners, strict=True)]
             mixed = [mix_patches(*parts) for parts in zip(patches, others, draws.masks, strict=True)]
+            encoded = [torch.cat(parts) for parts in zip(patches, mixed, strict=True)]  # one pass is quicker than two
+        features = self.network.feature(encoded).split(len(weight))
+        losses = {
+            "loss_unlabelled": ramp
+            * self.unlabelled_weight
+            * unlabelled_loss(self.network.head(features[0]), pseudo.labels, weight),
+            "confidence": pseudo.confidence.mean(),
+            "weight": weight.mean(),
+        }
+        if self.mixing:
             target = hardened(pseudo, weight) if self.harden else pseudo.probabilities
             value = mixed_loss(
-                self.network.head(self.network.feature(mixed)),
+                self.network.head(features[1]),
                 mix_targets(target, draws.share, draws.partners[-1]),
                 mix_targets(weight, draws.share, draws.partners[-1]),
                 self.mix_loss,
