@@ -7,12 +7,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
-from pipeline.cluster.client import ensure
 from pipeline.datasets.index import read_index
 from pipeline.errors import UserError
 from pipeline.estimate import small_work
@@ -37,20 +34,11 @@ def run_demo(plan: Plan, number: str, results: Path, cores: str) -> None:
     papers = sorted((paper for paper, key in plan.tables() if key == number), key=lambda paper: paper != FIRST)
     files = {paper: results / paper / f"{table_stem(number)}.csv" for paper in papers}
     began = time.time()
-    threading.Thread(target=_warm, args=(plan, results), daemon=True).start()
     _make(plan, number, {FIRST: files.pop(FIRST)}, results, cores, began, KEEP)
     _make(plan, number, files, results, cores, began, {})
     print(f"\ntables: {results / FIRST / table_stem(number)}.md, {results / table_stem(number)}.csv and others beside")
     if command := try_next(plan, results):
         print(f"next, clips that it has not seen, of classes that it has not learnt:\n  {command}", flush=True)
-
-
-def _warm(plan: Plan, results: Path) -> None:
-    """Start the shared cluster, if there is something to train: its slots get ready while the first videos are made."""
-    ws, settings = Workspace(results), plan.config.settings.cluster
-    if settings.mode == "shared" and any(not (ws.run(run) / "train.json").is_file() for run in plan.runs):
-        with suppress(UserError, OSError):  # the first training tries it anew, and says what is wrong
-            ensure(ws, settings)
 
 
 def try_next(plan: Plan, results: Path) -> str:

@@ -46,7 +46,6 @@ def shown(monkeypatch):
     out = []
     monkeypatch.setattr(demo, "print_table", lambda plan, paper, number, results: out.append(paper))
     monkeypatch.setattr(demo.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(demo, "ensure", lambda ws, settings: None)
     return out
 
 
@@ -70,24 +69,6 @@ def test_tables_are_printed_as_they_come_the_first_one_first(monkeypatch, plan, 
     assert rest[-1] == str(tmp_path / "table4.csv") and len(rest) == 4
     out, err = capsys.readouterr()
     assert out.count("after ") == 4 and "0 of 51 trainings, 0 of 75 numbers: about " in err
-
-
-def test_the_cluster_starts_beside_the_first_films_unless_all_is_trained(monkeypatch, plan, tmp_path):
-    started = []
-
-    def ensure(ws, settings):
-        started.append((ws.root, settings.mode))
-        raise UserError("no room")  # which the first training says too
-
-    monkeypatch.setattr(demo, "ensure", ensure)
-    demo._warm(plan, tmp_path)
-    assert started == [(tmp_path, "shared")]
-    for run in plan.runs:
-        record = Workspace(tmp_path).run(run) / "train.json"
-        record.parent.mkdir(parents=True)
-        record.write_text("{}")
-    demo._warm(plan, tmp_path)
-    assert len(started) == 1
 
 
 def test_tables_that_are_there_are_printed_too(monkeypatch, plan, shown, tmp_path):
