@@ -84,16 +84,23 @@ class Adapted:
 
     def verdict(self, wanted: Wanted) -> str:
         """What to do next."""
-        words = ["python", "-m", "pipeline", "predict", "--support", str(wanted.support)]
-        words += ["--run", self.run] if self.better else ["--backbone", self.backbone]
-        words += ["--texts", wanted.texts] if wanted.texts and self.better else []
-        words += ["--strip-prefix"] if wanted.strip_prefix else []
-        words += ["--pattern", wanted.pattern] if wanted.pattern else []
-        command = f"`{shlex.join(words)} --query CLIPS`"
+        last = self.gains[-1]
+        command = f"`{shlex.join([*self._predict(wanted, self.better), '--query', 'CLIPS'])}`"
+        examples = f"with {last.shot} example{'s' * (last.shot > 1)} a class training"
         if self.better:
-            return f"training helps: {command}"
-        much = "nothing" if self.gains[-1].gained <= 0 else "nothing that so few clips can show"
-        return f"training gained {much}; label with the frozen backbone: {command}"
+            return f"{examples} helps: {command}"
+        much = "nothing" if last.gained <= 0 else "nothing that so few clips can show"
+        fewer = [str(gain.shot) for gain in self.gains[:-1] if gain.certain]
+        helped = f" (with {' or '.join(fewer)} it helps: --run {self.run})" if fewer else ""
+        return f"{examples} gained {much}; label with the frozen backbone: {command}{helped}"
+
+    def _predict(self, wanted: Wanted, trained: bool) -> list[str]:
+        """The command that labels with the trained run, or with the frozen backbone, without its query."""
+        words = ["python", "-m", "pipeline", "predict", "--support", str(wanted.support)]
+        words += ["--run", self.run] if trained else ["--backbone", self.backbone]
+        words += ["--texts", wanted.texts] if wanted.texts and trained else []
+        words += ["--strip-prefix"] if wanted.strip_prefix else []
+        return words + (["--pattern", wanted.pattern] if wanted.pattern else [])
 
 
 def adapt(

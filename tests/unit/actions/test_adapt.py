@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -212,11 +213,13 @@ def test_what_is_there_is_only_read_and_labels(monkeypatch, capsys, repo, own, a
     assert answers["run"] == (found.run if found.better else f"frozen {clip.name}, otam")
     assert len(answers["queries"]) == CLIPS
     word = "training helps: " if found.better else "label with the frozen backbone: "
+    assert said[-1].startswith(f"with {found.gains[-1].shot} example")
     assert f"{word}`python -m pipeline predict --support '{root}' --" in said[-1] and " --query CLIPS`" in said[-1]
 
 
 @pytest.mark.parametrize("gained, half, better, words", [
-    (4.0, 3.0, True, "training helps: "), (2.0, 3.0, False, "nothing that so few clips can show; label with"),
+    (4.0, 3.0, True, "with 2 examples a class training helps: "),
+    (2.0, 3.0, False, "nothing that so few clips can show; label with"),
     (-2.0, 1.0, False, "training gained nothing; label with the frozen backbone: "),
 ])  # fmt: skip
 def test_the_verdict_needs_more_than_the_interval(gained, half, better, words):
@@ -230,6 +233,11 @@ def test_the_verdict_needs_more_than_the_interval(gained, half, better, words):
     assert lines[1].split() == ["examples", "a", "class", "frozen", "tuned", "gained"] and "8 clips" in lines[0]
     assert lines[2].split() == "1 60.0 ± 1.0 50.0 ± 1.0 -10.0 ± 1.0".split()
     assert f"{gained:+.1f} ± {half:.1f}" in lines[3] and len({len(line) for line in lines[1:]}) == 1
+    few = dataclasses.replace(found, gains=[Gain(1, 60, 1, 64, 1, 4, 1, 8), gains[1]])
+    said = few.verdict(Wanted(Path("own")))
+    assert said.endswith(" --query CLIPS`" + ("" if better else " (with 1 it helps: --run tuned-own-s0-0)"))
+    alone = dataclasses.replace(found, gains=[Gain(1, 60, 1, 64, 1, 4, 1, 8)])
+    assert alone.verdict(Wanted(Path("own"))).startswith("with 1 example a class training helps: ")
 
 
 def test_methods_with_texts_get_them(repo, own, monkeypatch, tmp_path):
