@@ -10,7 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
+import psutil
 import pytest
 
 from pipeline.files import write_json
@@ -78,12 +81,34 @@ def _curve(results, run):
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
+def _listens(process):
+    """Addresses on which a process and all that it has started listen, until it ends."""
+    found = set()
+    while process.poll() is None:
+        for each in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                found |= {
+                    c.laddr.ip.removeprefix("::ffff:")
+                    for c in each.net_connections("tcp")
+                    if c.status == psutil.CONN_LISTEN
+                }
+        time.sleep(0.2)
+    return found
+
+
 def test_two_workers_train_as_one(world, folder, tmp_path):
-    """On a Ray cluster of the job's own, each with processes that read ahead: the losses of a training without Ray."""
+    """On a Ray cluster of the job's own, each with processes that read ahead: the losses of a training without Ray.
+
+    Nothing listens beyond loopback.
+    """
     results, add = folder
     run = add()
-    status, out = _train(results, run, workers=2, loaders=2)
-    assert status == 0, out
+    process = _start(results, run, workers=2, loaders=2)
+    with ThreadPoolExecutor() as looking:
+        listens = looking.submit(_listens, process)
+        out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert listens.result() == {"127.0.0.1"}
     record = json.loads((results / "runs" / run / "train.json").read_text())
     assert record["workers"] == 2 and len(record["nodes"]) == 1
     assert _curve(results, run) == pytest.approx(_here(world, tmp_path / "here"), rel=1e-4)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import BackendConfig, Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pipeline.cluster.client import ask, connect
@@ -53,6 +53,15 @@ def _scaling(settings: Cluster, workers: int) -> ScalingConfig:
         num_workers=workers, use_gpu=settings.gpus > 0, resources_per_worker=need_of(settings),
         placement_strategy=strategy,
     )  # fmt: skip
+
+
+def _group(settings: Cluster) -> BackendConfig | None:
+    """How the workers of a training speak with each other; a single one needs nobody."""
+    if settings.workers == 1:
+        return None
+    from pipeline.training.group import Group  # with torch: the server of the shared cluster does without
+
+    return Group()
 
 
 def _report(run: Run) -> Any:
@@ -133,8 +142,6 @@ def fit(run: Run, ws: Workspace, settings: Cluster, alone: bool = True) -> None:
         UserError: Ray has not what is asked for; a worker was lost more often than FAILURES; a setting is wrong; the
             loss is no number any more.
     """
-    from ray.train.torch import TorchTrainer  # with torch: the server of the shared cluster does without
-
     connect(ws, settings)
     try:
         wait_for_room(settings.workers, settings)
@@ -144,9 +151,10 @@ def fit(run: Run, ws: Workspace, settings: Cluster, alone: bool = True) -> None:
     storage = Path(_storage(ws))
     config = {"run": run.model_dump(mode="json"), "root": str(ws.root.resolve()), "folder": os.getcwd()}
     config |= settings.model_dump(include=FOR_WORKERS)
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         _worker,
         train_loop_config=config,
+        backend_config=_group(settings),
         scaling_config=_scaling(settings, settings.workers),
         run_config=RunConfig(
             name=run.id,
@@ -173,7 +181,7 @@ def run_slot(number: int, root: Path, settings: Cluster, queue: str) -> None:
     """Keep one slot of the shared cluster at work until its queue (its address) closes.
 
     Raises an error of Ray Train where its worker dies or does not start: the server decides what then. A slot is one
-    worker, so it needs no process group (which would also listen on every interface).
+    worker, so it needs no process group.
     """
     ws, name = Workspace(root), f"slot-{number}-{os.getpid()}-{secrets.token_hex(2)}"
     DataParallelTrainer(
