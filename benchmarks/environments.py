@@ -203,12 +203,18 @@ class Watch:
                     if one.status == psutil.CONN_LISTEN
                 }
                 self._search(f"the command line of process {process.pid}", " ".join(process.cmdline()))
-        for path in (*self.table.box.folder.rglob("*.log"), *self.table.box.folder.rglob("logs/**/*.*")):
+        for path in self._logs():
             with suppress(OSError):
                 self._search(str(path), path.read_text("utf-8", "replace"))
         record = read_json(self.table.results / "ray" / "cluster.json")
         if record and not self.answer:
             self.answer = knock(record["queue"], self.table.box.folder / "unpickled")
+
+    def _logs(self) -> Iterator[Path]:
+        """Logs there are; `os.walk` passes over a folder that goes away meanwhile."""
+        for folder, _, names in os.walk(self.table.box.folder):
+            within = "logs" in Path(folder).parts
+            yield from (Path(folder, name) for name in names if name.endswith(".log") or (within and "." in name))
 
     def _search(self, where: str, text: str) -> None:
         if any(token in text for token in self.tokens):
