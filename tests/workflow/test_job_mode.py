@@ -85,7 +85,10 @@ def _listens(process):
     """Addresses on which a process and all that it has started listen, until it ends."""
     found = set()
     while process.poll() is None:
-        for each in psutil.Process(process.pid).children(recursive=True):
+        below = []
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            below = psutil.Process(process.pid).children(recursive=True)
+        for each in below:
             with suppress(psutil.Error):
                 found |= {
                     c.laddr.ip.removeprefix("::ffff:")

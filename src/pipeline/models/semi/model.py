@@ -190,10 +190,9 @@ class SeFARModel(BaseModel):
             mixed = [mix_patches(*parts) for parts in zip(patches, others, draws.masks, strict=True)]
             encoded = [torch.cat(parts) for parts in zip(patches, mixed, strict=True)]  # one pass is quicker than two
         features = self.network.feature(encoded).split(len(weight))
+        logits = self.network.head(features[0])
         losses = {
-            "loss_unlabelled": ramp
-            * self.unlabelled_weight
-            * unlabelled_loss(self.network.head(features[0]), pseudo.labels, weight),
+            "loss_unlabelled": ramp * self.unlabelled_weight * unlabelled_loss(logits, pseudo.labels, weight),
             "confidence": pseudo.confidence.mean(),
             "weight": weight.mean(),
         }
