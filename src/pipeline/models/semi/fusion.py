@@ -89,16 +89,20 @@ class ElementNetwork(nn.Module):
             self.head = FusionHead(self.backbone.dim, len(lengths), classes, dropout)
 
     def patches(self, elements: Sequence[Tensor]) -> list[Tensor]:
-        """Patch embeddings of the elements, each (B, T, 3, H, W) -> (B, T, P, D)."""
-        return [self.backbone.patches(x) for x in elements]
+        """Patch embeddings of elements, each (B, T, 3, H, W) -> (B, T, P, D)."""
+        return self.backbone.patches(*elements)
 
     def features(self, elements: Sequence[Tensor]) -> Tensor:
         """Features of n elements, each (B, T, 3, H, W): (B, n, D)."""
-        return torch.stack([self.backbone(x, i) for i, x in enumerate(elements)], 1)
+        return torch.stack(self._encode(self.patches(elements)), 1)
 
     def feature(self, patches: Sequence[Tensor]) -> Tensor:
         """What the head's dropout and classifier take, (B, F), from patch embeddings."""
-        return self.head.feature([self.backbone.encode(x, i) for i, x in enumerate(patches)])
+        return self.head.feature(self._encode(patches))
+
+    def _encode(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        encoded = self.backbone.encode(dict(enumerate(patches)))
+        return [encoded[i] for i in range(len(patches))]
 
     def forward(self, elements: Sequence[Tensor]) -> Tensor:
         """Elements, each (B, T, 3, H, W) -> logits (B, C)."""

@@ -181,14 +181,17 @@ class SeFARModel(BaseModel):
         pseudo, weight = self.judge(self.teacher_logits(weak))
         clean = perturb(strong, draws.orders, self.perturbation)
         dropped = [drop_channels(x, kept, self.channel_dropout) for x, kept in zip(clean, draws.kept, strict=True)]
-        patches = self.network.patches(dropped)
         ramp = ramp_up(progress) if self.ramp else 1.0
-        encoded = patches
         if self.mixing:
-            # The partner is perturbed but has all its colours, as in the released code of SVFormer and SeFAR.
-            others = [x[partner] for x, partner in zip(self.network.patches(clean), draws.partners, strict=True)]
-            mixed = [mix_patches(*parts) for parts in zip(patches, others, draws.masks, strict=True)]
-            encoded = [torch.cat(parts) for parts in zip(patches, mixed, strict=True)]  # one pass is quicker than two
+            # The partner is perturbed but has all its colours, as in the released code of SVFormer and SeFAR. One pass
+            # for both is quicker than two.
+            both = self.network.patches([*dropped, *clean])
+            patches, others = both[: len(clean)], both[len(clean) :]
+            partners = [x[partner] for x, partner in zip(others, draws.partners, strict=True)]
+            mixed = [mix_patches(*parts) for parts in zip(patches, partners, draws.masks, strict=True)]
+            encoded = [torch.cat(parts) for parts in zip(patches, mixed, strict=True)]
+        else:
+            encoded = self.network.patches(dropped)
         features = self.network.feature(encoded).split(len(weight))
         logits = self.network.head(features[0])
         losses = {

@@ -92,14 +92,14 @@ class DividedBlock(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Frames (B, T, 3, H, W) -> patches (B, T, P, D), row by row."""
+    """Frames (N, 3, H, W) -> patches (N, P, D), row by row."""
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x.flatten(0, 1)).flatten(2).transpose(1, 2).unflatten(0, x.shape[:2])
+        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 @MODELS.register_module()
@@ -168,37 +168,51 @@ class ElementTimeSformer(nn.Module):
         for block in self.blocks:
             nn.init.normal_(block.temporal_fc.weight, std=std * self.dim**-0.5)
 
-    def patches(self, x: Tensor) -> Tensor:
-        """Patch embedding of normalised frames, (B, T, 3, H, W) -> (B, T, P, D), before any position is added.
+    def patches(self, *elements: Tensor) -> list[Tensor]:
+        """Patch embeddings of normalised frames, each (B, T, 3, H, W) -> (B, T, P, D), before any position is added.
 
         Raises UserError if H or W is not `image_size`.
         """
         side = self.image_size
-        if tuple(x.shape[-2:]) != (side, side):
-            raise UserError(f"frames of {x.shape[-2]}x{x.shape[-1]} pixels for a ViT of {side}x{side}; crop them so")
-        return self.patch_embed(x)
+        for x in elements:
+            if tuple(x.shape[-2:]) != (side, side):
+                raise UserError(f"frames of {x.shape[-2]}x{x.shape[-1]} pixels for a ViT of {side}x{side}; crop them so")
+        frames = torch.cat([x.flatten(0, 1) for x in elements])  # one pass is quicker than one for each
+        parts = self.patch_embed(frames).split([x.shape[0] * x.shape[1] for x in elements])
+        return [part.unflatten(0, x.shape[:2]) for part, x in zip(parts, elements, strict=True)]
 
-    def encode(self, patches: Tensor, element: int) -> Tensor:
-        """Feature of an element from its patches (B, T, P, D): the class token after the last norm, (B, D).
+    def encode(self, patches: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Features of elements from their patches, each (B, T, P, D): the class tokens after the last norm, (B, D).
 
-        element: its number, which chooses the time embedding. Raises ValueError for another T.
+        The key is the number of the element, which chooses the time embedding. Elements of one length share a pass.
+        Raises ValueError for another T.
         """
-        time = self.time_embed[element]
-        if patches.shape[1] != time.shape[1]:
-            raise ValueError(f"element {element} has {time.shape[1]} frames, not {patches.shape[1]}")
-        patches = patches + self.pos_embed[:, 1:] + time[:, :, None]
+        together: dict[int, list[int]] = {}
+        for element, x in patches.items():
+            if x.shape[1] != self.time_embed[element].shape[1]:
+                raise ValueError(f"element {element} has {self.time_embed[element].shape[1]} frames, not {x.shape[1]}")
+            together.setdefault(x.shape[1], []).append(element)
+        features = {}
+        for frames, elements in together.items():
+            placed = [patches[i] + self.pos_embed[:, 1:] + self.time_embed[i][:, :, None] for i in elements]
+            parts = self._pass(torch.cat(placed), frames).split([len(x) for x in placed])
+            features |= dict(zip(elements, parts, strict=True))
+        return features
+
+    def _pass(self, patches: Tensor, frames: int) -> Tensor:
+        """(B, T, P, D), positions added -> (B, D)."""
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
         x = torch.cat((cls, patches.transpose(1, 2).flatten(1, 2)), 1)
         for block in self.blocks:
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, patches.shape[1], use_reentrant=False)
+                x = checkpoint(block, x, frames, use_reentrant=False)
             else:
-                x = block(x, patches.shape[1])
+                x = block(x, frames)
         return self.norm(x[:, 0])
 
     def forward(self, x: Tensor, element: int = 0) -> Tensor:
         """Normalised frames of an element, (B, T, 3, H, W) -> (B, D)."""
-        return self.encode(self.patches(x), element)
+        return self.encode({element: self.patches(x)[0]})[element]
 
     def _init_weights(self) -> None:
         for parameter in (self.cls_token, self.pos_embed):
