@@ -21,7 +21,7 @@ import av
 import cv2
 import numpy as np
 
-from pipeline.datasets.frames import FramePolicy, encode_frame, map_frames
+from pipeline.datasets.frames import FramePolicy, decode_jpeg, encode_frame, map_frames
 from pipeline.datasets.sampling import sample_positions
 
 SIDE, VIEW, RATE, DRAWS = 256, 8, 30, 5
@@ -34,10 +34,10 @@ Read = Callable[[np.ndarray], list[np.ndarray]]
 def jpegs(frames: Sequence[np.ndarray], quality: int) -> tuple[int, Read]:
     """Bytes of JPEGs of the frames, and how they are read."""
     policy = FramePolicy(quality=quality)
-    made = [np.frombuffer(encode_frame(policy, frame), np.uint8) for frame in frames]
+    made = [encode_frame(policy, frame) for frame in frames]
 
     def read(places: np.ndarray) -> list[np.ndarray]:
-        return [cv2.cvtColor(cv2.imdecode(made[i], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for i in places]
+        return [decode_jpeg(made[i]) for i in places]
 
     return sum(map(len, made)), read
 

@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from pipeline.datasets.folder import checked_pattern, class_folders, clips_below, normalise_label
-from pipeline.datasets.frames import FramePolicy, encode_clip
+from pipeline.datasets.frames import FramePolicy, decode_jpeg, encode_clip
 from pipeline.datasets.sampling import sample_positions
 from pipeline.errors import UserError
 from pipeline.guarded import Failure, guarded_map
@@ -98,10 +97,9 @@ def read_sampled(clip: OwnClip, frames: Mapping[str, Any], seed: int = 0) -> Sam
 
 def _decode(data: bytes, policy: FramePolicy) -> np.ndarray:
     """A stored frame as RGB (H, W, 3)."""
-    raw = np.frombuffer(data, dtype=np.uint8)
     if policy.codec == "raw":
-        return raw.reshape(*policy.size, 3)
-    return cv2.cvtColor(cv2.imdecode(raw, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        return np.frombuffer(data, dtype=np.uint8).reshape(*policy.size, 3)
+    return decode_jpeg(data)
 
 
 def read_all(

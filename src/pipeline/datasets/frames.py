@@ -22,6 +22,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from pipeline.datasets.index import Clip, read_index, write_index
 from pipeline.datasets.kept import FOLDER as KEPT
@@ -165,6 +166,14 @@ def encode_frame(policy: FramePolicy, frame: np.ndarray) -> bytes:
     if not good:
         raise RuntimeError("OpenCV could not encode a JPEG")
     return data.tobytes()
+
+
+def decode_jpeg(data: np.ndarray | bytes, out: np.ndarray | None = None) -> np.ndarray:
+    """A JPEG as RGB (H, W, 3), in `out` if that is given. The pixels are those of OpenCV, which takes longer.
+
+    Raises ValueError for a damaged one, and for one that `out` is too small for.
+    """
+    return simplejpeg.decode_jpeg(data, "RGB", buffer=out)
 
 
 # -------------------------------------------------------------------------------------------- building
@@ -484,12 +493,12 @@ class FrameStore:
         """Height and width of stored frames of a clip; where only the short side is set, as the first of them is."""
         if not isinstance(self._size, int):
             return tuple(self._size)
-        image = cv2.imdecode(parts[0], cv2.IMREAD_GRAYSCALE) if len(parts) and parts[0].size else None
-        if image is None:
-            if len(parts):
-                raise self._damaged(_blob(self.folder, shard).name)
+        if not len(parts):
             return self._size, self._size
-        return image.shape
+        try:
+            return simplejpeg.decode_jpeg_header(parts[0])[:2]
+        except ValueError as error:
+            raise self._damaged(_blob(self.folder, shard).name) from error
 
     def _decode(self, data: np.ndarray, frame: np.ndarray, shard: int) -> None:
         if self.manifest["policy"]["codec"] == "raw":
@@ -497,10 +506,12 @@ class FrameStore:
                 raise self._damaged(_blob(self.folder, shard).name)
             frame[:] = data.reshape(frame.shape)
             return
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-        if image is None or image.shape != frame.shape:
+        try:
+            same = decode_jpeg(data, frame).shape == frame.shape
+        except ValueError as error:
+            raise self._damaged(_blob(self.folder, shard).name) from error
+        if not same:
             raise self._damaged(_blob(self.folder, shard).name)
-        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=frame)
 
     def _map(self, shard: int) -> mmap.mmap:
         if shard not in self._maps:

@@ -85,10 +85,13 @@ class _Loader(DataLoader):
     """What another process says is wrong is said in its own words, not below that process's traceback."""
 
     def __iter__(self) -> Iterator[Any]:
-        for item in super().__iter__():
-            if isinstance(item, UserError):
-                raise item
-            yield item
+        return map(_said, super().__iter__())  # which, unlike a loop, holds no item while the model is at work on it
+
+
+def _said(item: Any) -> Any:
+    if isinstance(item, UserError):
+        raise item
+    return item
 
 
 class _Told(Dataset):

@@ -14,7 +14,15 @@ from shard_tasks import run_here
 
 from pipeline import shards
 from pipeline.datasets import frames as module
-from pipeline.datasets.frames import FramePolicy, FrameStore, build_frame_store, encode_clip, probe_clip
+from pipeline.datasets.frames import (
+    FramePolicy,
+    FrameStore,
+    build_frame_store,
+    decode_jpeg,
+    encode_clip,
+    encode_frame,
+    probe_clip,
+)
 from pipeline.datasets.index import Clip, write_index
 from pipeline.errors import UserError
 from pipeline.guarded import Failure, Unreadable, guarded_map
@@ -369,6 +377,29 @@ def test_a_damaged_blob_is_reported(tmp_path):
     cut(blob, 0.5)
     with pytest.raises(UserError, match=f"{blob.name} is damaged"):
         FrameStore(tmp_path / "store").read(0)
+
+
+def test_a_damaged_frame_is_no_grey_picture(tmp_path):
+    """What OpenCV makes of it: the blocks up to the damage, and grey."""
+    folder = write_frames(tmp_path / "root" / "clip")
+    index = write_index(tmp_path / "index.csv", [Clip("clip", "clip", "x", "train")])
+    build_frame_store(index, folder.parent, tmp_path / "store", POLICY)
+    blob = next((tmp_path / "store").glob("*.bin"))
+    content = bytearray(blob.read_bytes())
+    first, end = content.index(b"\xff\xda"), content.index(b"\xff\xd9")  # where its pixels begin and end
+    content[(first + end) // 2 : end] = bytes(end - (first + end) // 2)
+    assert cv2.imdecode(np.frombuffer(content[: end + 2], np.uint8), cv2.IMREAD_COLOR) is not None
+    blob.write_bytes(content)
+    with pytest.raises(UserError, match=f"{blob.name} is damaged"):
+        FrameStore(tmp_path / "store").read(0)
+
+
+def test_jpegs_are_read_as_opencv_reads_them():
+    picture = cv2.resize(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8), (61, 47))
+    for quality in (30, 75, 95):
+        data = encode_frame(FramePolicy((47, 61), quality=quality), picture)
+        plain = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        assert (decode_jpeg(data) == plain).all()
 
 
 @pytest.mark.parametrize(

@@ -174,9 +174,9 @@ class ElementTimeSformer(nn.Module):
         Raises UserError if H or W is not `image_size`.
         """
         side = self.image_size
-        for x in elements:
-            if tuple(x.shape[-2:]) != (side, side):
-                raise UserError(f"frames of {x.shape[-2]}x{x.shape[-1]} pixels for a ViT of {side}x{side}; crop them so")
+        for height, width in (x.shape[-2:] for x in elements):
+            if (height, width) != (side, side):
+                raise UserError(f"frames of {height}x{width} pixels for a ViT of {side}x{side}; crop them so")
         frames = torch.cat([x.flatten(0, 1) for x in elements])  # one pass is quicker than one for each
         parts = self.patch_embed(frames).split([x.shape[0] * x.shape[1] for x in elements])
         return [part.unflatten(0, x.shape[:2]) for part, x in zip(parts, elements, strict=True)]

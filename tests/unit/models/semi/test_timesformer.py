@@ -49,12 +49,27 @@ def test_elements_have_the_released_features(golden, sefar_network):
     _close(tokens[0], arrays["tiny/element2_block0_tokens"])
 
 
+def test_elements_that_share_a_pass_are_encoded_as_each_alone():
+    model = _tiny((2, 2, 4)).eval()
+    _randomise(model)
+    generator = torch.Generator().manual_seed(2)
+    clips = [torch.randn(3, frames, 3, 48, 48, generator=generator) for frames in (2, 2, 4)]
+    passes = []
+    model.blocks[0].register_forward_hook(lambda module, args, output: passes.append(len(output)))
+    together = model.encode(dict(enumerate(model.patches(*clips))))
+    assert passes == [6, 3] and list(together) == [0, 1, 2]
+    for i, clip in enumerate(clips):
+        _close(together[i], model(clip, i).detach())
+    assert (together[0] - together[1]).abs().max() > 0.01
+
+
 def test_mixing_lies_at_the_patch_embedding(golden, sefar_network):
     arrays = golden("sefar_tiny")
     x = sefar_network.backbone.patches(_clip(arrays["in/iter_lab2"]))[0]
     mask = torch.from_numpy(arrays["in/tiny_mixmask_element2_1xTxN"][0, 0] > 0)
     assert (arrays["in/tiny_mixmask_element2_1xTxN"] == mask.float().numpy()).all()  # the same in all frames
-    _close(sefar_network.backbone.encode({2: mix_patches(x[:1], x[1:], mask)})[2], arrays["tiny/mixed_element2_feature"])
+    mixed = sefar_network.backbone.encode({2: mix_patches(x[:1], x[1:], mask)})
+    _close(mixed[2], arrays["tiny/mixed_element2_feature"])
 
 
 def test_fusion_head_matches_the_released_one(golden, sefar_network):
