@@ -31,6 +31,7 @@ class Queue:
         self.waiting: list[str] = []
         self.closed = False
         self.taken: Counter[int] = Counter()  # slot -> how often it has taken work
+        self.asking: dict[int, object] = {}  # slot -> the last question for work; an earlier one is a dead worker's
         self.slots: set[int] | None = None  # those that may take work; None: nobody has said
         self.broken = ""  # why none is left
         self.touched = time.monotonic()
@@ -59,7 +60,9 @@ class Queue:
 
     async def take(self, slot: int) -> dict[str, Any] | None:
         """The next item for a slot; None when the cluster closes. A slot that asks while it still holds an item
-        has died over it: it gets it once more, then the item has failed."""
+        has died over it: it gets it once more, then the item has failed. A worker that died while it waited for work
+        must get none, for nobody would hear of that: it ends with None when the slot's next worker asks."""
+        mine = self.asking[slot] = object()
         for item in self.items.values():
             if item["state"] == "running" and item["slot"] == slot:
                 if item["attempts"] < ATTEMPTS:
@@ -69,7 +72,8 @@ class Queue:
                 why = item.get("why") or "out of memory?"
                 item |= {"state": "failed", "message": f"its worker died {ATTEMPTS} times ({why})"}
                 self._change()
-        while not self.closed:
+        self._change()  # an earlier question ends
+        while not self.closed and self.asking.get(slot) is mine:
             if item := self._next():
                 self.waiting.remove(item["key"])
                 item |= {"state": "running", "slot": slot, "attempts": item["attempts"] + 1}
@@ -106,6 +110,8 @@ class Queue:
 
     async def died(self, slot: int, why: str) -> None:
         """The worker of a slot has died; what it held says why, should that come to an end."""
+        self.asking.pop(slot, None)
+        self._change()
         for item in self.items.values():
             if item["state"] == "running" and item["slot"] == slot:
                 item["why"] = why

@@ -103,6 +103,23 @@ def test_a_dead_slot_gets_its_item_once_more_then_the_item_has_failed():
     assert ended["state"] == "failed"
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["its death is known", "its death is not known"])
+def test_a_worker_that_died_while_it_waited_gets_no_work(known):
+    async def story():
+        queue = Queue()
+        dead = asyncio.ensure_future(queue.take(0))  # whose answer nobody would read
+        await asyncio.sleep(0.01)
+        if known:
+            await queue.died(0, "killed")
+        alive = asyncio.ensure_future(queue.take(0))
+        await asyncio.sleep(0.01)
+        await queue.submit("a", "train", {})
+        assert (await asyncio.wait_for(alive, 5))["key"] == "a"
+        assert await asyncio.wait_for(dead, 5) is None
+
+    asyncio.run(story())
+
+
 def test_a_slot_that_is_given_up_ends_what_it_held_and_the_last_one_ends_all():
     async def story():
         queue = Queue()
