@@ -33,7 +33,7 @@ FULL = 1 << 20  # free bytes below which a disk is full
 
 
 class LeanTrainer(DataParallelTrainer):
-    """Without the process of 200 MB beside every training that hands out shards of Ray Data, which nothing here uses."""
+    """Without a process of 200 MB beside every training: it hands out shards of Ray Data, which nothing here uses."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
