@@ -21,8 +21,10 @@ import psutil
 
 from benchmarks.sandbox import MODES, Sandbox, TinyTable, difference, kill, sandbox
 
-TARGETS = ("everything", "snakemake", "worker", "head")
-"""All processes at once; Snakemake and what it has started; the process of a training; Ray's head."""
+TARGETS = ("everything", "snakemake", "worker", "head", "controller")
+"""All processes at once; Snakemake and what it has started; the process of a training; Ray's head; the process of Ray
+Train that looks after a training."""
+RAY_NAMES = {"worker": "TrainWorker", "controller": "TrainController"}
 SECONDS = 3000.0  # for a table, and for a call to end whose processes were killed
 GRACE = 20.0  # after which nothing is left
 
@@ -56,8 +58,8 @@ def victims(target: str, snakemake: int, processes: Sequence[psutil.Process]) ->
             below |= {child.pid for child in psutil.Process(snakemake).children(recursive=True)}
         return [process for process in processes if process.pid in below]
     words = [(process, _words(process)) for process in processes]
-    if target == "worker":
-        return [process for process, said in words if said.startswith("ray::") and "TrainWorker" in said][:1]
+    if target in RAY_NAMES:
+        return [process for process, said in words if said.startswith("ray::") and RAY_NAMES[target] in said][:1]
     return [
         process
         for process, said in words

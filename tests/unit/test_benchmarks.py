@@ -228,7 +228,7 @@ def test_victims_are_told_by_their_commands():
         return [each.pid for each in kills.victims(target, os.getpid(), processes)]
 
     assert pids("everything") == list(said) and pids("snakemake") == [os.getpid()]
-    assert pids("worker") == [5] and pids("head") == [2, 3]
+    assert pids("worker") == [5] and pids("head") == [2, 3] and pids("controller") == [4]
     del processes[4]
     assert pids("worker") == []
 
