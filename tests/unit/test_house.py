@@ -97,6 +97,13 @@ def test_what_is_heavy_stays_out_of(repo, code):
     assert done.stdout.strip() == "[]"
 
 
+def test_a_training_does_without_the_client_of_language_models(repo):
+    """Half a second in each process that trains, and in each `predict`."""
+    code = "import sys, pipeline.training.train, pipeline.models.build; print('openai' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def _unsaid(path: Path) -> Iterator[int]:
     """Lines on which a file opens, reads or writes text in whatever encoding the user's locale has."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):

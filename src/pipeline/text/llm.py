@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
-
-import openai
 
 from pipeline.config import LLM
 from pipeline.errors import UserError
 from pipeline.text.prompts import Messages
+
+if TYPE_CHECKING:
+    import openai
 
 HIDDEN = "[key]"
 MAX_MESSAGE = 300  # letters of a server's own words in an error
@@ -58,6 +59,8 @@ class Chat:
     """
 
     def __init__(self, settings: LLM) -> None:
+        import openai  # takes half a second, and every training loads this module
+
         if not settings.model:
             raise UserError("no language model is named; set llm.model (config.yaml), describe.model or --model")
         base = settings.base_url or os.environ.get("OPENAI_BASE_URL", "")
@@ -82,6 +85,8 @@ class Chat:
         Raises NoAnswer when this question gets none within the retries, BadBody for a reply that cannot be read, and
         UserError when no question would get an answer: wrong key or model, no server.
         """
+        import openai
+
         answer_format = {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
         try:
             reply = self.client.chat.completions.create(
@@ -107,6 +112,8 @@ class Chat:
         return text.replace(self._key, HIDDEN) if len(self._key) > 3 else text
 
     def _explain(self, error: openai.OpenAIError) -> UserError:
+        import openai
+
         said = " ".join(self.clean(str(error)).split())
         said = said if len(said) <= MAX_MESSAGE else said[:MAX_MESSAGE] + " ..."
         where, settings = self.address, self.settings
