@@ -9,22 +9,24 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import UserError
 from pipeline.files import new_folder
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SUMS = "SHA256SUMS"
 WEIGHTS = "model.safetensors"
 
 
-@torch.no_grad()
 def round_to_half(network: nn.Module) -> None:
     """Round every weight to what half precision holds, in place."""
-    for value in network.state_dict().values():
+    for value in network.state_dict().values():  # which are detached
         if value.is_floating_point():
             value.copy_(value.half())
 
@@ -32,7 +34,7 @@ def round_to_half(network: nn.Module) -> None:
 def pack(folder: Path, out: Path) -> Path:
     """Write the backbone in `folder` to `out`, its weights in half precision; returns `out`."""
     with new_folder(out) as new:
-        _copy(folder, new, torch.float16)
+        _copy(folder, new, np.float16)
         names = sorted(path.name for path in new.iterdir())
         (new / SUMS).write_text("".join(f"{_sha256(new / name)}  {name}\n" for name in names), "utf-8")
     return out
@@ -52,11 +54,11 @@ def unpack(packed: Path, out: Path) -> Path:
                 f"{packed}), or delete the folder to have the backbone pretrained here"
             )
     with new_folder(out) as new:
-        _copy(packed, new, torch.float32)
+        _copy(packed, new, np.float32)
     return out
 
 
-def _copy(source: Path, target: Path, dtype: torch.dtype) -> None:
+def _copy(source: Path, target: Path, dtype: type[np.floating]) -> None:
     for path in source.iterdir():
         if path.name == WEIGHTS:
             tensors = load_file(path)
@@ -65,8 +67,8 @@ def _copy(source: Path, target: Path, dtype: torch.dtype) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype) if value.is_floating_point() else value
+def _as(value: np.ndarray, dtype: type[np.floating]) -> np.ndarray:
+    return value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value
 
 
 def _sha256(path: Path) -> str:
