@@ -97,6 +97,20 @@ def test_what_is_heavy_stays_out_of(repo, code):
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        "pipeline.datasets.frames", "pipeline.datasets.synthetic", "pipeline.datasets.skeletons.prepare",
+        "pipeline.datasets.skeletons.graph", "pipeline.models.backbones.shipped",
+    ],
+)  # fmt: skip
+def test_data_are_prepared_without_torch(repo, module):
+    """Each of the processes that decode clips loads these."""
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_a_training_does_without_the_client_of_language_models(repo):
     """Half a second in each process that trains, and in each `predict`."""
     code = "import sys, pipeline.training.train, pipeline.models.build; print('openai' in sys.modules)"

@@ -6,12 +6,12 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_GROUPS = 7  # HD-GCN's hierarchies have seven groups (six layers); deeper joints join the last
 KEYS = ("name", "names", "parents", "parts", "center")
@@ -112,6 +112,8 @@ class SkeletonGraph:
     # ------------------------------------------------------------------------------------------ matrices
     def adjacency(self) -> Tensor:
         """Binary (V, V): row child, column parent."""
+        import torch  # takes seconds, and whoever stores skeletons reads their graphs too
+
         matrix = torch.zeros(len(self), len(self))
         for child, parent in enumerate(self.parents):
             if parent >= 0:
@@ -124,6 +126,8 @@ class SkeletonGraph:
         k = 1 gives bones, larger k differences to the k-th ancestor (the joint itself where there is none), and
         a k above the tree's depth the joints: 8 for NTU. k = 0 is the zero matrix.
         """
+        import torch
+
         return torch.eye(len(self)) - torch.linalg.matrix_power(self.adjacency(), k)
 
     def distances(self, center: int) -> list[int]:
@@ -167,6 +171,8 @@ class SkeletonGraph:
         Per layer: the two groups' self links; every joint of the inner group to every one of the outer group;
         the reverse. Entry [v, u] weighs what v takes from u; each column sums to 1 or is zero.
         """
+        import torch
+
         groups = self.hierarchy(center)
         matrices = torch.zeros(len(groups) - 1, 3, len(self), len(self))
         for layer, (inner, outer) in enumerate(itertools.pairwise(groups)):
