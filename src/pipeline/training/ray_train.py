@@ -105,6 +105,8 @@ def _prepare_worker(config: dict[str, Any]) -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
+    import pipeline.evaluation.score
+    import pipeline.training.train  # noqa: F401  (both are needed at once, and belong to what is frozen below)
     from pipeline.datasets.loading import use_loaders
 
     os.chdir(config["folder"])  # Ray gives its workers folders of their own, and the settings may name relative paths
@@ -113,6 +115,7 @@ def _prepare_worker(config: dict[str, Any]) -> None:
     threadpool_limits(config["threads"])  # numpy and scikit-learn take every core otherwise; slots run side by side
     use_loaders(config["loaders"])
     logging.getLogger("mmengine").setLevel(logging.ERROR)
+    gc.freeze()  # modules are half a million objects: looking for garbage among them takes a quarter of a second
 
 
 # One training on N workers
