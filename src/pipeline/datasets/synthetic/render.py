@@ -119,18 +119,25 @@ class _Canvas:
     def width(self, metres: float, depth: float) -> int:
         return max(1, round(metres * self.focal / depth))
 
-    def capsule(self, a: np.ndarray, b: np.ndarray, metres: float, depth: float, colour: tuple[int, ...]) -> None:
-        cv2.line(self.image, _fixed(a), _fixed(b), colour, self.width(metres, depth), cv2.LINE_AA, _SHIFT)
+    def capsule(self, a: Spot, b: Spot, metres: float, depth: float, colour: tuple[int, ...]) -> None:
+        cv2.line(self.image, a, b, colour, self.width(metres, depth), cv2.LINE_AA, _SHIFT)
 
-    def disc(self, at: np.ndarray, metres: float, depth: float, colour: tuple[int, ...]) -> None:
+    def disc(self, at: Spot, metres: float, depth: float, colour: tuple[int, ...]) -> None:
         radius = max(1, round(metres * self.focal / depth * _ONE))
-        cv2.circle(self.image, _fixed(at), radius, colour, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+        cv2.circle(self.image, at, radius, colour, cv2.FILLED, cv2.LINE_AA, _SHIFT)
 
     def polygon(self, points: np.ndarray, colour: tuple[int, ...]) -> None:
         cv2.fillConvexPoly(self.image, np.rint(points * _ONE).astype(np.int32), colour, cv2.LINE_AA, _SHIFT)
 
 
-def _fixed(point: np.ndarray) -> tuple[int, int]:
+Spot = tuple[int, int]  # a pixel with fractions, as OpenCV takes it
+
+
+def _spots(points: np.ndarray) -> list[Spot]:
+    return list(map(tuple, (points * _ONE + 0.5).astype(int).tolist()))
+
+
+def _spot(point: np.ndarray) -> Spot:
     return int(point[0] * _ONE + 0.5), int(point[1] * _ONE + 0.5)
 
 
@@ -141,13 +148,13 @@ def _draw_thing(canvas: _Canvas, thing: str, at: np.ndarray, depth: float, axis:
     unit = canvas.focal / depth * grow
     across = np.array([-axis[1], axis[0]])
     if thing == "red ball":
-        canvas.disc(at, 0.135 * grow, depth, edge)
-        canvas.disc(at, 0.112 * grow, depth, colour)
+        canvas.disc(_spot(at), 0.135 * grow, depth, edge)
+        canvas.disc(_spot(at), 0.112 * grow, depth, colour)
     elif thing == "purple ring":
         radius = max(1, round(0.14 * unit * _ONE))
-        cv2.circle(canvas.image, _fixed(at), radius, colour, max(2, round(0.065 * unit)), cv2.LINE_AA, _SHIFT)
+        cv2.circle(canvas.image, _spot(at), radius, colour, max(2, round(0.065 * unit)), cv2.LINE_AA, _SHIFT)
     elif thing == "green stick":
-        ends = at + across * 0.4 * unit, at - across * 0.4 * unit
+        ends = _spot(at + across * 0.4 * unit), _spot(at - across * 0.4 * unit)
         canvas.capsule(*ends, 0.085 * grow, depth, edge)
         canvas.capsule(*ends, 0.05 * grow, depth, colour)
     else:
@@ -174,21 +181,21 @@ def draw_frame(
     chest and the head point; `thing`: (name, pixel, depth, image direction, growth) or None.
     """
     canvas = _Canvas(image, focal)
-    depth = seen[:, 2]
+    depth, spots = seen[:, 2].tolist(), _spots(pixels)
     jobs: list[tuple[float, int, tuple]] = []
     for k, (a, b, metres, key) in enumerate(_CAPSULES):
         jobs.append(
             (
                 (depth[a] + depth[b]) / 2,
                 k,
-                (canvas.capsule, pixels[a], pixels[b], metres * girth, depth[b], colours[key]),
+                (canvas.capsule, spots[a], spots[b], metres * girth, depth[b], colours[key]),
             )
         )
     for joint, key in _HANDS:
-        jobs.append((depth[joint] - 0.03, 50 + joint, (canvas.disc, pixels[joint], 0.055, depth[joint], colours[key])))
+        jobs.append((depth[joint] - 0.03, 50 + joint, (canvas.disc, spots[joint], 0.055, depth[joint], colours[key])))
     middle = (depth[0] + depth[20]) / 2
-    jobs.append((middle, 70, (_draw_trunk, canvas, pixels, depth, facing[0], colours, girth)))
-    jobs.append((depth[3] - 0.02, 80, (_draw_head, canvas, pixels[3], depth[3], facing[1], colours)))
+    jobs.append((middle, 70, (_draw_trunk, canvas, pixels, spots, depth[1], facing[0], colours, girth)))
+    jobs.append((depth[3] - 0.02, 80, (_draw_head, canvas, pixels[3], spots[3], depth[3], facing[1], colours)))
     if thing is not None:
         jobs.append((thing[2] - 0.12, 90, (_draw_thing, canvas, *thing)))
     for _, _, (draw, *arguments) in sorted(jobs, key=lambda job: (-job[0], job[1])):
@@ -196,24 +203,23 @@ def draw_frame(
 
 
 def _draw_trunk(
-    canvas: _Canvas, pixels: np.ndarray, depth: np.ndarray, facing: np.ndarray, colours: dict, girth: float
+    canvas: _Canvas, pixels: np.ndarray, spots: list[Spot], z: float, facing: np.ndarray, colours: dict, girth: float
 ) -> None:
-    z = float(depth[1])
     # Joints 20 and 1 keep a strongly bent trunk from looking like a flat card.
-    canvas.capsule(pixels[12], pixels[16], 0.17 * girth, z, colours["pelvis"])
-    canvas.capsule(pixels[0], pixels[1], 0.24 * girth, z, colours["shirt"])
-    canvas.capsule(pixels[1], pixels[20], 0.26 * girth, z, colours["shirt"])
-    canvas.capsule(pixels[4], pixels[8], 0.12 * girth, z, colours["shirt"])
+    canvas.capsule(spots[12], spots[16], 0.17 * girth, z, colours["pelvis"])
+    canvas.capsule(spots[0], spots[1], 0.24 * girth, z, colours["shirt"])
+    canvas.capsule(spots[1], spots[20], 0.26 * girth, z, colours["shirt"])
+    canvas.capsule(spots[4], spots[8], 0.12 * girth, z, colours["shirt"])
     if facing[2] < 0:
         offset = facing[:2] * (1, -1) * 0.10 * canvas.focal / z
-        canvas.capsule(pixels[1] + offset, pixels[20] + offset, 0.12, z, colours["front"])
+        canvas.capsule(_spot(pixels[1] + offset), _spot(pixels[20] + offset), 0.12, z, colours["front"])
 
 
-def _draw_head(canvas: _Canvas, at: np.ndarray, depth: float, facing: np.ndarray, colours: dict) -> None:
-    canvas.disc(at, 0.135, depth, colours["hair"])
+def _draw_head(canvas: _Canvas, at: np.ndarray, spot: Spot, depth: float, facing: np.ndarray, colours: dict) -> None:
+    canvas.disc(spot, 0.135, depth, colours["hair"])
     if facing[2] < 0.25:
         offset = facing[:2] * (1, -1) * 0.075 * canvas.focal / depth + (0, 0.02 * canvas.focal / depth)
-        canvas.disc(at + offset, 0.098, depth, colours["skin"])
+        canvas.disc(_spot(at + offset), 0.098, depth, colours["skin"])
 
 
 def finish_frame(image: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
