@@ -1,0 +1,65 @@
+"""A training on a Ray of this process whose controller is killed: is its room free again?
+
+python lost_controller.py FOLDER: prints what was seen as JSON.
+"""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from pipeline.cluster.client import connect
+from pipeline.config import Cluster
+from pipeline.workspace import Workspace
+
+
+def _works(config: dict) -> None:
+    Path(config["flag"]).touch()
+    time.sleep(600)
+
+
+def _train(folder: Path) -> Path:
+    """Start a training in a thread; the flag that says that its worker works."""
+    from ray.train import RunConfig, ScalingConfig  # after `connect`: Ray reads its settings when it is imported
+
+    from pipeline.training.ray_train import LeanTrainer
+
+    flag = folder / "works"
+    trainer = LeanTrainer(
+        _works, train_loop_config={"flag": str(flag)},
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name="killed", storage_path=str(folder)),
+    )  # fmt: skip
+    threading.Thread(target=trainer.fit, daemon=True).start()
+    return flag
+
+
+def _wait(seen, seconds: float) -> float | None:
+    """Seconds until `seen()`; None if it never was."""
+    began = time.monotonic()
+    while time.monotonic() < began + seconds:
+        if seen():
+            return time.monotonic() - began
+        time.sleep(0.1)
+    return None
+
+
+def main(folder: Path) -> None:
+    connect(Workspace(folder / "results"), Cluster(mode="job", workers=1, threads=1))
+    import ray
+
+    whole = ray.cluster_resources()["CPU"]
+    works = _wait(_train(folder).exists, 120)
+    room = ray.available_resources().get("CPU", 0)
+    for process in psutil.Process().children(recursive=True):
+        if "ray::TrainController" in " ".join(process.cmdline()):
+            process.kill()
+    freed = _wait(lambda: ray.available_resources().get("CPU", 0) == whole, 60)
+    print(json.dumps({"works": works is not None, "taken": whole - room, "freed": freed}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
