@@ -107,6 +107,10 @@ if WAITING:
 
 # Whatever the locale is, text is UTF-8; and a queue.py in the working folder is not Python's.
 PYTHON = "export PYTHONUTF8=1 PYTHONSAFEPATH=1; "
+# The C library keeps up to 256 MB that a process has freed: what it hands back comes again in pages of zeros, which takes
+# a twentieth of a small training. A user's own settings stay.
+PYTHON += "export MALLOC_TRIM_THRESHOLD_=${{MALLOC_TRIM_THRESHOLD_:-268435456}} "
+PYTHON += "MALLOC_MMAP_THRESHOLD_=${{MALLOC_MMAP_THRESHOLD_:-33554432}}; "
 if not workflow.deployment_settings.deployment_method:
     # Jobs find the Python that runs Snakemake, also where its environment is not activated.
     PYTHON += f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
