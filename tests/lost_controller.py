@@ -1,4 +1,4 @@
-"""A training on a Ray of this process whose controller is killed: is its room free again?
+"""A training on a Ray of this process, without a dashboard, whose controller is killed: is its room free again?
 
 python lost_controller.py FOLDER: prints what was seen as JSON.
 """
@@ -48,17 +48,17 @@ def _wait(seen, seconds: float) -> float | None:
 
 
 def main(folder: Path) -> None:
-    connect(Workspace(folder / "results"), Cluster(mode="job", workers=1, threads=1))
+    connect(Workspace(folder / "results"), Cluster(mode="job", workers=1, threads=1, dashboard=False))
     import ray
 
     whole = ray.cluster_resources()["CPU"]
     works = _wait(_train(folder).exists, 120)
-    room = ray.available_resources().get("CPU", 0)
+    taken = _wait(lambda: ray.available_resources().get("CPU", 0) == whole - 1, 30)  # Ray says it each second
     for process in psutil.Process().children(recursive=True):
         if "ray::TrainController" in " ".join(process.cmdline()):
             process.kill()
     freed = _wait(lambda: ray.available_resources().get("CPU", 0) == whole, 60)
-    print(json.dumps({"works": works is not None, "taken": whole - room, "freed": freed}))
+    print(json.dumps({"works": works is not None, "taken": taken is not None, "freed": freed}))
 
 
 if __name__ == "__main__":

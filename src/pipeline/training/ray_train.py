@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 from ray.train import BackendConfig, Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -28,25 +27,11 @@ from pipeline.experiment import Run
 from pipeline.files import system_error, write_text
 from pipeline.progress import job
 from pipeline.training.stopping import stoppable
+from pipeline.training.watcher import WatcherCallback
 from pipeline.workspace import Workspace
 
 FAILURES = 3  # lost workers that one training survives
 FULL = 1 << 20  # free bytes below which a disk is full
-
-
-class _CalmCleaner(PlacementGroupCleanerCallback):
-    """Frees the room of a training whose controller died, within 5 s: asking each second took a core's hundredth.
-
-    It is killed when the training ends, for it would end only after it has asked once more.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(check_interval_s=5.0)
-
-    def _stop_cleaner(self) -> None:
-        if self._cleaner is not None:
-            ray.kill(self._cleaner)
-            self._cleaner = None
 
 
 class LeanTrainer(DataParallelTrainer):
@@ -54,7 +39,7 @@ class LeanTrainer(DataParallelTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         other = (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, other)] + [_CalmCleaner()]
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, other)] + [WatcherCallback()]
 
 
 def latest_checkpoint(ws: Workspace, run_id: str) -> Path | None:

@@ -1,0 +1,57 @@
+"""Frees the room of a training whose controller has died; Ray's own watcher of it fails where two Rays run.
+
+Ray Train's asks the dashboard, each second, of the Ray that it finds on the machine. With two of them, as with another
+user's, it finds none and ends with an error, and without a dashboard it never gets an answer: then the room of a killed
+controller stays taken, and whoever waits for it waits for ever. This one asks the Ray that it belongs to.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+from ray._private.state import actors
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+SECONDS = 5.0  # between two looks
+
+
+class Watcher:
+    """An actor that outlives the controller it looks after, and ends once it has freed what that left."""
+
+    def __init__(self, controller: str) -> None:
+        self.controller, self.group = controller, None
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def register_placement_group(self, group: PlacementGroup) -> None:
+        """Remember the room that the workers of the training have got; a restarted group has another one."""
+        self.group = group
+
+    def _watch(self) -> None:
+        while actors(self.controller).get("State") not in (None, "DEAD"):
+            time.sleep(SECONDS)
+        if self.group is not None:
+            remove_placement_group(self.group)
+        os._exit(0)  # an actor can be left from its own thread alone, which waits for calls that do not come
+
+
+class WatcherCallback(PlacementGroupCleanerCallback):
+    """Ray's own callback, which tells its cleaner of each group of workers, with our watcher in the cleaner's place."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Start the watcher of this controller, on the head node."""
+        self._controller_actor_id = ray.get_runtime_context().get_actor_id()
+        detached = {"lifetime": "detached", "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}}
+        self._cleaner = ray.remote(num_cpus=0)(Watcher).options(**detached).remote(self._controller_actor_id)
+
+    def _stop_cleaner(self) -> None:
+        if self._cleaner is not None:
+            with suppress(Exception):  # Ray is gone, and the watcher with it
+                ray.kill(self._cleaner)
+            self._cleaner = None
