@@ -149,7 +149,9 @@ def _wait_for_steps(results, run, process, steps):
         if bars and bars[0]["done"] >= steps:
             return
         time.sleep(0.05)
-    pytest.fail(f"{run} has not done {steps} steps")
+    pytest.fail(
+        f"{run} has not done {steps} steps" + (f": {process.communicate()[0]}" if process.poll() is not None else "")
+    )
 
 
 def test_sigterm_keeps_a_checkpoint_and_the_same_command_goes_on(folder, undisturbed, ray_here):

@@ -47,8 +47,12 @@ class WatcherCallback(PlacementGroupCleanerCallback):
     def after_controller_start(self, train_run_context: Any) -> None:
         """Start the watcher of this controller, on the head node."""
         self._controller_actor_id = ray.get_runtime_context().get_actor_id()
-        detached = {"lifetime": "detached", "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}}
-        self._cleaner = ray.remote(num_cpus=0)(Watcher).options(**detached).remote(self._controller_actor_id)
+        self._cleaner = (
+            ray.remote(num_cpus=0)(Watcher)
+            # In no placement group, though a trial of Tune, in which a controller may run, has one.
+            .options(lifetime="detached", scheduling_strategy="DEFAULT", resources={HEAD_NODE_RESOURCE_NAME: 0.001})
+            .remote(self._controller_actor_id)
+        )
 
     def _stop_cleaner(self) -> None:
         if self._cleaner is not None:
