@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -87,3 +90,19 @@ def ray_here():
             yield variables | {"RAY_ADDRESS": address}
         finally:
             cluster.end_process(head, 15)
+
+
+@pytest.fixture
+def on_own_ray(tmp_path):
+    """What a script of this folder that starts a Ray of its own prints last, as JSON: see `alpha_search.py`."""
+
+    def run(script: str):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", str(REPO / "tests" / script), str(tmp_path)],
+            capture_output=True, text=True, timeout=300,
+            env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run

@@ -93,8 +93,13 @@ def test_what_is_heavy_stays_out_of(repo, code):
         "; import sys; "
         "print([name for name in ('torch', 'ray', 'numpy', 'pandas', 'mmengine', 'cv2') if name in sys.modules])"
     )
+    assert _printed(repo, code) == "[]"
+
+
+def _printed(repo: Path, code: str) -> str:
+    """What `code` prints in a Python of its own."""
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -106,16 +111,13 @@ def test_what_is_heavy_stays_out_of(repo, code):
 )  # fmt: skip
 def test_data_are_prepared_without_torch(repo, module):
     """Each of the processes that decode clips loads these."""
-    code = f"import sys, {module}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert _printed(repo, f"import sys, {module}; print('torch' in sys.modules)") == "False"
 
 
 def test_a_training_does_without_the_client_of_language_models(repo):
     """Half a second in each process that trains, and in each `predict`."""
     code = "import sys, pipeline.training.train, pipeline.models.build; print('openai' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert _printed(repo, code) == "False"
 
 
 def _unsaid(path: Path) -> Iterator[int]:

@@ -35,7 +35,9 @@ FULL = 1 << 20  # free bytes below which a disk is full
 
 
 class LeanTrainer(DataParallelTrainer):
-    """Without a process of 200 MB beside every training: it hands out shards of Ray Data, which nothing here uses."""
+    """Without a process of 200 MB beside every training, which hands out shards of Ray Data that nothing here uses, and
+    with a watcher of our own in place of Ray's (`pipeline.training.watcher`).
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
         other = (DatasetsCallback, PlacementGroupCleanerCallback)
