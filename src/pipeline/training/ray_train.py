@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
@@ -107,6 +108,7 @@ FOR_WORKERS = {"threads", "loaders", "tracker", "compile", "precision"}  # setti
 
 
 def _prepare_worker(config: dict[str, Any]) -> None:
+    gc.disable()  # modules are half a million objects and no garbage: looking for some takes a tenth of their import
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -120,7 +122,8 @@ def _prepare_worker(config: dict[str, Any]) -> None:
     threadpool_limits(config["threads"])  # numpy and scikit-learn take every core otherwise; slots run side by side
     use_loaders(config["loaders"])
     logging.getLogger("mmengine").setLevel(logging.ERROR)
-    gc.freeze()  # modules are half a million objects: looking for garbage among them takes a quarter of a second
+    gc.freeze()  # nor is it looked for among them later, which takes a quarter of a second each time
+    gc.enable()
 
 
 # One training on N workers
@@ -218,7 +221,7 @@ def run_slot(number: int, root: Path, settings: Cluster, queue: str) -> None:
 def _slot_worker(config: dict[str, Any]) -> None:
     _prepare_worker(config)
     ws = Workspace(config["root"])
-    queue = ask({"queue": config["queue"]}, ws)
+    queue, modules = ask({"queue": config["queue"]}, ws), len(sys.modules)
     while (item := queue.take(config["slot"])) is not None:
         message = ""
         try:
@@ -229,6 +232,9 @@ def _slot_worker(config: dict[str, Any]) -> None:
             traceback.print_exc()
             message = f"{type(error).__name__}: {reason_of(error, 1)}"
         gc.collect()  # models and runners refer to each other; a slot must not grow from run to run
+        if len(sys.modules) > modules:  # as above, for what this work was the first to import
+            gc.freeze()
+            modules = len(sys.modules)
         queue.finish(item["key"], message)
 
 

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from pydantic_core import to_json
 
 from pipeline.errors import UserError
 
@@ -46,7 +47,9 @@ def write_skeleton(
         lines.append(str(int(present[t].sum())))
         for m in np.flatnonzero(present[t]):
             lines += [f"{_FIRST_BODY + m} 0 1 1 1 1 0 0 0 2", str(JOINT_COUNT)]
-            lines += [" ".join(map(repr, row)) + " 2" for row in table[t][m]]
+            # The shortest numbers that read back alike, as those of repr, but a file takes half as long.
+            rows = to_json(table[t][m]).decode()
+            lines.append(rows[2:-2].replace("],[", " 2\n").replace(",", " ") + " 2")
     partial = Path(f"{path}.tmp")
     partial.write_text("\n".join(lines) + "\n", "utf-8")
     os.replace(partial, path)
