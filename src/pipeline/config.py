@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.errors import UserError, unknown
 
 Model = TypeVar("Model", bound=BaseModel)
-Stage = Literal["generate", "poses", "frames", "pretrain", "train", "sweep", "evaluate"]
+Stage = Literal["generate", "poses", "splits", "frames", "pretrain", "train", "sweep", "evaluate"]
 
 
 class Cluster(BaseModel):

@@ -153,9 +153,11 @@ def test_it_has_every_family_and_cuts_budgets_and_clips_alone(config, plan):
     }  # fmt: skip
     settings = plan.config.overlay
     assert set(settings) == {
-        "scale", "cluster", "llm", "backbones", "methods", "datasets", "train", "measure", "budgets", "tables",
+        "scale", "cluster", "resources", "llm", "backbones", "methods", "datasets", "train", "measure", "budgets",
+        "tables",
     }  # fmt: skip
     assert settings["scale"] == "paper" and plan.config.settings.cluster.mode == "job"
+    assert all(set(need) == {"threads"} for need in settings["resources"].values())
     assert all(set(backbone) == {"path"} for backbone in settings["backbones"].values())
     assert all(method == {"model": {"activation_checkpointing": True}} for method in settings["methods"].values())
     assert {key for keys in settings["datasets"].values() for key in keys} == {"describe", "min_coverage", "protocol"}
@@ -168,7 +170,8 @@ def test_families_are_chosen_by_method(config):
         "1": 1, "fig2": 1,
     }  # fmt: skip
     assert chosen["cluster"]["gpus"] == 0
-    assert rehearse._overlay(config, [], gpu=True, small=True)["cluster"] == {"dashboard": False}
+    on_a_cluster = rehearse._overlay(config, [], gpu=True, small=True)
+    assert on_a_cluster["cluster"] == {"dashboard": False} and on_a_cluster["resources"] == {}
     with pytest.raises(UserError, match="unknown family 'moloo'.*did you mean 'molo'"):
         rehearse._overlay(config, ["moloo"], gpu=False, small=False)
 

@@ -48,9 +48,9 @@ rule split_classes:
     priority: 1
     conda:
         "../envs/pipeline.yaml"
-    threads: 2
+    threads: cores("splits", 2)
     resources:
-        **SITE,
+        **needs("splits"),
     params:
         options=options_of,
     shell:

@@ -102,8 +102,8 @@ def _overlay(config: Path, methods: Sequence[str], gpu: bool, small: bool) -> di
         if rows and not (small and number != TABLE):
             kept[number] = table | {"rows": rows}
     sheet = overlay["tables"][PAPER] | {"tables": kept}
-    cluster = {"cluster": {"dashboard": False}} if gpu else {}
-    return overlay | cluster | {"tables": {PAPER: sheet}}
+    places = {"cluster": {"dashboard": False}, "resources": {}} if gpu else {}
+    return overlay | places | {"tables": {PAPER: sheet}}
 
 
 # ------------------------------------------------------------------------------------------------ before it runs
